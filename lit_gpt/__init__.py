@@ -1,0 +1,36 @@
+"""Train a GPT from scratch, look inside it and put it to work.
+
+>>> from lit_gpt import load
+>>> gpt = load("x.ckpt")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_gpt.api import load
+    from lit_gpt.config import GPTConfig
+    from lit_gpt.data.datamodule import TokenDataModule
+    from lit_gpt.decoding.params import GenerationConfig
+    from lit_gpt.model import GPT
+    from lit_gpt.module import LitGPT
+
+_HOMES = {
+    "GPT": "lit_gpt.model",
+    "GPTConfig": "lit_gpt.config",
+    "GenerationConfig": "lit_gpt.decoding.params",
+    "LitGPT": "lit_gpt.module",
+    "TokenDataModule": "lit_gpt.data.datamodule",
+    "load": "lit_gpt.api",
+}
+
+__all__ = ["GPT", "GPTConfig", "GenerationConfig", "LitGPT", "TokenDataModule", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `lit_gpt --help` must not pay for torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'lit_gpt' has no attribute '{name}'")

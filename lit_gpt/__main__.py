@@ -1,0 +1,119 @@
+"""The program `lit_gpt`. Standard library only: `--help` answers before torch could be imported."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NamedTuple
+
+from lit_gpt.errors import UserError, nearest
+
+
+class Command(NamedTuple):
+    """A subcommand: what it does, an example, and the function that runs it on `argv`."""
+
+    summary: str
+    example: str
+    target: str
+
+
+COMMANDS = {
+    "prepare": Command(
+        "turn text into token shards",
+        "lit_gpt prepare my_texts/ --output data/mine --tokenizer bpe:4096",
+        "lit_gpt.data.prepare:main",
+    ),
+    "fit": Command("train a model", "lit_gpt fit --config configs/quickstart.yaml", "lit_gpt.cli:main"),
+    "validate": Command(
+        "loss of a checkpoint on validation data", "lit_gpt validate --ckpt_path last", "lit_gpt.cli:main"
+    ),
+    "test": Command("loss of a checkpoint on test data", "lit_gpt test --ckpt_path last", "lit_gpt.cli:main"),
+    "predict": Command(
+        "continue prompts with a checkpoint",
+        'lit_gpt predict --ckpt_path last --start "def " --num_samples 3',
+        "lit_gpt.cli:main",
+    ),
+    "serve": Command(
+        "an OpenAI-compatible server and a web page",
+        "lit_gpt serve --ckpt_path last --port 8000",
+        "lit_gpt.serve.app:main",
+    ),
+    "convert": Command(
+        "checkpoints from and to other projects", "lit_gpt convert gpt2 gpt2.ckpt", "lit_gpt.convert:main"
+    ),
+    "info": Command("parameters, shapes, memory, FLOPs", "lit_gpt info --preset gpt2-xl", "lit_gpt.insight.info:main"),
+    "tokenize": Command(
+        "text to pieces and ids, and back",
+        'lit_gpt tokenize "你好, world" --tokenizer gpt2',
+        "lit_gpt.insight.tokenize:main",
+    ),
+    "remix": Command(
+        "how much of what a model writes is verbatim",
+        "lit_gpt remix --ckpt_path last --data.path data/mine",
+        "lit_gpt.insight.remix:main",
+    ),
+}
+
+
+def usage() -> str:
+    """The text of `lit_gpt --help`."""
+    lines = [
+        "usage: lit_gpt COMMAND [options]",
+        "",
+        "Train a GPT from scratch, look inside it and put it to work.",
+        "",
+        "commands:",
+    ]
+    for name, command in COMMANDS.items():
+        lines += [f"  {name:<10} {command.summary}", f"             {command.example}"]
+    lines += ["", "lit_gpt COMMAND --help says more; lit_gpt --version prints the version."]
+    return "\n".join(lines)
+
+
+def run(argv: list[str]) -> int:
+    """Run one subcommand; its exit status.
+
+    Raises:
+        UserError: for an unknown command or bad input to a known one.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"lit_gpt {version('lit_gpt')}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise UserError(f'unknown command "{argv[0]}": {nearest(argv[0], COMMANDS)}')
+    module, function = COMMANDS[argv[0]].target.split(":")
+    arguments = argv if module == "lit_gpt.cli" else argv[1:]
+    return getattr(importlib.import_module(module), function)(arguments) or 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Bad input is one line and status 2, a failure one line and status 1; neither is a traceback.
+
+    `LIT_GPT_DEBUG=1` lets the exception through, for those who want to see where it came from.
+    """
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        print("lit_gpt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our stdout has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("LIT_GPT_DEBUG"):
+            raise
+        bad_input = isinstance(error, UserError)
+        message = " ".join(str(error).split()) or type(error).__name__
+        kind = "error" if bad_input else f"failed: {type(error).__name__}"
+        print(f"lit_gpt: {kind}: {message}", file=sys.stderr)
+        return 2 if bad_input else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects, in and out: tables of names, and nothing else knows them."""

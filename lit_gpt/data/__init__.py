@@ -1,0 +1,1 @@
+"""From text to batches: the shard format, its order, preparation, and the DataModule."""

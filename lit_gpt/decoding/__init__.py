@@ -1,0 +1,1 @@
+"""From logits to text: one cached engine and the strategies that drive it."""

@@ -1,0 +1,22 @@
+"""The one exception that means: the input is wrong, and here is what to do about it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. Its message is one line that names the value and the remedy.
+
+    The program prints it to stderr and exits with status 2; from Python it is an ordinary `ValueError`.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy for a misspelt name: `did you mean "gpt2"?`, or the list of known names.
+
+    >>> nearest("gpt-2", ["gpt2", "nano"])
+    'did you mean "gpt2"?'
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f'did you mean "{close[0]}"?' if close else f"known are: {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""Looking inside: what a model is made of, how it chose, how much it remembers."""

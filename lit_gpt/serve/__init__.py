@@ -1,0 +1,1 @@
+"""A checkpoint behind an OpenAI-compatible API and a web page."""
