@@ -1,4 +1,4 @@
-"""What the plain subcommands (`prepare`, `serve`, `convert`, `info`, `tokenize`, `remix`) share: one parser, one manner."""
+"""What the plain subcommands (`prepare`, `serve`, `convert`, `info`, …) share: one parser, one manner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CommandParser(ArgumentParser):
 
 
 def make_parser(name: str, description: str) -> Any:
-    """A parser for `lit_gpt NAME`: `--config FILE` (repeatable), `--print_config`, `LIT_GPT_NAME__KEY`, no abbreviations.
+    """A parser for `lit_gpt NAME`: `--config FILE` (repeatable), `--print_config`, `LIT_GPT_NAME__KEY`.
 
     Precedence is jsonargparse's own: default < environment < file < flag.
     """

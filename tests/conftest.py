@@ -32,7 +32,7 @@ def tiny_model(tiny_config: GPTConfig) -> GPT:
 
 @pytest.fixture
 def program(tmp_path: Path) -> RunProgram:
-    """`program("info", "--preset", "gpt2")` runs `lit_gpt info --preset gpt2` in an empty folder, as its own process."""
+    """`program("info", "--preset", "gpt2")` runs `lit_gpt info --preset gpt2` in an empty folder."""
 
     def run(
         *arguments: object, cwd: Path = tmp_path, timeout: float = 300, **environment: str
