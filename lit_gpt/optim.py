@@ -1,0 +1,208 @@
+"""Optimizers and learning rate schedules: which parameter gets which update, and how large at which step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from lit_gpt.errors import UserError, nearest
+
+OptimizerName = Literal["adamw", "muon"]
+ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights move. The defaults are GPT-2 124M's in the common reproduction.
+
+    Attributes:
+        name: `adamw`, or `muon`: Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and biases.
+        lr: peak learning rate of AdamW.
+        weight_decay: decoupled decay of matrices under AdamW; norms and biases never decay.
+        beta1: AdamW's decay of the mean gradient.
+        beta2: AdamW's decay of the mean squared gradient.
+        eps: AdamW's addition to the denominator.
+        muon_lr: peak learning rate of Muon; an update's spectral norm is about muon_lr · √max(1, rows / columns).
+        muon_momentum: Muon's momentum (Nesterov).
+        muon_weight_decay: decoupled decay of the matrices under Muon.
+    """
+
+    name: OptimizerName = "adamw"
+    lr: float = 6e-4
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
+    muon_weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every value. Raises UserError, naming it and the remedy."""
+        _known("optimizer name", self.name, get_args(OptimizerName))
+        for name in ("lr", "weight_decay", "muon_lr", "muon_weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
+        for name in ("beta1", "beta2", "muon_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        if self.eps <= 0:
+            raise UserError(f"eps={self.eps} must be above 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes over a run, as a factor on each group's peak.
+
+    Attributes:
+        name: after the warm-up `cosine` or `linear` falls to `min_lr_ratio` at the last step, `wsd` stays at the
+            peak and falls linearly at the end (arXiv 2404.06395), `constant` stays.
+        warmup: linear warm-up: a number of steps, or below 1 a share of the run.
+        min_lr_ratio: the last learning rate as a share of the peak.
+        decay: length of `wsd`'s fall: a number of steps, or below 1 a share of the run.
+    """
+
+    name: ScheduleName = "cosine"
+    warmup: float = 0.02
+    min_lr_ratio: float = 0.1
+    decay: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Check every value. Raises UserError, naming it and the remedy."""
+        _known("schedule name", self.name, get_args(ScheduleName))
+        for name in ("warmup", "decay"):
+            value = getattr(self, name)
+            if value < 0 or (value > 1 and value != int(value)):
+                raise UserError(f"{name}={value} must be a whole number of steps, or below 1 a share of the run")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise UserError(f"min_lr_ratio={self.min_lr_ratio} is a share of the peak: choose a value in [0, 1]")
+
+    def factor(self, total_steps: int) -> Callable[[int], float]:
+        """The factor on the peak rate, as a function of the number of optimizer steps done.
+
+        Args:
+            total_steps: length of the run in optimizer steps; -1 for a run without end, which only `constant` allows.
+
+        Raises:
+            UserError: when the schedule needs an end and there is none, or warm-up and decay do not fit into the run.
+        """
+        if total_steps < 0:
+            if self.name != "constant" or 0 < self.warmup < 1:
+                raise UserError("a run without max_steps or max_epochs has no end to schedule for: set one of them")
+            total_steps = 0
+        warmup, decay = _steps(self.warmup, total_steps), _steps(self.decay, total_steps)
+        if self.name == "wsd" and warmup + decay > total_steps:
+            raise UserError(f"warmup={warmup} and decay={decay} steps exceed the run of {total_steps}: shorten them")
+        if self.name in ("cosine", "linear") and warmup >= total_steps:
+            raise UserError(f"warmup={warmup} steps is no shorter than the run of {total_steps}: shorten it")
+        start = total_steps - decay if self.name == "wsd" else warmup
+        return lambda step: self._at(step, warmup, start, total_steps)
+
+    def _at(self, step: int, warmup: int, start: int, end: int) -> float:
+        """The factor at `step`, with the fall running from `start` to `end`."""
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.name == "constant" or step < start:
+            return 1.0
+        done = min(1.0, (step - start) / max(1, end - start))
+        height = 0.5 * (1 + math.cos(math.pi * done)) if self.name == "cosine" else 1 - done
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * height
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The parameters of `model`, each once, in groups named `muon`, `matrices` and `vectors`; empty groups left out.
+
+    Muon takes what multiplies hidden states inside the blocks. Embeddings and the head, whose rows are looked up or
+    compared one by one, stay with AdamW (as in the Muon reports, arXiv 2502.16982). Vectors (norms, biases) do not
+    decay.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    inner = {name for name, parameter in named if config.name == "muon" and ".h." in f".{name}" and parameter.ndim == 2}
+    groups = {
+        "muon": [parameter for name, parameter in named if name in inner],
+        "matrices": [parameter for name, parameter in named if name not in inner and parameter.ndim >= 2],
+        "vectors": [parameter for _, parameter in named if parameter.ndim < 2],
+    }
+    decay = {"muon": config.muon_weight_decay, "matrices": config.weight_decay, "vectors": 0.0}
+    rate = {"muon": config.muon_lr, "matrices": config.lr, "vectors": config.lr}
+    return [
+        {"params": parameters, "name": name, "lr": rate[name], "weight_decay": decay[name]}
+        for name, parameters in groups.items()
+        if parameters
+    ]
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = True) -> Optimizer:
+    """The optimizer of `config` over `model`'s parameters.
+
+    Args:
+        model: its parameters stand on their final device.
+        config: kind and rates.
+        fused: AdamW in one kernel, on CPU and GPU. Leave it off under a gradient scaler, which a fused step would
+            bypass before clipping.
+    """
+    groups = parameter_groups(model, config)
+    betas = (config.beta1, config.beta2)
+    if config.name == "adamw":
+        return AdamW(groups, betas=betas, eps=config.eps, fused=fused)
+    muon = [group for group in groups if group["name"] == "muon"]
+    rest = [group for group in groups if group["name"] != "muon"]
+    return CompositeOptimizer(
+        Muon(muon, momentum=config.muon_momentum), AdamW(rest, betas=betas, eps=config.eps, fused=fused)
+    )
+
+
+class CompositeOptimizer(Optimizer):
+    """Several optimizers over disjoint groups as one: Lightning steps, clips, accumulates and saves them together.
+
+    State and groups live here; each part works on its own share of them.
+    """
+
+    def __init__(self, *parts: Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        sizes = [len(part.param_groups) for part in parts]
+        self._ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        self._share()
+
+    def _share(self) -> None:
+        """Give every part its groups and the common state; loading a state dict replaces both."""
+        for part, start, end in zip(self.parts, [0, *self._ends], self._ends):
+            part.param_groups = self.param_groups[start:end]
+            part.state = self.state
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every part; `closure` runs once, before them."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._share()
+        for part in self.parts:
+            part.step()
+        return loss
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
+    """Scale gradients so that their total 2-norm is at most `max_norm` (None: leave them); the norm before, a scalar.
+
+    Works on fp32 master gradients of every strategy, FSDP2's sharded ones included, and does not synchronise a GPU.
+    """
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.clip_grad_norm_(with_gradient, math.inf if max_norm is None else max_norm)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _steps(value: float, total: int) -> int:
+    return round(value * total) if value < 1 else int(value)
+
+
+def _known(what: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UserError(f'unknown {what} "{value}": {nearest(str(value), known)}')
