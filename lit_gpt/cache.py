@@ -71,12 +71,22 @@ class KVCache:
         """Forget everything in `row` after its first `length` tokens."""
         self.lengths[row] = min(self.lengths[row], length)
 
-    def copy(self, source: int, target: int, length: int | None = None) -> None:
-        """Make row `target` equal to the first `length` tokens (all if None) of row `source`."""
+    def copy(self, source: int, target: int, length: int | None = None, start: int = 0) -> None:
+        """Make row `target` equal to the first `length` tokens (all if None) of row `source`.
+
+        The first `start` tokens are known to be equal already and are not copied.
+        """
         n = self.lengths[source] if length is None else min(length, self.lengths[source])
-        self.k[:, target, :, :n] = self.k[:, source, :, :n]
-        self.v[:, target, :, :n] = self.v[:, source, :, :n]
+        if source != target:
+            self.k[:, target, :, start:n] = self.k[:, source, :, start:n]
+            self.v[:, target, :, start:n] = self.v[:, source, :, start:n]
         self.lengths[target] = n
+
+    def clear(self, row: int) -> None:
+        """Zero `row`. A masked key still weighs 0, and 0 times what is not a number is not a number."""
+        self.k[:, row] = 0
+        self.v[:, row] = 0
+        self.lengths[row] = 0
 
 
 class CacheStep:

@@ -79,7 +79,7 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         cache: CacheStep | None = None,
         positions: Tensor | None = None,
-        last_only: bool = False,
+        last_only: bool | Tensor = False,
         return_hidden: bool = False,
     ) -> Any:
         """One pass over the tokens.
@@ -89,7 +89,7 @@ class GPT(nn.Module):
             targets: (B, T) ids to predict; `IGNORE_INDEX` is not counted.
             cache: where to put and find the keys and values of earlier tokens; None to see `idx` alone.
             positions: (T,) or (B, T) place of each token; by default the cache's, or 0 … T - 1.
-            last_only: logits of the last position only, (B, 1, V).
+            last_only: logits of one position of each row only, (B, 1, V): of the last one, or of those in a (B,) tensor.
             return_hidden: the hidden states after `ln_f` too.
 
         Returns:
@@ -108,7 +108,9 @@ class GPT(nn.Module):
         rotation = None if self.rope is None else self.rope(positions)
         for block in self.h:
             x = self._run_block(block, x, rotation, cache)
-        if last_only:
+        if isinstance(last_only, Tensor):
+            x = x[torch.arange(len(x), device=x.device), last_only][:, None]
+        elif last_only:
             x = x[:, -1:]
         x = self.ln_f(x)
         if targets is not None:

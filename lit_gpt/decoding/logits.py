@@ -1,0 +1,125 @@
+"""What happens to logits before a token is chosen: pure functions, (B, V) → (B, V); none changes its argument.
+
+The order, for every strategy:
+
+    repetition penalty → frequency and presence penalties → logit bias (bans and masked end-of-text are a bias of -∞)
+    → temperature → top-k → top-p → min-p → draw
+
+Greedy decoding applies the penalties and the bias and takes the arg-max. A knob is a number, or a (B, 1) tensor with
+one value for each row. A token that is out has a logit of -∞; at least one always stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+_FIRST_LOOK = 256
+"""Tokens that hold the nucleus nearly always, which saves sorting the whole vocabulary."""
+
+
+def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make seen tokens less likely (CTRL, arXiv 1909.05858): divide positive logits, multiply negative ones.
+
+    Args:
+        logits: (B, V).
+        seen: (B, V) True for tokens of the prompt or the output.
+        penalty: above 1 to discourage, 1 for none.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def count_penalties(logits: Tensor, counts: Tensor, frequency: float, presence: float) -> Tensor:
+    """OpenAI's two penalties over `counts`, (B, V) times that each token was *generated*."""
+    return logits - frequency * counts - presence * (counts > 0).to(logits.dtype)
+
+
+def temperature(logits: Tensor, value: float | Tensor) -> Tensor:
+    """Flatten (above 1) or sharpen (below 1) the distribution.
+
+    >>> temperature(torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0]]), 0.5).softmax(-1)[0, :3]
+    tensor([0.8647, 0.1170, 0.0158])
+    """
+    return logits / value
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep exactly the `k` largest, or all if there are fewer."""
+    if k >= logits.size(-1):
+        return logits
+    values, ids = logits.topk(k, dim=-1)
+    return spread(values, ids, logits.size(-1))
+
+
+def top_p(logits: Tensor, p: float | Tensor) -> Tensor:
+    """Keep, in each row, the smallest set of tokens with a mass of at least `p` (arXiv 1904.09751)."""
+    values, ids, total = shortlist(logits, None, p)
+    return spread(nucleus(values, p, total), ids, logits.size(-1))
+
+
+def min_p(logits: Tensor, p: float | Tensor) -> Tensor:
+    """Keep tokens whose probability is at least `p` times the largest one (arXiv 2407.01082)."""
+    share = torch.as_tensor(p, dtype=logits.dtype, device=logits.device)
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + share.log(), -math.inf)
+
+
+def shortlist(logits: Tensor, k: int | None, p: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The candidates that top-k `k` and top-p `p` leave a chance, without sorting more than is needed.
+
+    Returns:
+        values (B, n), largest first; their ids (B, n); and the (B, 1) log of the mass that top-p is a share of.
+    """
+    V = logits.size(-1)
+    if k is not None:
+        values, ids = logits.topk(min(k, V), dim=-1)
+        return values, ids, values.logsumexp(-1, keepdim=True)
+    total = logits.logsumexp(-1, keepdim=True)
+    if V > _FIRST_LOOK:
+        values, ids = logits.topk(_FIRST_LOOK, dim=-1)
+        mass = (values.logsumexp(-1, keepdim=True) - total).exp()
+        if bool((mass > p).all()):
+            return values, ids, total
+    values, ids = logits.sort(dim=-1, descending=True, stable=True)
+    return values, ids, total
+
+
+def nucleus(values: Tensor, p: float | Tensor, total: Tensor) -> Tensor:
+    """Top-p of `values` (B, n), largest first, whose masses are shares of exp(`total`)."""
+    mass = (values - total).exp()
+    before = mass.cumsum(-1) - mass
+    out = before >= p
+    out[..., 0] = False  # one token always stays
+    return values.masked_fill(out, -math.inf)
+
+
+def spread(values: Tensor, ids: Tensor, V: int) -> Tensor:
+    """The (B, V) logits that are `values` at `ids` and -∞ elsewhere."""
+    return values.new_full((*values.shape[:-1], V), -math.inf).scatter_(-1, ids, values)
+
+
+def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """(B,) indices drawn from softmax(logits), (B, n), by inverting its cumulative sum at `uniforms`, (B, 1) in [0, 1).
+
+    One number decides, so a draw is a function of it and of the logits alone.
+    """
+    cumulative = logits.to(widest(logits)).softmax(-1).cumsum(-1)
+    place = uniforms.to(cumulative) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, place, right=True).squeeze(-1).clamp(max=logits.size(-1) - 1)
+
+
+def widest(like: Tensor) -> torch.dtype:
+    """float64, or float32 on a device that has no other."""
+    return torch.float32 if like.device.type == "mps" else torch.float64
+
+
+def uniform(seed: int, position: int, purpose: str = "token") -> float:
+    """A number in [0, 1) that depends on its arguments alone: the random draw for one position of one continuation.
+
+    There is no state to carry, so whatever else runs, and however often a position is tried, cannot shift it. 52 bits:
+    the product with a sum just below 1 then stays below that sum.
+    """
+    digest = hashlib.blake2b(f"{seed}:{position}:{purpose}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 12) / 2.0**52
