@@ -89,7 +89,7 @@ class GPT(nn.Module):
             targets: (B, T) ids to predict; `IGNORE_INDEX` is not counted.
             cache: where to put and find the keys and values of earlier tokens; None to see `idx` alone.
             positions: (T,) or (B, T) place of each token; by default the cache's, or 0 … T - 1.
-            last_only: logits of one position of each row only, (B, 1, V): of the last one, or of those in a (B,) tensor.
+            last_only: logits of one position of each row only, (B, 1, V): the last, or those in a (B,) tensor.
             return_hidden: the hidden states after `ln_f` too.
 
         Returns:

@@ -1,0 +1,200 @@
+"""`load`: a checkpoint of any kind becomes an object that generates, streams and scores."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from lit_gpt.checkpoint import load_model, resolve_ckpt_path
+from lit_gpt.config import GPTConfig
+from lit_gpt.decoding.complete import Completion, Prompt, complete, encode_prompt
+from lit_gpt.decoding.engine import Draft, Engine
+from lit_gpt.decoding.output import Token
+from lit_gpt.decoding.params import NGRAM, GenerationConfig
+from lit_gpt.decoding.run import Value
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT
+from lit_gpt.tokenizer import Tokenizer
+
+
+def load(path_or_id: str, precision: str = "auto", device: str = "auto") -> Generator:
+    """Load a checkpoint for generation.
+
+    Args:
+        path_or_id: whatever `--ckpt_path` and `--init_from` take: a checkpoint of ours, `last`, `best`, a folder or id
+            of Hugging Face, nanoGPT's `ckpt.pt`, …
+        precision: `auto` (what is fastest here without a loss to speak of), `fp32`, `bf16` or `int8`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        UserError: if there is no such checkpoint, precision or device.
+    """
+    model, tokenizer = _read(path_or_id)
+    place = resolve_device(device)
+    prepare = importlib.import_module("lit_gpt.precision").prepare_for_inference
+    return Generator(prepare(model.to(place), precision), tokenizer, precision, place)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of that name, `auto` being the fastest there is.
+
+    Raises:
+        UserError: if it is unknown or not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={device!r} cannot be used here: choose auto or cpu") from error
+    return place
+
+
+def _read(path_or_id: str) -> tuple[GPT, Tokenizer | None]:
+    if path_or_id in ("last", "best") or path_or_id.endswith(".ckpt"):
+        return load_model(resolve_ckpt_path(path_or_id))
+    return importlib.import_module("lit_gpt.convert").load_source(path_or_id)
+
+
+class Generator:
+    """A model and its tokenizer, ready to write. Keyword names are the flags of `predict` (`GenerationConfig`).
+
+    Attributes:
+        model: the GPT, in eval mode.
+        tokenizer: None for a model of bare ids.
+        config: its shape.
+        device: where it is.
+    """
+
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer | None, precision: str = "auto", device: torch.device | str = "cpu"
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+        self._precision = precision
+        self._engines: dict[str, Engine] = {}
+
+    @property
+    def config(self) -> GPTConfig:
+        """The model's shape."""
+        return self.model.config
+
+    def engine(self, draft: str = NGRAM, **options: Any) -> Engine:
+        """A new engine over the model. `draft` is a checkpoint for `speculative`, `options` are `Engine`'s own.
+
+        Raises:
+            UserError: for a draft that does not fit.
+        """
+        if draft != NGRAM:
+            small = load(draft, self._precision, str(self.device))
+            options["draft"] = Draft(small.model, small.config, small.tokenizer)
+        return Engine(self.model, self.config, self.tokenizer, device=self.device, **options)
+
+    def complete(
+        self, prompts: Sequence[Prompt], value: Value | None = None, **settings: Any
+    ) -> list[list[Completion]]:
+        """All continuations of all prompts, with everything that is known about them.
+
+        Raises:
+            UserError: for settings or prompts that are wrong.
+            RuntimeError: if the model's logits are no numbers.
+        """
+        generation = GenerationConfig.from_dict(settings)
+        ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        results: list[list[Completion]] = [[] for _ in prompts]
+        engine = self._engine(generation)
+        try:
+            for place, completions in complete(engine, ids, generation, value):
+                results[place] = completions
+        finally:
+            engine.cancel_all()  # after an error or an interrupt: what is left must not meet the next call
+        for completion in (completion for completions in results for completion in completions):
+            if completion.error is not None:
+                raise RuntimeError(completion.error)
+        return results
+
+    def generate(self, prompt: Any, value: Value | None = None, **settings: Any) -> Any:
+        """Continue a prompt, or several.
+
+        >>> gpt.generate("ROMEO:", max_new_tokens=50, temperature=0.8)  # doctest: +SKIP
+
+        Args:
+            prompt: text, a list of ids, or a list of such.
+            value: rates texts (ids, prompt included) for `strategy="mcts"`.
+            settings: of `GenerationConfig`.
+
+        Returns:
+            The continuation as text (as ids where there is no tokenizer); a list of them for a list of prompts. With
+            `num_samples` above 1 each of them is a list.
+
+        Raises:
+            UserError: for settings or prompts that are wrong.
+        """
+        one = isinstance(prompt, str) or (len(prompt) > 0 and all(isinstance(token, int) for token in prompt))
+        results = self.complete([prompt] if one else prompt, value, **settings)
+        single = settings.get("num_samples", 1) == 1
+        made = [[self._plain(item) for item in completions] for completions in results]
+        flat = [items[0] if single else items for items in made]
+        return flat[0] if one else flat
+
+    def stream(self, prompt: Prompt, **settings: Any) -> Iterator[str]:
+        """Yield the continuation piece by piece, in whole characters. Leaving the loop ends it.
+
+        Raises:
+            UserError: for settings or a prompt that are wrong, or where there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError("this model came without a tokenizer, so there is no text to stream: use generate")
+        generation = GenerationConfig.from_dict(settings)
+        if generation.num_samples > 1:
+            raise UserError(f"num_samples={generation.num_samples} cannot be streamed as one text: use generate")
+        engine = self._engine(generation)
+        request = engine.submit(encode_prompt(self.tokenizer, prompt), generation)
+        return self._pieces(engine, request)
+
+    def _pieces(self, engine: Engine, request: int) -> Iterator[str]:
+        try:
+            while engine.has_work:
+                for output in engine.step():
+                    if output.request != request:
+                        continue
+                    if output.error is not None:
+                        raise RuntimeError(output.error)
+                    if output.text:
+                        yield output.text
+                    if output.finish_reason is not None:
+                        return
+        finally:
+            engine.cancel_all()
+
+    def logprobs(self, text: Prompt, top: int = 0) -> list[Token]:
+        """Score a text: each token's log-probability (natural) after those before it, and the `top` likeliest.
+
+        The first token has none: nothing came before it.
+
+        Raises:
+            UserError: if `text` is empty or has ids outside the vocabulary.
+        """
+        ((completion,),) = self.complete([text], max_new_tokens=0, prompt_logprobs=top)
+        return completion.prompt or []
+
+    def _engine(self, generation: GenerationConfig) -> Engine:
+        """The engine that `generate` and its like share: its rows remember prefixes from call to call.
+
+        While a stream is being read, it is busy, and the call gets one of its own.
+        """
+        generation.check()
+        draft = generation.draft if generation.strategy == "speculative" else NGRAM
+        if draft in self._engines and self._engines[draft].has_work:
+            return self.engine(draft)
+        if draft not in self._engines:
+            self._engines[draft] = self.engine(draft)
+        return self._engines[draft]
+
+    def _plain(self, completion: Completion) -> str | list[int]:
+        return completion.ids if self.tokenizer is None else completion.text
