@@ -133,16 +133,20 @@ def check_weights(model: GPT, weights: dict[str, Tensor], source: str) -> None:
 
 def save_model(path: str | os.PathLike[str], model: GPT, tokenizer: Tokenizer | None) -> None:
     """Write model and tokenizer as a checkpoint that every command takes, without training state."""
-    checkpoint = {
-        "state_dict": {_PREFIX + name: tensor for name, tensor in model.state_dict().items()},
-        "hyper_parameters": {"config": model.config.to_dict()},
+    save_checkpoint(path, model_checkpoint(model.config, tokenizer, model.state_dict()))
+
+
+def model_checkpoint(config: GPTConfig, tokenizer: Tokenizer | None, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The checkpoint dict of a model without training state; `state` is by the names of `GPT.state_dict`."""
+    return {
+        "state_dict": {_PREFIX + name: tensor for name, tensor in state.items()},
+        "hyper_parameters": {"config": config.to_dict()},
         "epoch": 0,
         "global_step": 0,
         # Lightning refuses to read a checkpoint that does not say which Lightning wrote it.
         "pytorch-lightning_version": version("lightning"),
-        KEY: header_entry(model.config, tokenizer),
+        KEY: header_entry(config, tokenizer),
     }
-    save_checkpoint(path, checkpoint)
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: dict[str, Any]) -> None:

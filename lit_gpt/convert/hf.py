@@ -1,0 +1,183 @@
+"""Hugging Face folders: the names of their tensors, and their safetensors without the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from lit_gpt.config import GPTConfig
+from lit_gpt.convert.hf_config import HINTS, read_config
+from lit_gpt.convert.source import Source
+from lit_gpt.convert.weights import Entry, Stored, Table, entries, gather
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer import Tokenizer
+
+GPT2_TABLE: Table = {
+    "wte": "transformer.wte",
+    "wpe": "transformer.wpe",
+    "h.{}.ln_1": "transformer.h.{}.ln_1",
+    "h.{}.attn.c_attn": "transformer.h.{}.attn.c_attn",
+    "h.{}.attn.c_proj": "transformer.h.{}.attn.c_proj",
+    "h.{}.ln_2": "transformer.h.{}.ln_2",
+    "h.{}.mlp.c_fc": "transformer.h.{}.mlp.c_fc",
+    "h.{}.mlp.c_proj": "transformer.h.{}.mlp.c_proj",
+    "ln_f": "transformer.ln_f",
+    "lm_head": "lm_head",
+}
+LLAMA_TABLE: Table = {
+    "wte": "model.embed_tokens",
+    "h.{}.ln_1": "model.layers.{}.input_layernorm",
+    "h.{}.attn.c_attn": tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+    "h.{}.attn.c_proj": "model.layers.{}.self_attn.o_proj",
+    "h.{}.attn.q_norm": "model.layers.{}.self_attn.q_norm",
+    "h.{}.attn.k_norm": "model.layers.{}.self_attn.k_norm",
+    "h.{}.ln_2": "model.layers.{}.post_attention_layernorm",
+    "h.{}.mlp.c_fc": "model.layers.{}.mlp.up_proj",
+    "h.{}.mlp.c_gate": "model.layers.{}.mlp.gate_proj",
+    "h.{}.mlp.c_proj": "model.layers.{}.mlp.down_proj",
+    "ln_f": "model.norm",
+    "lm_head": "lm_head",
+}
+CONV1D = frozenset({"h.{}.attn.c_attn", "h.{}.attn.c_proj", "h.{}.mlp.c_fc", "h.{}.mlp.c_proj"})
+"""GPT-2's `Conv1D` keeps its weight as (in, out), `nn.Linear` as (out, in)."""
+
+
+def plan_of(model_type: str, config: GPTConfig) -> list[Entry]:
+    """Where each tensor of a model of this shape is in a folder of `model_type`."""
+    if model_type == "gpt2":
+        return list(entries(config, GPT2_TABLE, CONV1D))
+    return list(entries(config, LLAMA_TABLE))
+
+
+def open_hf(
+    folder: Path, name: str, tokenizer: Tokenizer | None, fetch_weights: Callable[[], None] | None = None
+) -> Source:
+    """A Hugging Face folder.
+
+    Args:
+        folder: where `config.json` and the safetensors are.
+        name: what the user called it.
+        tokenizer: the user's choice; None for the folder's own.
+        fetch_weights: called when all but the weights is known to be good: a model that is not supported should not be
+            downloaded first.
+
+    Raises:
+        UserError: for a model or tokenizer that is not expressed here (naming the field), and for tensors that are
+            missing, unexpected or misshapen (naming all).
+    """
+    from lit_gpt.convert.tokenizer_json import read_tokenizer
+
+    values = read_json(folder / "config.json")
+    config = read_config(values, f"{name}: config.json")
+    if tokenizer is None:
+        tokenizer = read_tokenizer(folder, values, name)
+    if tokenizer is not None and tokenizer.n_vocab > config.vocab_size:
+        raise UserError(
+            f"{name}: the tokenizer has ids up to {tokenizer.n_vocab - 1}, but vocab_size in config.json is "
+            f"{config.vocab_size}: use the tokenizer that belongs to the model"
+        )
+    if fetch_weights is not None:
+        fetch_weights()
+    stored = stored_safetensors(folder)
+    model_type = values["model_type"]
+    if model_type == "gpt2" and "wte.weight" in stored:  # the hub's GPT-2 was saved without its head
+        stored = {n if n.startswith("lm_head") else f"transformer.{n}": tensor for n, tensor in stored.items()}
+    config, stored = _without_zero_biases(values, config, stored)
+    ignored = r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$"
+    weights = gather(config, plan_of(model_type, config), stored, name, ignored, "lm_head.weight")
+    return Source(name, values["model_type"], config, tokenizer, weights)
+
+
+def _without_zero_biases(
+    values: dict[str, Any], config: GPTConfig, stored: dict[str, Stored]
+) -> tuple[GPTConfig, dict[str, Stored]]:
+    """What we wrote comes back as it was, unless the folder was trained on in between and the biases are in use."""
+    hints = values.get(HINTS)
+    if not isinstance(hints, dict):
+        return config, stored
+    bare = GPTConfig.from_dict({**config.to_dict(), **hints})
+    wanted = {name for entry in plan_of(values["model_type"], bare) for name in entry.theirs}
+    extra = [n for entry in plan_of(values["model_type"], config) for n in entry.theirs if n not in wanted]
+    if any(name in stored and stored[name].read().count_nonzero() for name in extra):
+        return config, stored
+    return bare, {name: tensor for name, tensor in stored.items() if name not in extra}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises UserError if it is missing, damaged or something else."""
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): get it again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object: get it again")
+    return values
+
+
+def stored_safetensors(folder: Path) -> dict[str, Stored]:
+    """All tensors of the folder, from one file or from the shards that the index names.
+
+    Raises:
+        UserError: if there are none, a shard is missing or damaged, or the index names a file outside the folder.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        single = folder / "model.safetensors"
+        if not single.is_file():
+            pickled = sorted(folder.glob("*.bin"))
+            why = f" ({pickled[0].name} is a pickle: save it with safe_serialization=True)" if pickled else ""
+            raise UserError(f"{folder} has no model.safetensors{why}: only safetensors are read")
+        return _open_file(single)
+    where = shard_of(index)
+    opened = {shard: _open_file(folder / shard) for shard in sorted(set(where.values()))}
+    faults = [f"{shard} lacks {name}" for name, shard in where.items() if name not in opened[shard]]
+    if faults:
+        raise UserError(f"{index} does not fit its shards: {'; '.join(faults)}")
+    return {name: tensor for shard in opened.values() for name, tensor in shard.items()}
+
+
+def shard_of(index: Path) -> dict[str, str]:
+    """Tensor → file name, as the index says.
+
+    Raises:
+        UserError: if the index is damaged or names a file outside its folder.
+    """
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise UserError(f"{index} has no weight_map: get it again")
+    for shard in set(where.values()):
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise UserError(f"{index} is refused: it names {shard!r}, which is no file of its folder")
+    return where
+
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _open_file(path: Path) -> dict[str, Stored]:
+    import torch
+
+    def read(name: str) -> torch.Tensor:
+        # Opened anew for each tensor: a mapping that stays would count all of it as our memory.
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name).clone()
+
+    try:
+        stored = {}
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  it is no dict
+                tensor = file.get_slice(name)
+                dtype = getattr(torch, _DTYPES.get(tensor.get_dtype(), "int8"))
+                stored[name] = Stored(tuple(tensor.get_shape()), dtype, partial(read, name))
+        return stored
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist, though the index names it: get it again") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): get it again") from None

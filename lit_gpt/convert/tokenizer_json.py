@@ -1,0 +1,340 @@
+"""`tokenizer.json` of Hugging Face ↔ our tokenizers: the same ids or a refusal, in both directions.
+
+Byte-level BPE and tiktoken do the same by different means: a list of merges against ids that are ranks. Where the two
+could differ on some text the conversion is refused; what remains is tried out on probe texts before it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from lit_gpt.command import note
+from lit_gpt.convert import patterns
+from lit_gpt.convert.hf import read_json
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer import Tokenizer, byte_alphabet
+
+LETTER_OF = {byte: letter for letter, byte in byte_alphabet().items()}
+BYTE_OF = byte_alphabet()
+
+
+def read_tokenizer(folder: Path, config: dict[str, Any], name: str) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face folder, or None with a note where there is none.
+
+    Args:
+        folder: holds `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`.
+        config: its `config.json`.
+        name: what the user called it.
+
+    Raises:
+        UserError: if it is not byte-level BPE, or would give other ids as a tiktoken encoding.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return convert_tokenizer(read_json(path), _details(folder, config), f"{name}: tokenizer.json", _short(name))
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        values = _from_vocab_and_merges(folder)
+        return convert_tokenizer(values, _details(folder, config), f"{name}: vocab.json", _short(name))
+    pieces = next((p for p in ("tokenizer.model", "spiece.model") if (folder / p).is_file()), None)
+    if pieces:
+        raise UserError(
+            f"{name}: {pieces} is a SentencePiece vocabulary, not byte-level BPE, which cannot be a tiktoken encoding: "
+            "choose a model with byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2)"
+        )
+    note(f"without a tokenizer: {name} has no tokenizer.json")
+    return None
+
+
+def _short(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1] or name
+
+
+def _details(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What stands beside the vocabulary: end of text, whether a BOS is wanted, and the chat template."""
+    side = folder / "tokenizer_config.json"
+    values = read_json(side) if side.is_file() else {}
+    template = values.get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    eos_ids = config.get("eos_token_id")
+    return {
+        "eos": _content(values.get("eos_token")),
+        "eos_id": eos_ids[0] if isinstance(eos_ids, list) and eos_ids else eos_ids,
+        "bos": _content(values.get("bos_token")) if values.get("add_bos_token") else None,
+        "chat_template": template,
+    }
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _from_vocab_and_merges(folder: Path) -> dict[str, Any]:
+    """GPT-2's two files as the `tokenizer.json` that they stand for."""
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    vocabulary = read_json(folder / "vocab.json")
+    end = "<|endoftext|>"
+    added = [{"id": vocabulary[end], "content": end, "special": True}] if end in vocabulary else []
+    return {
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True},
+        "added_tokens": added,
+    }
+
+
+def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: str, name: str) -> Tokenizer:
+    """`tokenizer.json` as a tiktoken encoding that gives the same ids.
+
+    Args:
+        values: the file's content.
+        details: from `_details`.
+        where: how errors name the file.
+        name: the tokenizer's.
+
+    Raises:
+        UserError: if it is not byte-level BPE, or a text was found for which the ids differ.
+    """
+    model = values.get("model") or {}
+    _check_model(values, model, where)
+    pattern = patterns.read_pattern(values.get("pre_tokenizer"), where)
+    specials = {token["content"]: token["id"] for token in values.get("added_tokens") or []}
+    vocabulary: dict[str, int] = model["vocab"]
+    end = details["eos"] or next((text for text, i in specials.items() if i == details["eos_id"]), None)
+    if end is not None and end not in specials and end in vocabulary:
+        specials[end] = vocabulary[end]
+    ranks = {}
+    for letters, number in vocabulary.items():
+        if letters not in specials:
+            ranks[_bytes(letters, where)] = number
+    _check_merges(model, ranks, where)
+    try:
+        tokenizer = Tokenizer.build(
+            name,
+            pattern,
+            ranks,
+            specials,
+            bos_id=_bos_id(values, details, specials),
+            normalization=_normalization(values.get("normalizer"), where),
+            chat_template=details["chat_template"],
+            end_of_text=end if end in specials else None,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # tiktoken's own, for a pattern it cannot compile or ids given twice
+        raise UserError(f"{where} cannot be a tiktoken encoding: {' '.join(str(error).split())}") from None
+    _check_ids(tokenizer, hub_tokenizer(values, where), where)
+    return tokenizer
+
+
+def hub_tokenizer(values: dict[str, Any], where: str) -> Any:
+    """The same vocabulary in Hugging Face's own library. Raises UserError if it cannot read it."""
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(values))
+    except Exception as error:  # the library raises bare exceptions
+        raise UserError(f"{where} is damaged ({error}): get it again") from None
+
+
+def _check_model(values: dict[str, Any], model: dict[str, Any], where: str) -> None:
+    """Refuse what is no byte-level BPE, with the reason."""
+    kind = model.get("type") or ("BPE" if "merges" in model else None)
+    remedy = "choose a model with byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2)"
+    if kind != "BPE":
+        raise UserError(
+            f"{where} is a {kind} vocabulary, not byte-level BPE, which cannot be a tiktoken encoding: {remedy}"
+        )
+    if model.get("byte_fallback") or not patterns.is_byte_level(values.get("pre_tokenizer")):
+        raise UserError(
+            f"{where} is SentencePiece-like BPE over characters, not byte-level BPE, which cannot be a tiktoken "
+            f"encoding: {remedy}"
+        )
+    for field in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(field):
+            raise UserError(f"{where}: {field}={model[field]!r} is not supported: {remedy}")
+    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        raise UserError(f"{where} has no vocab and merges: get it again")
+
+
+def _bytes(letters: str, where: str) -> bytes:
+    try:
+        return bytes(BYTE_OF[letter] for letter in letters)
+    except KeyError:
+        raise UserError(
+            f"{where}: the token {letters!r} is no string of bytes: the vocabulary is not byte-level"
+        ) from None
+
+
+def _normalization(normalizer: dict[str, Any] | None, where: str) -> str | None:
+    if normalizer is None:
+        return None
+    parts = normalizer.get("normalizers", []) if normalizer["type"] == "Sequence" else [normalizer]
+    kinds = [part["type"] for part in parts]
+    if kinds not in ([], ["NFC"]):
+        raise UserError(f"{where}: the normalizer {'+'.join(kinds)} is not supported, only NFC: choose another model")
+    return "NFC" if kinds else None
+
+
+def _bos_id(values: dict[str, Any], details: dict[str, Any], specials: dict[str, int]) -> int | None:
+    """The token that the model was trained to see first, if its tokenizer puts one in front of every text."""
+    processor = values.get("post_processor") or {}
+    for part in processor.get("processors", [processor]):
+        first = (part.get("single") or [{}])[0] if part.get("type") == "TemplateProcessing" else {}
+        if "SpecialToken" in first:
+            return specials.get(first["SpecialToken"]["id"])
+    return specials.get(details["bos"]) if details["bos"] else None
+
+
+def _check_merges(model: dict[str, Any], ranks: dict[bytes, int], where: str) -> None:
+    """Merging by rank equals merging by list only if the list goes up in the ids of what it makes."""
+    last = -1
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        made = ranks.get(_bytes(left, where) + _bytes(right, where))
+        if made is None or made < last:
+            raise UserError(
+                f"{where}: the merge of {left!r} and {right!r} is out of the order of ids: choose another model"
+            )
+        last = made
+
+
+def _check_ids(ours: Tokenizer, theirs: Any, where: str) -> None:
+    """Try both on probe texts and on the text of every token."""
+    texts = [*probe_texts(), *_texts_of_tokens(ours)]
+    for text, encoding in zip(texts, theirs.encode_batch_fast(texts, add_special_tokens=False)):
+        mine = ours.encode(text)
+        if mine != encoding.ids:
+            raise UserError(
+                f"{where} cannot be a tiktoken encoding with the same ids: {text[:40]!r} is {encoding.ids[:8]} there, "
+                f"{mine[:8]} here; choose another model"
+            )
+
+
+def _texts_of_tokens(tokenizer: Tokenizer) -> Iterable[str]:
+    for token in tokenizer.ranks:
+        try:
+            text = token.decode()
+        except UnicodeDecodeError:
+            continue
+        if not any(special in text for special in tokenizer.specials):
+            yield text
+
+
+def probe_texts() -> list[str]:
+    """Texts that tell pre-tokenizers apart: contractions, runs of digits and of spaces, line ends, many scripts."""
+    fixed = [
+        "Hello world! I'll, we've, YOU'RE, 'tis 'Twas don't DON'T it's IT'S ſ'ſ K'K",
+        "0 00 000 0000 12345 1,234.5 3.14e-10 ½ ² Ⅷ ٣٤٥ 一二三 x1y22z333 4 5  6   7\t8\n9 1 a1 1a",
+        "  two   three    \t tabs\t\t\n\n new\r\nlines\r\r end   ",
+        "a\n b\n  c\n\n\n   \n d \n", " ", "  ", "\n", " \n", "\n ", "\t\n\x0b\x0c\r\x1c\x85\xa0\u2003\u2028\u3000x",
+        "def f(x):\n    return {**x, 'a': [1, 2]}  # ok\n\tif not x == y != z: pass;;;//\\\\ --> <- ... ?!?!",
+        "naïve café cafe\u0301 Å Å e\u0301\u0323 \u1100\u1161\u11a8 각 ﬁ ǅ",
+        "你好，世界。日本語のテキスト 한국어 العربية עברית हिन्दी ไทย Ελληνικά Русский",
+        "👩‍👩‍👧 🇩🇪 👍🏽 e\ufe0f \u200b\u200d\ufeff \ufffd \U0010ffff \x00\x01\x7f",
+    ]  # fmt: skip
+    draw = random.Random(0)
+    pools = [range(0x20, 0x7F), range(0x80, 0x600), range(0x2000, 0x3400), range(0x10000, 0x20000), range(0xD800)]
+    mixed = [
+        "".join(chr(draw.choice(draw.choice(pools))) + draw.choice(["", "", " ", "1", "a", "\n"]) for _ in range(24))
+        for _ in range(400)
+    ]
+    return fixed + mixed
+
+
+def write_tokenizer(tokenizer: Tokenizer, where: str) -> dict[str, Any]:
+    """Our tokenizer as `tokenizer.json`.
+
+    The merges are those that tiktoken would do to a token's bytes with ids below its own. A token that merges cannot
+    reach is still found where it is a whole piece, which `ignore_merges` says.
+
+    Raises:
+        UserError: if a text was found for which the ids differ.
+    """
+    letters = {token: "".join(LETTER_OF[byte] for byte in token) for token in tokenizer.ranks}
+    ordered = sorted(tokenizer.ranks, key=lambda token: tokenizer.ranks[token])
+    pairs = (_last_pair(token, tokenizer.ranks) for token in ordered if len(token) > 1)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    values = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added_token(text, number) for text, number in sorted(tokenizer.specials.items(), key=lambda p: p[1])
+        ],
+        "normalizer": {"type": tokenizer.normalization} if tokenizer.normalization else None,
+        "pre_tokenizer": patterns.write_pattern(tokenizer.pattern),
+        "post_processor": _post_processor(tokenizer),
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": {letters[token]: tokenizer.ranks[token] for token in ordered},
+            "merges": [[letters[left], letters[right]] for left, right in filter(None, pairs)],
+        },
+    }
+    _check_ids(tokenizer, hub_tokenizer(values, where), where)
+    return values
+
+
+def _last_pair(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
+    """The two tokens that merge into `token` when its bytes are merged, or None if merges do not lead there."""
+    parts, limit = [token[i : i + 1] for i in range(len(token))], ranks[token]
+    while len(parts) > 2:
+        found = [(ranks.get(a + b, limit), i) for i, (a, b) in enumerate(pairwise(parts))]
+        rank, at = min(found)
+        if rank >= limit:
+            return None
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts[0], parts[1]
+
+
+def _added_token(text: str, number: int) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": number, "content": text, **flags}
+
+
+def _post_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    name = next((text for text, number in tokenizer.specials.items() if number == tokenizer.bos_id), None)
+    if name is None:
+        return {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    bos, a, b = (
+        {"SpecialToken": {"id": name, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+    )
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, a],
+        "pair": [bos, a, b],
+        "special_tokens": {name: {"id": name, "ids": [tokenizer.bos_id], "tokens": [name]}},
+    }
+
+
+def write_tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
+    """`tokenizer_config.json`: what transformers needs to know beside the vocabulary."""
+    name_of = {number: text for text, number in tokenizer.specials.items()}
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": tokenizer.end_of_text,
+        "bos_token": None if tokenizer.bos_id is None else name_of[tokenizer.bos_id],
+        "chat_template": tokenizer.chat_template,
+    }
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,191 @@
+"""Tensors that are read when they are asked for, and the tables that give them our names.
+
+A table says for each module of ours which module of theirs it is:
+
+    {"h.{}.attn.c_attn": ("model.layers.{}.self_attn.q_proj", "…k_proj", "…v_proj")}
+
+Several modules of theirs are one of ours with their rows (or, where they are stored transposed, columns) stacked. A key
+with its kind (`h.{}.ln_1.weight`) goes before one without.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lit_gpt.config import GPTConfig
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT
+
+Table = Mapping[str, "str | tuple[str, ...]"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that lies somewhere in a file.
+
+    Attributes:
+        shape: its shape.
+        dtype: its type.
+        read: read it; each call reads it anew, so that nothing stays in memory.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def to(self, dtype: torch.dtype) -> Stored:
+        """The same tensor, rounded to `dtype` when it is read."""
+        return self if dtype == self.dtype else replace(self, dtype=dtype, read=lambda: self.read().to(dtype))
+
+    def rows(self, start: int, count: int) -> Stored:
+        """`count` rows from `start` on."""
+        if (start, count) == (0, self.shape[0]):
+            return self
+        shape = (count, *self.shape[1:])
+        return replace(self, shape=shape, read=lambda: self.read()[start : start + count].contiguous())
+
+    @property
+    def transposed(self) -> Stored:
+        """The same matrix with rows and columns exchanged."""
+        return replace(self, shape=self.shape[::-1], read=lambda: self.read().t().contiguous())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of ours, and where it is in their file.
+
+    Attributes:
+        ours: its name in `GPT.state_dict`.
+        theirs: the names whose rows, stacked, it is made of.
+        shapes: the shape of each of them, as they store it.
+        transposed: whether they store (in, out).
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    transposed: bool
+
+
+def model_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor of the model, a tied head not counted."""
+    with torch.device("meta"):
+        model = GPT(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_embeddings:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def entries(config: GPTConfig, table: Table, transposed: frozenset[str] = frozenset()) -> Iterator[Entry]:
+    """`table`, written out for every tensor of a model of this shape.
+
+    Args:
+        config: the model's shape.
+        table: see the top of this file.
+        transposed: modules of ours whose weight they store as (in, out).
+    """
+    for ours, shape in model_shapes(config).items():
+        module, _, kind = ours.rpartition(".")
+        layer = re.search(r"\.(\d+)\.", ours)
+        number = layer.group(1) if layer else ""
+        pattern = module.replace(f".{number}.", ".{}.", 1) if number else module
+        names: str | tuple[str, ...]
+        if f"{pattern}.{kind}" in table:
+            names = table[f"{pattern}.{kind}"]
+            names = (names,) if isinstance(names, str) else names
+        else:
+            names = table[pattern]
+            names = tuple(f"{name}.{kind}" for name in ((names,) if isinstance(names, str) else names))
+        flip = pattern in transposed and kind == "weight"
+        rows = _rows(config, len(names), shape[0])
+        parts = tuple((count, *shape[1:])[:: -1 if flip else 1] for count in rows)
+        yield Entry(ours, tuple(name.replace("{}", number) for name in names), parts, flip)
+
+
+def _rows(config: GPTConfig, parts: int, total: int) -> list[int]:
+    """How the rows of a stacked tensor are shared out: evenly, or as queries, keys and values."""
+    if parts == 3:
+        kv = config.kv_heads * config.head_size
+        return [config.n_head * config.head_size, kv, kv]
+    return [total // parts] * parts
+
+
+def gather(
+    config: GPTConfig,
+    plan: list[Entry],
+    stored: dict[str, Stored],
+    source: str,
+    ignored: str = r"(?!)",
+    tied_head: str | None = None,
+) -> dict[str, Stored]:
+    """Their tensors under our names, none read yet.
+
+    Args:
+        config: the model's shape.
+        plan: from `entries`.
+        stored: all that their file holds.
+        source: how errors name that file.
+        ignored: regular expression of names that hold no weights, such as masks.
+        tied_head: their name of the head, which in a tied model may be stored as well and must equal the embedding.
+
+    Raises:
+        UserError: listing every missing, unexpected and misshapen tensor.
+    """
+    faults, used = [], set()
+    for entry in plan:
+        for name, shape in zip(entry.theirs, entry.shapes):
+            used.add(name)
+            if name not in stored:
+                faults.append(f"{name} is missing")
+            elif stored[name].shape != shape:
+                faults.append(f"{name} is {stored[name].shape}, not {shape}")
+            elif stored[name].dtype not in DTYPES.values():
+                faults.append(
+                    f"{name} is {str(stored[name].dtype).removeprefix('torch.')}, not a float of 16 bits or more"
+                )
+    if config.tie_embeddings and tied_head in stored:
+        used.add(tied_head)
+        wte = next(entry.theirs[0] for entry in plan if entry.ours == "wte.weight")
+        if wte in stored and not torch.equal(stored[wte].read(), stored[tied_head].read()):
+            faults.append(f"{tied_head} differs from {wte}, though the config says that they are tied")
+    faults += [f"{name} is unexpected" for name in stored if name not in used and not re.search(ignored, name)]
+    if faults:
+        raise UserError(f"{source} does not hold the model that it describes: {'; '.join(faults)}")
+    return {entry.ours: _assemble(entry, [stored[name] for name in entry.theirs]) for entry in plan}
+
+
+def _assemble(entry: Entry, parts: list[Stored]) -> Stored:
+    if entry.transposed:
+        parts = [part.transposed for part in parts]
+    if len(parts) == 1:
+        return parts[0]
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    dtype = parts[0].dtype
+    for part in parts:
+        dtype = torch.promote_types(dtype, part.dtype)
+    return Stored(shape, dtype, lambda: torch.cat([part.read().to(dtype) for part in parts]))
+
+
+def scatter(plan: list[Entry], weights: dict[str, Stored]) -> dict[str, Stored]:
+    """Our tensors under their names: the inverse of `gather`."""
+    result = {}
+    for entry in plan:
+        start = 0
+        for name, shape in zip(entry.theirs, entry.shapes):
+            count = shape[-1] if entry.transposed else shape[0]
+            part = weights[entry.ours].rows(start, count)
+            result[name] = part.transposed if entry.transposed else part
+            start += count
+    return result

@@ -1,0 +1,180 @@
+"""Checkpoints written tensor by tensor: converting needs little more memory than the largest one takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lit_gpt.checkpoint import model_checkpoint
+from lit_gpt.command import note
+from lit_gpt.convert.hf import plan_of
+from lit_gpt.convert.hf_config import read_config, write_config
+from lit_gpt.convert.source import Source
+from lit_gpt.convert.tokenizer_json import write_tokenizer, write_tokenizer_config
+from lit_gpt.convert.weights import Stored, model_shapes, scatter
+from lit_gpt.errors import UserError
+from lit_gpt.files import atomic_write, sync_folder
+
+SHARD_BYTES = 5_000_000_000
+_NOTE_BYTES = 1 << 30  # a remark for each GiB
+
+
+def check_absent(path: Path) -> None:
+    """Raise UserError if there is something at `path`: nothing is overwritten."""
+    if path.exists():
+        raise UserError(f"{path} exists already: remove it, or choose another name")
+
+
+def write_lit_gpt(source: Source, path: Path) -> None:
+    """One `.ckpt` with config and tokenizer inside.
+
+    torch.save lays out the file for tensors without data, then each is read and put in its place.
+
+    Raises:
+        UserError: if `path` exists.
+    """
+    check_absent(path)
+    with FakeTensorMode():
+        state = {name: torch.empty(stored.shape, dtype=stored.dtype) for name, stored in source.weights.items()}
+    if source.config.tie_embeddings:
+        state["lm_head.weight"] = state["wte.weight"]
+    with atomic_write(path, "w+b") as file:
+        with torch.serialization.skip_data(materialize_fake_tensors=True):
+            torch.save(model_checkpoint(source.config, source.tokenizer, state), file)
+        file.seek(0)
+        with FakeTensorMode():
+            laid_out = torch.load(file, weights_only=True)["state_dict"]
+        for name, stored in _with_notes(source.weights):
+            file.seek(laid_out[f"model.{name}"].untyped_storage()._checkpoint_offset)
+            _write_tensor(file, stored)
+
+
+def write_hf(source: Source, folder: Path) -> None:
+    """A folder that `from_pretrained` of transformers loads.
+
+    Raises:
+        UserError: if `folder` exists, or no architecture of transformers expresses the model.
+    """
+    check_absent(folder)
+    config = write_config(source.config, source.name)
+    tokenizer = source.tokenizer
+    eos, bos = (None, None) if tokenizer is None else (tokenizer.eot_id, tokenizer.bos_id)
+    config |= {"eos_token_id": eos, "bos_token_id": bos, "torch_dtype": _dtype_name(source)}
+    files: dict[str, dict[str, Any]] = {
+        "config.json": config,
+        "generation_config.json": {"eos_token_id": eos, "bos_token_id": bos, "pad_token_id": eos},
+    }
+    if tokenizer is not None:
+        files["tokenizer.json"] = write_tokenizer(tokenizer, source.name)
+        files["tokenizer_config.json"] = write_tokenizer_config(tokenizer, source.config.block_size)
+    weights = _without_padding(source)
+    with _whole_folder(folder) as unfinished:
+        for name, values in files.items():
+            with atomic_write(unfinished / name, "w") as file:
+                json.dump(values, file, ensure_ascii=False, indent=None if name == "tokenizer.json" else 2)
+        _write_shards(unfinished, _their_tensors(config["model_type"], config, weights))
+
+
+def _dtype_name(source: Source) -> str:
+    dtypes = [stored.dtype for stored in source.weights.values()]
+    return str(max(set(dtypes), key=dtypes.count)).removeprefix("torch.")
+
+
+def _without_padding(source: Source) -> dict[str, Stored]:
+    """Rows past the vocabulary cut off: their logits never leave our model, transformers would sample from them."""
+    size = source.config.vocab_size
+    padded = {"wte.weight", "lm_head.weight", "lm_head.bias"}
+    return {n: s.rows(0, size) if n in padded else s for n, s in source.weights.items()}
+
+
+def _their_tensors(model_type: str, config: dict[str, Any], weights: dict[str, Stored]) -> dict[str, Stored]:
+    """All tensors of a folder of `model_type`; biases that it has and our model has not are zero."""
+    theirs = read_config(config, "config.json")
+    dtype = weights["wte.weight"].dtype
+    zeros = {
+        name: Stored(shape, dtype, partial(torch.zeros, shape, dtype=dtype))
+        for name, shape in model_shapes(theirs).items()
+        if name not in weights
+    }
+    return scatter(plan_of(model_type, theirs), weights | zeros)
+
+
+def _write_shards(folder: Path, tensors: dict[str, Stored]) -> None:
+    shards: list[dict[str, Stored]] = [{}]
+    for name, stored in tensors.items():
+        if shards[-1] and sum(s.nbytes for s in shards[-1].values()) + stored.nbytes > SHARD_BYTES:
+            shards.append({})
+        shards[-1][name] = stored
+    if len(shards) == 1:
+        return _write_safetensors(folder / "model.safetensors", shards[0])
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    where = {name: shard_name for shard_name, shard in zip(names, shards) for name in shard}
+    total = sum(stored.nbytes for stored in tensors.values())
+    with atomic_write(folder / "model.safetensors.index.json", "w") as file:
+        json.dump({"metadata": {"total_size": total}, "weight_map": where}, file, indent=2)
+    for shard_name, shard in zip(names, shards):
+        _write_safetensors(folder / shard_name, shard)
+
+
+_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Stored]) -> None:
+    """The format's header (length, then JSON), and the tensors one after another."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, stored in tensors.items():
+        start, end = end, end + stored.nbytes
+        header[name] = {"dtype": _NAMES[stored.dtype], "shape": list(stored.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with atomic_write(path) as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for _, stored in _with_notes(tensors):
+            _write_tensor(file, stored)
+
+
+def _write_tensor(file: IO[bytes], stored: Stored) -> None:
+    tensor = stored.read()
+    if tensor.shape != stored.shape or tensor.dtype != stored.dtype:
+        raise UserError("the source changed while it was read: convert it again")
+    file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _with_notes(tensors: dict[str, Stored]) -> Iterator[tuple[str, Stored]]:
+    """The items of `tensors`, with a remark from time to time on how far the work is."""
+    total, done, noted = sum(stored.nbytes for stored in tensors.values()), 0, 0
+    for name, stored in tensors.items():
+        yield name, stored
+        done += stored.nbytes
+        if done - noted >= _NOTE_BYTES:
+            noted = done
+            note(f"{done / 2**30:.0f} of {total / 2**30:.0f} GiB")
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its name if the body succeeds, and is removed if it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    try:
+        yield unfinished
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(unfinished, 0o777 & ~umask)
+        os.rename(unfinished, folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
