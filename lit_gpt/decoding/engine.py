@@ -26,13 +26,13 @@ from lit_gpt.decoding.output import Output
 from lit_gpt.decoding.params import NGRAM, GenerationConfig
 from lit_gpt.decoding.processors import Processors, pick
 from lit_gpt.decoding.rows import Feed, Rows
-from lit_gpt.decoding.run import Run, Steps, Value
+from lit_gpt.decoding.run import Run, Strategy, Value
 from lit_gpt.decoding.sample import sample
 from lit_gpt.decoding.text import Ending
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
-STRATEGIES: dict[str, Callable[[Run], Steps]] = {
+STRATEGIES: dict[str, Strategy] = {
     "sample": sample,
     "greedy": sample,
 }
@@ -107,13 +107,20 @@ class Engine:
 
     # --- requests -------------------------------------------------------------------------------------------------
 
-    def submit(self, prompt_ids: Sequence[int], generation: GenerationConfig, value: Value | None = None) -> int:
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        generation: GenerationConfig,
+        value: Value | None = None,
+        strategy: Strategy | None = None,
+    ) -> int:
         """Queue a request.
 
         Args:
             prompt_ids: the prompt; none to start from end-of-text.
             generation: its settings.
             value: rates texts for `mcts`; None for the model's own likelihood.
+            strategy: a strategy of the caller's own; None for the one that `generation` names.
 
         Returns:
             Its id, which its outputs carry.
@@ -142,6 +149,7 @@ class Engine:
                     self.rows,
                     ending,
                     processors,
+                    strategy or STRATEGIES[generation.strategy],
                     self.tokenizer,
                     self._draft if generation.draft != NGRAM else None,
                     value,
@@ -155,12 +163,6 @@ class Engine:
             run.stop("cancelled")
             self._outbox += run.news()
             (self._queue if run in self._queue else self._runs).remove(run)
-
-    def cancel_all(self) -> None:
-        """Drop everything, outputs that nobody has taken included."""
-        for request in {run.request for run in (*self._queue, *self._runs)}:
-            self.cancel(request)
-        self._outbox.clear()
 
     @property
     def has_work(self) -> bool:
@@ -176,6 +178,11 @@ class Engine:
     def n_waiting(self) -> int:
         """Continuations that wait for rows."""
         return len(self._queue)
+
+    @property
+    def waiting(self) -> set[int]:
+        """Requests of which something still waits for rows."""
+        return {run.request for run in self._queue}
 
     def drain(self) -> Iterator[Output]:
         """Step until nothing is left to do."""
@@ -206,7 +213,7 @@ class Engine:
             run = self._queue.popleft()
             taken += run.generation.rows
             self._runs.append(run)
-            run.start(STRATEGIES[run.generation.strategy])
+            run.start()
 
     def _waiting_for(self, rows: Rows) -> list[Feed]:
         return [feed for run in self._runs for feed in run.feeds if not feed.done and feed.row.home is rows]

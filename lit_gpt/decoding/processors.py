@@ -173,15 +173,23 @@ def pick(processors: Sequence[Processors], logits: Tensor) -> list[int]:
 
 def _draw(processors: list[Processors], logits: Tensor) -> Tensor:
     """(B,) tokens for continuations that differ in numbers but not in which filters they have."""
+    uniforms = torch.tensor([[item.uniform()] for item in processors], dtype=L.widest(logits)).to(logits.device)
+    logits, ids = line(processors, logits)
+    places = L.choose(logits, uniforms)
+    return places if ids is None else ids.gather(-1, places[:, None])[:, 0]
+
+
+def line(processors: Sequence[Processors], logits: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a draw inverts the cumulative sum of: (B, n) shaped logits, and their ids where they are in another order.
+
+    Args:
+        processors: that have the same filters.
+        logits: (B, V), adjusted.
+    """
     first = processors[0].generation
-    numbers = torch.tensor(
-        [
-            [item.uniform(), item.generation.temperature, item.generation.top_p, item.generation.min_p]
-            for item in processors
-        ],
-        dtype=L.widest(logits),
-    ).to(logits.device)[:, :, None]
-    uniforms, heat, share, least = numbers.unbind(1)
+    columns = [[item.generation.temperature, item.generation.top_p, item.generation.min_p] for item in processors]
+    numbers = torch.tensor(columns, dtype=L.widest(logits)).to(logits.device)[:, :, None]
+    heat, share, least = numbers.unbind(1)
     logits = L.temperature(logits, heat.to(logits.dtype))
     ids = None
     if first.top_k is not None or first.top_p < 1:
@@ -190,8 +198,7 @@ def _draw(processors: list[Processors], logits: Tensor) -> Tensor:
             logits = L.nucleus(logits, share.to(logits.dtype), total)
     if first.min_p > 0:
         logits = L.min_p(logits, least.to(logits.dtype))
-    places = L.choose(logits, uniforms)
-    return places if ids is None else ids.gather(-1, places[:, None])[:, 0]
+    return logits, ids
 
 
 def _bias(generation: GenerationConfig, end_ids: list[int], n_vocab: int, device: torch.device | str) -> Tensor | None:

@@ -84,6 +84,7 @@ class Rows:
         capacity: tokens of one row, the model's `block_size`.
         forwards: forward passes so far.
         fed: tokens fed so far, padding not counted.
+        reused: prompt tokens so far that another row had computed.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Rows:
         self.device = torch.device(device)
         self.forwards = 0
         self.fed = 0
+        self.reused = 0
         self._chunk = prefill_chunk
         self._cache = KVCache(config, n_row, config.block_size, dtype, device)
         self._held: list[Row | None] = [None] * n_row  # by slot: its row, or the freed row it still remembers
@@ -152,6 +154,12 @@ class Rows:
         """Tokens of `row`'s window that the cache holds."""
         return self._cache.lengths[row.slot]
 
+    @property
+    def load(self) -> float:
+        """Share of the cache that live rows fill."""
+        used = sum(n for slot, n in enumerate(self._cache.lengths) if self._is_live(slot))
+        return used / (self.n_row * self.capacity)
+
     # --- slots ----------------------------------------------------------------------------------------------------
 
     def _take_slot(self, ids: Sequence[int]) -> int:
@@ -185,6 +193,7 @@ class Rows:
             shared = max(0, min(shared, len(row.ids) - 1))
             row.end_of_prompt = None
         self._cache.lengths[row.slot] = shared
+        self.reused += shared
 
     def _pack(self, rows: list[Row]) -> None:
         """Move rows from the far end into free slots between, until `rows` are one slice of the cache."""
@@ -297,6 +306,7 @@ class Rows:
                 continue
             if self.pending(row) == 0:  # its keys are known, what they led to is not: compute the last token again
                 self._cache.truncate(row.slot, self._cache.lengths[row.slot] - 1)
+                self.reused -= 1
             rest.append(feed)
         return ready, rest
 
@@ -330,6 +340,7 @@ class Rows:
                 best, source = known, other
         if source is not None:
             self._cache.copy(source.slot, row.slot, best, start=have)
+            self.reused += best - have
             row.end_of_prompt = source.end_of_prompt if best == len(row.ids) else None
 
     def _finish_from_prompt(self, feed: Feed) -> bool:

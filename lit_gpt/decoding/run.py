@@ -17,6 +17,8 @@ from lit_gpt.tokenizer import Tokenizer
 Steps = Generator[list[Feed], list[Feed], None]
 """A strategy: yields what to feed, is resumed with the same feeds when all of them are done."""
 
+Strategy = Callable[["Run"], Steps]
+
 Value = Callable[[list[int]], float]
 """Rates a text, given as ids, prompt included: for `mcts`, larger is better, best within [0, 1]."""
 
@@ -37,6 +39,7 @@ class Run:
         ending: when it ends.
         processors: what its next token's logits go through.
         value: rates a text, for `mcts`; None for the model's own likelihood.
+        strategy: what decides its tokens.
         tokenizer: None for bare ids.
         feeds: what it waits for.
         closed: whether it has ended.
@@ -51,6 +54,7 @@ class Run:
         rows: Rows,
         ending: Ending,
         processors: Processors,
+        strategy: Strategy,
         tokenizer: Tokenizer | None = None,
         draft: Rows | None = None,
         value: Value | None = None,
@@ -63,6 +67,7 @@ class Run:
         self.draft = draft
         self.ending = ending
         self.processors = processors
+        self.strategy = strategy
         self.value = value
         self.tokenizer = tokenizer
         self.feeds: list[Feed] = []
@@ -158,9 +163,9 @@ class Run:
 
     # --- the engine's side ----------------------------------------------------------------------------------------
 
-    def start(self, strategy: Callable[[Run], Steps]) -> None:
+    def start(self) -> None:
         """Begin; `feeds` is then what to compute first, or the run is over."""
-        self._steps = self._all(strategy)
+        self._steps = self._all()
         self._take(next(self._steps, None))
 
     def resume(self) -> None:
@@ -171,9 +176,9 @@ class Run:
         except StopIteration:
             self._take(None)
 
-    def _all(self, strategy: Callable[[Run], Steps]) -> Steps:
+    def _all(self) -> Steps:
         if self.ending.limit > 0:
-            yield from strategy(self)
+            yield from self.strategy(self)
             return
         if self.generation.prompt_logprobs is not None and self.index == 0:
             yield from self.read_prompt()
