@@ -164,6 +164,12 @@ class Engine:
             self._outbox += run.news()
             (self._queue if run in self._queue else self._runs).remove(run)
 
+    def cancel_all(self) -> None:
+        """Drop everything, outputs that nobody has taken included."""
+        for request in {run.request for run in (*self._queue, *self._runs)}:
+            self.cancel(request)
+        self._outbox.clear()
+
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
