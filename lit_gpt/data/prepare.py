@@ -1,0 +1,330 @@
+"""`lit_gpt prepare`: from text to token shards, in parallel, in bounded memory, and once more after a kill.
+
+One process reads and cuts, workers tokenize, and the reading process writes their results in order. So what is written
+depends on the input alone, however many workers there are and whenever one run ended and the next went on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionYesNo
+
+from lit_gpt.command import make_parser, note
+from lit_gpt.data.index import Shard, ShardIndex
+from lit_gpt.data.journal import DOWNLOADS, Journal, locked
+from lit_gpt.data.readers import DOCUMENT, Text, read_texts
+from lit_gpt.data.shards import ShardWriter, dtype_for, load_index, write_shard
+from lit_gpt.data.show import check, show
+from lit_gpt.data.sources import OnRead, Source, fetch, find_sources
+from lit_gpt.data.splits import ENOUGH, Piece, Split
+from lit_gpt.data.workers import Job, Result, Workers
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer import FILE_NAME as TOKENIZER
+from lit_gpt.tokenizer import Tokenizer, get_tokenizer, is_trained, train_tokenizer
+
+RULES = 1  # raise it when the same input is to give other shards
+JOB = 1 << 19  # characters that a worker gets at a time
+SAMPLE = 1 << 25  # bytes of text from which byte-pair merges are learned
+WORTH_A_WORKER = 1 << 22  # bytes of input below which another process does not pay
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def prepare(
+    inputs: str | Sequence[str],
+    output: str | os.PathLike[str],
+    tokenizer: str = "gpt2",
+    text_field: str = "text",
+    val_split: str = "auto",
+    workers: int | None = None,
+    shard_tokens: int = 100_000_000,
+    overwrite: bool = False,
+) -> ShardIndex:
+    """Tokenize texts into a folder of shards, or go on with one that was not finished.
+
+    Args:
+        inputs: files, folders, globs, addresses, or "stdlib".
+        output: the folder; it gets the shards, `index.json` and `tokenizer.json`.
+        tokenizer: "gpt2", "cl100k_base", …, "char", "byte", "bpe:4096", or a saved one's path.
+        text_field: the field of .jsonl, .csv and .parquet that holds the text.
+        val_split: "auto", "hash:0.01" (that share of the documents) or "tail:0.1" (the last tenth of the text).
+        workers: processes that tokenize; None is one for each core.
+        shard_tokens: a shard ends after so many tokens.
+        overwrite: replace other shards in `output`.
+
+    Returns:
+        The index of the folder.
+
+    Raises:
+        UserError: bad input, or a full disk. After bad input nothing is left behind; what was finished when the disk
+            was full is kept, and the same call goes on from there.
+    """
+    rule, folder = Split.parse(val_split), Path(output)
+    if shard_tokens < 1 or (workers is not None and workers < 1):
+        raise UserError(f"workers {workers} and shard_tokens {shard_tokens} must be at least 1")
+    sources = find_sources([inputs] if isinstance(inputs, str) else inputs, folder / DOWNLOADS)
+    ready = None if is_trained(tokenizer) else get_tokenizer(tokenizer)
+    recipe = {
+        "rules": RULES,
+        "sources": [source.fingerprint for source in sources],
+        "tokenizer": ready.hash if ready else tokenizer,
+        "options": [text_field, str(rule), shard_tokens],
+    }
+    with locked(folder):
+        journal = Journal.open(folder, recipe, overwrite)
+        if journal.finished and journal.split:
+            note(f"{folder} already holds exactly this")
+            return load_index(folder)
+        with _tidied(journal):
+            _fetch_all(sources)
+            if journal.split is None:
+                journal.begin(*_settled(rule, sources, text_field))
+            chosen = _tokenizer(ready, tokenizer, sources, text_field, folder)
+            _write_shards(journal, chosen, sources, text_field, workers or _cores(), shard_tokens)
+            return _finish(journal, chosen)
+
+
+@contextmanager
+def _tidied(journal: Journal) -> Iterator[None]:
+    """Bad input leaves nothing behind; a full disk leaves what is whole."""
+    try:
+        yield
+    except UserError:
+        journal.abandon()
+        raise
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        if not journal.shards:
+            journal.abandon()
+        kept = f"its {len(journal.shards)} finished shards are kept" if journal.shards else "nothing was kept"
+        raise UserError(
+            f"{journal.folder}: the disk is full ({error.strerror}); {kept}; free some space and run the same again"
+        ) from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _fetch_all(sources: list[Source]) -> None:
+    wanted = [source for source in sources if source.url and not source.path.exists()]
+    if wanted:
+        with _progress("fetch", None) as (on_read, _):
+            for source in wanted:
+                fetch(source, on_read)
+
+
+# ---------------------------------------------------------------- what has to be known before the first token
+
+
+def _settled(rule: Split, sources: list[Source], text_field: str) -> tuple[Split, int]:
+    """The rule with "auto" resolved, and the bytes of text it reckons with (files of plain text need not be read)."""
+    size = sum(source.size for source in sources)
+    if rule.kind == "hash":
+        return rule, size
+    if all(source.kind == "text" and not source.packing for source in sources):
+        documents = sum(1 + source.size // DOCUMENT for source in sources)
+        return rule.settle(documents, size), size
+    documents = length = 0
+    with _progress("measure", size) as (on_read, _):
+        for text, ends in _texts(sources, text_field, on_read):
+            documents += ends
+            length += len(text.encode())
+            if rule.kind == "auto" and documents >= ENOUGH:
+                return rule.settle(documents, size), size
+    return rule.settle(max(documents, 1), length), length
+
+
+def _tokenizer(ready: Tokenizer | None, spec: str, sources: list[Source], text_field: str, folder: Path) -> Tokenizer:
+    """The tokenizer, which is in the folder afterwards; one that an earlier run trained is read from there."""
+    if ready is None and (folder / TOKENIZER).exists():
+        return Tokenizer.load(folder)
+    if ready is None:
+        with _progress(f"train {spec}", sum(source.size for source in sources)) as (on_read, _):
+            texts = _texts(sources, text_field, on_read) if spec == "char" else _sample(sources, text_field, on_read)
+            ready = train_tokenizer(spec, (text for text, _ in texts))
+    ready.save(folder / TOKENIZER)
+    return ready
+
+
+def _texts(sources: list[Source], text_field: str, on_read: OnRead) -> Iterator[Text]:
+    for source in sources:
+        yield from read_texts(source, text_field, on_read)
+
+
+def _sample(sources: list[Source], text_field: str, on_read: OnRead) -> Iterator[Text]:
+    """About `SAMPLE` bytes, spread over the sources by size: of a large one the beginning, of many small ones some."""
+    total = sum(source.size for source in sources)
+    allowed = taken = 0.0
+    for source in sources:
+        allowed += source.size * min(1.0, SAMPLE / total)
+        texts = read_texts(source, text_field, on_read)
+        while taken < allowed and (text := next(texts, None)):
+            taken += len(text.text.encode())
+            yield text
+
+
+# ---------------------------------------------------------------- the work
+
+
+def _write_shards(
+    journal: Journal, tokenizer: Tokenizer, sources: list[Source], text_field: str, workers: int, shard_tokens: int
+) -> None:
+    """Write the shards that are not there yet, a train and a validation shard at a time."""
+    assert journal.split
+    size = sum(source.size for source in sources)
+    dtype = dtype_for(tokenizer.n_vocab)
+    count = min(workers, 1 + size // WORTH_A_WORKER)
+    with _progress("tokenize", size) as (on_read, on_text), Workers(tokenizer, dtype, count) as pool:
+        pieces = journal.split.assign(_texts(sources, text_field, on_read), journal.size)
+        # What finished shards hold is read again, at a hundred times the speed of tokenizing, but not tokenized.
+        results = pool.map(islice(_jobs(pieces), journal.jobs, None))
+        while True:
+            jobs, shards = _write_pair(results, journal, dtype, shard_tokens, on_text)
+            if not jobs:
+                return
+            journal.add(jobs, shards)
+
+
+def _jobs(pieces: Iterable[Piece]) -> Iterator[Job]:
+    job: Job = []
+    size = 0
+    for piece in pieces:
+        job.append((piece.text, piece.ends, piece.split))
+        size += len(piece.text)
+        if size >= JOB:
+            yield job
+            job, size = [], 0
+    if job:
+        yield job
+
+
+def _write_pair(
+    results: Iterator[Result], journal: Journal, dtype: str, shard_tokens: int, on_text: OnRead
+) -> tuple[int, list[Shard]]:
+    """Write the next shard of each split; both end with the same job, so that a resumed run begins with the next.
+
+    Returns:
+        The number of jobs in them, and the shards of the splits that got any tokens.
+    """
+    writers: dict[str, ShardWriter] = {}
+    jobs = tokens = 0
+    with ExitStack() as stack:
+        for result in results:
+            jobs += 1
+            for split, encoded in result.items():
+                if split not in writers:
+                    number = sum(shard.split == split for shard in journal.shards)
+                    path = journal.folder / f"{split}_{number:06d}.bin"
+                    writers[split] = stack.enter_context(write_shard(path, dtype))
+                writers[split].add(encoded.tokens, encoded.documents, encoded.text_bytes)
+                tokens += encoded.tokens.size
+                on_text(encoded.text_bytes)
+            if tokens >= shard_tokens:
+                break
+    return jobs, [writer.shard for writer in writers.values()]
+
+
+def _finish(journal: Journal, tokenizer: Tokenizer) -> ShardIndex:
+    """Write the index, which makes the folder complete.
+
+    Raises:
+        UserError: nothing to train on.
+    """
+    shards = sorted(journal.shards, key=lambda shard: shard.name)
+    if not any(shard.split == "train" for shard in shards):
+        why = "all of the text fell into validation" if shards else "the input holds no text"
+        raise UserError(f"nothing to train on: {why}; give more text, or a smaller --val_split such as tail:0.1")
+    if not any(shard.split == "val" for shard in shards):
+        note(f"no document fell into validation by {journal.split}; --val_split tail:0.1 always holds some text out")
+    index = ShardIndex(
+        dtype=dtype_for(tokenizer.n_vocab),
+        shards=tuple(shards),
+        tokenizer=tokenizer.name,
+        tokenizer_hash=tokenizer.hash,
+        vocab_size=tokenizer.n_vocab,
+        eot_id=tokenizer.eot_id,
+        eot_position=None if tokenizer.eot_id is None else "after",
+    )
+    index.save(journal.folder)
+    journal.remove_downloads()
+    return index
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[tuple[OnRead, OnRead]]:
+    """A bar on stderr; gives a function to count bytes read and one to count bytes of text tokenized."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    percent, rate = TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), percent, rate, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        bar.add_task(what, total=total, rate="")
+        task = bar.tasks[0]
+        text = 0
+
+        def on_text(count: int) -> None:
+            nonlocal text
+            text += count
+            bar.update(task.id, rate=f"{text / 1e6 / max(task.elapsed or 0, 1e-3):.1f} MB/s")
+
+        yield lambda count: bar.advance(task.id, count), on_text
+
+
+def summary(index: ShardIndex) -> str:
+    """Documents, bytes, tokens and bytes per token, by split and in all."""
+    lines = [f"{'':<6}{'documents':>12}{'bytes':>18}{'tokens':>18}{'bytes/token':>13}"]
+    for name in ("train", "val", "all"):
+        shards = index.shards if name == "all" else index.split(name)
+        documents, size = sum(shard.documents for shard in shards), sum(shard.text_bytes for shard in shards)
+        tokens = sum(shard.tokens for shard in shards)
+        lines.append(f"{name:<6}{documents:>12,}{size:>18,}{tokens:>18,}{size / max(tokens, 1):>13.3f}")
+    return "\n".join(lines)
+
+
+def _parser() -> Any:
+    parser = make_parser("prepare", "Turn text into token shards.")
+    add = parser.add_argument
+    add("inputs", nargs="*", type=str, metavar="INPUT", help='files, folders, globs, addresses, or "stdlib"')
+    add("--output", type=str | None, metavar="DIR", help="the folder for the shards")
+    add(
+        "--tokenizer",
+        type=str | None,
+        help="gpt2 (default), cl100k_base, …, char, byte, bpe:4096, or a saved one's path",
+    )
+    add("--text_field", type=str, default="text", help="the field of .jsonl, .csv and .parquet that holds the text")
+    add("--val_split", type=str, default="auto", help="auto, hash:0.01 (of documents) or tail:0.1 (of the text)")
+    add("--workers", type=int | None, help="processes that tokenize (default: one for each core)")
+    add("--shard_tokens", type=int, default=100_000_000, help="a shard ends after so many tokens")
+    add("--overwrite", type=bool, action=ActionYesNo, default=False, help="replace other shards in the output folder")
+    add("--check", type=str | None, metavar="DIR", help="verify a folder of shards instead")
+    add("--show", type=str | None, metavar="DIR", help="print the first documents of a folder of shards instead")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """`lit_gpt prepare`."""
+    args = _parser().parse_args(argv)
+    if args.check:
+        index = check(args.check, args.tokenizer)
+        print(f"{args.check}: {len(index.shards)} shards are all right\n{summary(index)}")
+    elif args.show:
+        for line in show(args.show, args.tokenizer):
+            print(line)
+    elif not args.inputs or not args.output:
+        raise UserError("name what to prepare and where to, such as: lit_gpt prepare my_texts/ --output data/mine")
+    else:
+        options = ("text_field", "val_split", "workers", "shard_tokens", "overwrite")
+        chosen = {name: args[name] for name in options}
+        print(summary(prepare(args.inputs, args.output, args.tokenizer or "gpt2", **chosen)))

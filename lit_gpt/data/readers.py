@@ -1,0 +1,246 @@
+"""Read texts as pieces of bounded size, from plain files and from tables, compressed or not.
+
+Whatever the input, what comes out is a stream of `Text`s: at most `PIECE` characters, cut where a tokenizer would cut
+too, and marked where a document ends. Memory stays bounded by the longest line of a table, never by a file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import IO, Any, NamedTuple
+
+from lit_gpt.data.sources import OnRead, Source
+from lit_gpt.errors import UserError, nearest
+
+PIECE = 1 << 18  # characters: long enough to keep a tokenizer busy, short enough to share among workers
+DOCUMENT = 1 << 24  # characters after which one text goes on as another document, cut at a line end
+LONGEST_LINE = 1 << 26  # characters of one line of a .jsonl or .csv, which has to be in memory as a whole
+
+
+class Text(NamedTuple):
+    """Up to `PIECE` characters of a document; `ends` if the document ends with them."""
+
+    text: str
+    ends: bool
+
+
+def read_texts(source: Source, text_field: str, on_read: OnRead = lambda count: None) -> Iterator[Text]:
+    """The documents of one source, in pieces; a text file is one document, a row of a table is one.
+
+    Raises:
+        UserError: binary, not UTF-8 (with the byte offset), damaged, or without the field.
+    """
+    try:
+        if source.kind == "text":
+            yield from pieces(_characters(source, on_read))
+        else:
+            for text in _ROWS[source.kind](source, text_field, on_read):
+                yield from pieces([text])
+    except FileNotFoundError as error:
+        raise UserError(f"{source.name}: vanished while it was read; run prepare again") from error
+    except PermissionError as error:
+        raise UserError(f"{source.name}: may not be read ({error.strerror}); change its permissions") from error
+
+
+def pieces(parts: Iterable[str]) -> Iterator[Text]:
+    """One document, given in parts of any size, as pieces; how it comes in does not change how it is cut.
+
+    A document longer than `DOCUMENT` becomes several. An empty one gives nothing.
+    """
+    rest, length = "", 0
+    for part in parts:
+        rest += part
+        while len(rest) > PIECE:
+            cut = best_cut(rest, PIECE)
+            length += cut
+            ends = length >= DOCUMENT
+            yield Text(rest[:cut], ends)
+            rest, length = rest[cut:], 0 if ends else length
+    if rest:
+        yield Text(rest, True)
+
+
+def best_cut(text: str, limit: int) -> int:
+    """Where to cut a text that is longer than `limit`: in 1 … limit, if possible where a tokenizer's pieces end too.
+
+    That is after a line end before something that is no space, since GPT-2's, GPT-4's and our own patterns start a
+    piece there; failing that any line end, a space, and at last anywhere.
+    """
+    line = stop = text.rfind("\n", 0, limit) + 1
+    for _ in range(1000):  # a bound for texts of empty lines
+        if stop == 0:
+            break
+        if not text[stop].isspace():
+            return stop
+        stop = text.rfind("\n", 0, stop - 1) + 1
+    return line or max(text.rfind(" ", 1, limit), 0) or limit
+
+
+def _characters(source: Source, on_read: OnRead) -> Iterator[str]:
+    """The text of a file, decoded as it comes; a byte-order mark at its start is no text."""
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
+    offset = 0
+    for data in chain(_unpacked(source, on_read), [b""]):
+        start = offset - len(decoder.getstate()[0])  # of what is decoded now
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            zero, place = data.find(b"\0"), start + error.start
+            if zero < 0 or offset + zero > place:
+                raise UserError(
+                    f"{source.name}: not UTF-8 at byte {place} (0x{error.object[error.start]:02x}); "
+                    "convert it, for example with iconv -f GB18030 -t UTF-8, or -f LATIN1, or -f UTF-16"
+                ) from error
+            text = "\0"
+        if "\0" in text:
+            raise UserError(
+                f"{source.name}: binary, not text: byte {offset + data.find(0)} is zero; name files of text"
+            )
+        yield text.removeprefix("\ufeff") if offset == 0 else text
+        offset += len(data)
+
+
+def _unpacked(source: Source, on_read: OnRead) -> Iterator[bytes]:
+    """A file's content, decompressed, in parts of about 256 KiB."""
+    with open(source.path, "rb") as file:
+        raw = _Counted(file, on_read)
+        if source.packing == ".zst":
+            yield from _zstd(source, raw)
+            return
+        stream: Any = gzip.GzipFile(fileobj=raw) if source.packing == ".gz" else raw  # type: ignore[call-overload]
+        try:
+            while data := stream.read(PIECE):
+                yield data
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{source.name}: damaged or truncated gzip ({error}); fetch it again") from error
+
+
+class _Counted:
+    """A file that tells how many bytes were read from it."""
+
+    def __init__(self, file: IO[bytes], on_read: OnRead) -> None:
+        self._file, self._on_read = file, on_read
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._on_read(len(data))
+        return data
+
+
+def _zstd(source: Source, raw: _Counted) -> Iterator[bytes]:
+    """Frames one after another. The library's own reader takes a truncated file for a short one."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(f"{source.name}: reading .zst needs zstandard: pip install 'lit_gpt[zstd]'") from error
+    frame, whole = zstandard.ZstdDecompressor().decompressobj(), True
+    try:
+        while data := raw.read(1 << 14):  # small, for a frame of few bytes can unfold to very many
+            while data:
+                if whole and frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(data)
+                whole = frame.eof
+                data = frame.unused_data if whole else b""
+    except zstandard.ZstdError as error:
+        raise UserError(f"{source.name}: damaged zstd ({error}); fetch it again") from error
+    if not whole:
+        raise UserError(f"{source.name}: truncated zstd; fetch it again")
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _lines(source: Source, on_read: OnRead) -> Iterator[str]:
+    """Lines with their ends; only "\\n" ends one, so that a quoted field keeps what else looks like a line end."""
+    rest = ""
+    for characters in _characters(source, on_read):
+        *lines, rest = (rest + characters).split("\n")
+        for line in lines:
+            yield line + "\n"
+        if len(rest) > LONGEST_LINE:
+            raise UserError(f"{source.name}: a line is longer than {LONGEST_LINE} characters; is it really a table?")
+    if rest:
+        yield rest
+
+
+def _json_rows(source: Source, text_field: str, on_read: OnRead) -> Iterator[str]:
+    for number, line in enumerate(_lines(source, on_read), 1):
+        if line.isspace():
+            continue
+        where = f"{source.name}: line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f'{where} is not an object such as {{"{text_field}": "…"}}')
+        yield _checked(row, text_field, where)
+
+
+def _csv_rows(source: Source, text_field: str, on_read: OnRead) -> Iterator[str]:
+    csv.field_size_limit(LONGEST_LINE)
+    rows = csv.reader(_lines(source, on_read), delimiter="\t" if source.kind == "tsv" else ",", strict=True)
+    try:
+        header = next(rows, [])
+        _checked(dict.fromkeys(header, ""), text_field, f"{source.name}: the header")
+        for row in rows:
+            if row:
+                yield _checked(dict(zip(header, row)), text_field, f"{source.name}: line {rows.line_num}")
+    except csv.Error as error:
+        raise UserError(f"{source.name}: line {rows.line_num} is not CSV ({error})") from error
+
+
+def _parquet_rows(source: Source, text_field: str, on_read: OnRead) -> Iterator[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{source.name}: reading .parquet needs pyarrow: pip install 'lit_gpt[parquet]'") from error
+    try:
+        # Read as a stream: by default whole column chunks are fetched ahead, hundreds of megabytes.
+        with pyarrow.parquet.ParquetFile(source.path, pre_buffer=False, buffer_size=1 << 20) as table:
+            _checked(dict.fromkeys(table.schema_arrow.names, ""), text_field, f"{source.name}: the table")
+            size, groups = source.size, table.num_row_groups
+            for group in range(groups):
+                for batch in table.iter_batches(64, [group], [text_field], use_threads=False):
+                    for value in batch.column(0):
+                        yield _checked({text_field: value.as_py()}, text_field, f"{source.name}: row group {group}")
+                on_read(size * (group + 1) // groups - size * group // groups)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{source.name}: not a parquet file, or damaged ({error})") from error
+
+
+_ROWS: dict[str, Callable[[Source, str, OnRead], Iterator[str]]] = {
+    "jsonl": _json_rows,
+    "csv": _csv_rows,
+    "tsv": _csv_rows,
+    "parquet": _parquet_rows,
+}
+
+
+def _checked(row: dict[str, Any], text_field: str, where: str) -> str:
+    """The text of a row.
+
+    Raises:
+        UserError: no such field, no string in it, or one that is no Unicode text.
+    """
+    if text_field not in row:
+        raise UserError(f'{where} has no field "{text_field}", name it with --text_field: {nearest(text_field, row)}')
+    text = row[text_field]
+    if not isinstance(text, str):
+        raise UserError(f'{where}: field "{text_field}" is not a string but {type(text).__name__}')
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{where}: a lone surrogate at character {error.start}, which is no Unicode text"
+            ) from error
+    return text

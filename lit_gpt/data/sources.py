@@ -1,0 +1,182 @@
+"""Find the inputs of a preparation: files, folders, globs, addresses, and the standard library of this Python."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import sysconfig
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_gpt.errors import UserError, nearest
+from lit_gpt.files import atomic_write
+
+STDLIB = "stdlib"
+TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+PACKINGS = {".gz", ".zst"}
+# What is taken from a folder; a file that is named is taken whatever its suffix.
+TEXTS = """
+    .txt .text .md .markdown .rst .tex .org .adoc .html .htm .xml .css .json .yaml .yml .toml .ini .cfg .log .srt .sql
+    .py .pyi .pyx .js .mjs .ts .jsx .tsx .c .h .cc .cpp .hpp .cu .cs .go .rs .java .kt .scala .swift .rb .php .pl .lua
+    .r .jl .hs .ml .clj .ex .erl .sh .bash .zsh .ps1 .vim .el .lisp .f90 .m .proto .cmake
+"""
+TEXT_SUFFIXES = frozenset(TEXTS.split())
+NOT_CORPUS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"})
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+
+OnRead = Callable[[int], None]  # called with each number of bytes read
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file.
+
+    Attributes:
+        path: on this machine.
+        name: as the user knows it; errors use it.
+        url: where it is to be fetched from first, if it is not here.
+    """
+
+    path: Path
+    name: str
+    url: str | None = None
+
+    @property
+    def packing(self) -> str | None:
+        """ ".gz", ".zst", or None where the file is not compressed."""
+        return self.path.suffix.lower() if self.path.suffix.lower() in PACKINGS else None
+
+    @property
+    def kind(self) -> str:
+        """ "text", or the kind of table: "jsonl", "csv", "tsv", "parquet"."""
+        path = self.path.with_suffix("") if self.packing else self.path
+        return TABLES.get(path.suffix.lower(), "text")
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.path.stat().st_size
+
+    @property
+    def fingerprint(self) -> list[str | int]:
+        """What tells this input from another; of an address only the address."""
+        if self.url:
+            return [self.url]
+        status = self.path.stat()
+        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def find_sources(inputs: Iterable[str], downloads: Path) -> list[Source]:
+    """The files that `inputs` name, each once, in the order given and sorted within a folder or glob.
+
+    Args:
+        inputs: files, folders (their text files and tables, hidden ones left out), globs, addresses (`scheme://…`), or
+            "stdlib".
+        downloads: the folder, in the output folder, where what an address names will be.
+
+    Raises:
+        UserError: nothing there, an empty file, or a folder without texts.
+    """
+    found: dict[Path, Source] = {}
+    output = downloads.absolute().parent
+    for name in inputs:
+        for source in _find(name, downloads):
+            if source.url or output not in source.path.absolute().parents:  # what we write is no input
+                found.setdefault(source.path.absolute(), source)
+    if not found:
+        raise UserError("no input: name files, folders, globs, addresses, or stdlib")
+    return list(found.values())
+
+
+def _find(name: str, downloads: Path) -> list[Source]:
+    if name == STDLIB:
+        return _standard_library()
+    if "://" in name:
+        return [Source(downloads / _download_name(name), name, url=name)]
+    if os.path.isdir(name):
+        return _in_folder(name)
+    if os.path.isfile(name):
+        return [_explicit(name)]
+    if glob.has_magic(name):
+        matches = sorted(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))
+        if not matches:
+            raise UserError(f'"{name}" matches no file; check the pattern')
+        return [_explicit(path) for path in matches]
+    siblings = sorted(os.listdir(os.path.dirname(name) or ".")) if os.path.isdir(os.path.dirname(name) or ".") else []
+    remedy = nearest(os.path.basename(name), siblings) if siblings else "check the path"
+    raise UserError(f'no file or folder "{name}": {remedy if len(remedy) < 200 else "check the path"}')
+
+
+def _explicit(name: str) -> Source:
+    if os.path.getsize(name) == 0:
+        raise UserError(f"{name}: the file is empty; name one that holds text")
+    return Source(Path(name), name)
+
+
+def _in_folder(name: str) -> list[Source]:
+    paths = [path for path in _walk(Path(name), frozenset()) if _is_text(path)]
+    if not paths:
+        raise UserError(f"{name}: no text files in this folder (such as .txt, .md, .py, .jsonl, .csv, .parquet)")
+    return [Source(path, str(path)) for path in paths]
+
+
+def _walk(root: Path, skipped: frozenset[str]) -> list[Path]:
+    """The files below `root` that are neither hidden nor empty nor in a skipped folder, ordered by their path in it."""
+    paths = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [entry for entry in folders if not entry.startswith(".") and entry not in skipped]
+        paths += [Path(folder, file) for file in files if not file.startswith(".")]
+    return sorted(
+        (path for path in paths if path.is_file() and path.stat().st_size),
+        key=lambda path: path.relative_to(root).as_posix(),
+    )
+
+
+def _is_text(path: Path) -> bool:
+    if path.suffix.lower() in PACKINGS:
+        path = path.with_suffix("")
+    return path.suffix.lower() in TEXT_SUFFIXES or path.suffix.lower() in TABLES
+
+
+def _standard_library() -> list[Source]:
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = [path for path in _walk(root, NOT_CORPUS) if path.suffix == ".py"]
+    if not paths:
+        raise UserError(f"stdlib: this Python has no source files in {root}; name texts of your own")
+    return [Source(path, f"{STDLIB}:{path.relative_to(root).as_posix()}") for path in paths]
+
+
+def _download_name(url: str) -> str:
+    """A file name that keeps the kind and packing of what `url` names, and differs for every address."""
+    stem = url.split("?")[0].split("#")[0].rstrip("/").rpartition("/")[2]
+    return f"{zlib.crc32(url.encode()):08x}-{stem[-100:]}"
+
+
+def fetch(source: Source, on_read: OnRead = lambda count: None) -> None:
+    """Download a source that is an address, whole or not at all; one that is here already is left as it is.
+
+    Raises:
+        UserError: it cannot be had; the message names the address and the reason.
+    """
+    if source.url is None or source.path.exists():
+        return
+    try:
+        import aiohttp
+        from fsspec.callbacks import Callback
+        from fsspec.core import url_to_fs
+
+        web = source.url.startswith(("http://", "https://"))
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+        system, path = url_to_fs(source.url, **({"client_kwargs": {"timeout": timeout}} if web else {}))
+        with atomic_write(source.path) as file:
+            system.get_file(path, file, callback=Callback(hooks={"read": lambda size, value, **_: on_read(value)}))
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{source.url}: cannot be fetched ({reason}); check the address and the network") from error
+    if source.size == 0:
+        raise UserError(f"{source.url}: is empty; name one that holds text")
