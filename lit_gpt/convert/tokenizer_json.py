@@ -284,7 +284,8 @@ def write_tokenizer(tokenizer: Tokenizer, where: str) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": True,
-            "vocab": {letters[token]: tokenizer.ranks[token] for token in ordered},
+            # The specials too: what is not in here would get the next free id, whatever added_tokens says.
+            "vocab": {letters[token]: tokenizer.ranks[token] for token in ordered} | tokenizer.specials,
             "merges": [[letters[left], letters[right]] for left, right in filter(None, pairs)],
         },
     }
