@@ -83,9 +83,11 @@ def complete(
             if not exhausted:
                 request = engine.submit(ids, generation, value)
                 places[request], unfinished[request] = place, {}
-        for output in engine.step():
-            made = unfinished[output.request]
-            made.setdefault(output.index, Completion()).add(output)
-            if len(made) == generation.num_samples and all(one.finish_reason for one in made.values()):
-                del unfinished[output.request]
-                yield places.pop(output.request), [made[index] for index in sorted(made)]
+        outputs = engine.step()
+        for output in outputs:
+            unfinished[output.request].setdefault(output.index, Completion()).add(output)
+        for request in {output.request for output in outputs}:
+            made = unfinished[request]
+            if len(made) >= generation.continuations and all(one.finish_reason for one in made.values()):
+                del unfinished[request]
+                yield places.pop(request), [made[index] for index in sorted(made)]

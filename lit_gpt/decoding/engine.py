@@ -22,12 +22,16 @@ import torch
 
 from lit_gpt.cache import KVCache
 from lit_gpt.config import GPTConfig
+from lit_gpt.decoding.beam import beam
+from lit_gpt.decoding.contrastive import contrastive
+from lit_gpt.decoding.mcts import mcts
 from lit_gpt.decoding.output import Output
 from lit_gpt.decoding.params import NGRAM, GenerationConfig
 from lit_gpt.decoding.processors import Processors, pick
 from lit_gpt.decoding.rows import Feed, Rows
 from lit_gpt.decoding.run import Run, Strategy, Value
 from lit_gpt.decoding.sample import sample
+from lit_gpt.decoding.speculative import speculative
 from lit_gpt.decoding.text import Ending
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
@@ -35,6 +39,10 @@ from lit_gpt.tokenizer import Tokenizer
 STRATEGIES: dict[str, Strategy] = {
     "sample": sample,
     "greedy": sample,
+    "beam": beam,
+    "contrastive": contrastive,
+    "mcts": mcts,
+    "speculative": speculative,
 }
 
 _CACHE_SHARE = 0.5

@@ -15,10 +15,17 @@ import hashlib
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _FIRST_LOOK = 256
 """Tokens that hold the nucleus nearly always, which saves sorting the whole vocabulary."""
+
+_BLOCK = 256
+_CACHED = 1 << 18
+"""Logits beyond which a CPU is faster row by row: fresh pages for large temporaries cost more than the arithmetic."""
+
+_BELOW_ONE = 1 - 2.0**-52
 
 
 def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -103,11 +110,46 @@ def spread(values: Tensor, ids: Tensor, V: int) -> Tensor:
 def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
     """(B,) indices drawn from softmax(logits), (B, n), by inverting its cumulative sum at `uniforms`, (B, 1) in [0, 1).
 
-    One number decides, so a draw is a function of it and of the logits alone.
+    One number decides, so a draw is a function of it and of the logits alone. It falls into a block first and then on
+    a token of the block: a cumulative sum in float64 over the whole vocabulary would cost as much as the softmax.
     """
-    cumulative = logits.to(widest(logits)).softmax(-1).cumsum(-1)
-    place = uniforms.to(cumulative) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, place, right=True).squeeze(-1).clamp(max=logits.size(-1) - 1)
+    if len(logits) > 1 and logits.numel() > _CACHED and logits.device.type == "cpu":
+        return torch.cat([choose(row[None], place[None]) for row, place in zip(logits, uniforms)])
+    blocks = _blocks(logits.softmax(-1), 0.0)  # (B, n / 256, 256)
+    block, rest = _invert(blocks.sum(-1, dtype=widest(logits)), uniforms.to(widest(logits)))
+    inside = blocks[torch.arange(len(blocks), device=logits.device), block].to(widest(logits))
+    return block * _BLOCK + _invert(inside, rest)[0]
+
+
+def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Where shares `uniforms` (B, 1) of the total of `weights` (B, n) fall: the index (B,), and the share of it."""
+    cumulative = weights.cumsum(-1)
+    place = uniforms * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, place, right=True)  # never one of weight 0: place is below the total
+    found = weights.gather(-1, index)
+    rest = (place - cumulative.gather(-1, index)) / found + 1
+    return index[:, 0], rest.clamp(0.0, _BELOW_ONE)
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """(B,) places of the largest logits, the first one of equals. Block maxima first: a tenth of the time on a CPU."""
+    blocks = _blocks(logits, -math.inf)
+    block = blocks.amax(-1).argmax(-1)
+    inside = blocks[torch.arange(len(blocks), device=logits.device), block]
+    return block * _BLOCK + inside.argmax(-1)
+
+
+def _blocks(x: Tensor, fill: float) -> Tensor:
+    """(B, n) → (B, n / 256, 256), filled up."""
+    n = x.size(-1)
+    if n % _BLOCK:
+        x = F.pad(x, (0, _BLOCK - n % _BLOCK), value=fill)
+    return x.view(len(x), -1, _BLOCK)
+
+
+def column(numbers: list[float], like: Tensor) -> Tensor:
+    """(B, 1) of `numbers` for `choose`, on the device of `like`."""
+    return torch.tensor(numbers, dtype=widest(like), device=like.device)[:, None]
 
 
 def widest(like: Tensor) -> torch.dtype:

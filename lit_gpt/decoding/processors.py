@@ -65,6 +65,13 @@ class Processors:
         twin._seen = None if self._seen is None else self._seen.clone()
         return twin
 
+    def walk(self, path: Sequence[int]) -> Processors:
+        """A copy for which `path` was generated too."""
+        twin = self.fork()
+        for token in path:
+            twin.observe(token)
+        return twin
+
     def observe(self, token: int) -> None:
         """`token` was generated."""
         self.position += 1
@@ -165,7 +172,7 @@ def pick(processors: Sequence[Processors], logits: Tensor) -> list[int]:
     chosen = [0] * len(processors)
     for kind, members in groups.items():
         rows = logits if len(members) == len(processors) else logits[members]
-        tokens = rows.argmax(-1) if kind == "greedy" else _draw([processors[i] for i in members], rows)
+        tokens = L.argmax(rows) if kind == "greedy" else _draw([processors[i] for i in members], rows)
         for i, token in zip(members, tokens.tolist()):
             chosen[i] = token
     return chosen

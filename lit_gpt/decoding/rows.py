@@ -376,6 +376,7 @@ class Rows:
         logits = logits[..., : self.n_vocab]
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
+            states = None if states is None else states.float()
         self._cache.extend(slots, counts)
         self.forwards += 1
         self.fed += sum(counts)

@@ -146,6 +146,15 @@ class Run:
 
     # --- results --------------------------------------------------------------------------------------------------
 
+    @property
+    def left(self) -> int:
+        """Tokens that may still be written."""
+        return self.ending.limit - len(self._continuations[0].ids)
+
+    def ends(self, path: Sequence[int]) -> bool:
+        """Whether the continuation would end with, or before, the last token of `path`."""
+        return self._continuations[0].would_end(path)
+
     def emit(self, token: Token) -> bool:
         """The next token is decided; whether the continuation ends with it."""
         self.processors.observe(token.id)

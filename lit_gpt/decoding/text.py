@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lit_gpt.decoding.output import FinishReason, Token
 from lit_gpt.decoding.params import GenerationConfig
@@ -85,6 +85,17 @@ class Continuation:
         if reason is not None:
             self.finish(reason)
         return reason is not None
+
+    def would_end(self, path: Sequence[int]) -> bool:
+        """Whether it would end if `path` were pushed."""
+        held = self._held
+        for count, token in enumerate(path, len(self.ids) + 1):
+            stopped = False
+            if self._tokenizer is not None and token not in self._ending.end_ids:
+                _, held, stopped = scan(held, self._tokenizer.token_bytes(token), self._ending.stops)
+            if self._ending.reason(token, count, stopped) is not None:
+                return True
+        return False
 
     def finish(self, reason: FinishReason) -> None:
         """End it; what was held back is text after all."""
