@@ -53,7 +53,7 @@ class LanguageModelMetric(Metric):
         loss = self.nll / self.tokens
         figures = {"loss": loss, "perplexity": loss.exp()}
         if self.n_bytes > 0:
-            figures["bits_per_byte"] = self.nll / (math.log(2) * self.n_bytes)
+            figures["bits_per_byte"] = self.nll / math.log(2) / self.n_bytes
         return figures
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> LanguageModelMetric:
