@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_gpt.config import GPTConfig
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.model import GPT
+from lit_gpt.packed import pack
 
 PRECISIONS = (
     "32-true",
@@ -30,6 +31,8 @@ PRECISIONS = (
 )
 """What Lightning's Trainer knows."""
 
+INFERENCE_PRECISIONS = ("auto", "fp32", "bf16", "int8")
+
 _ALIASES = {
     "32": "32-true",
     "16": "16-mixed",
@@ -40,7 +43,7 @@ _ALIASES = {
 }
 _MARGIN = 1.05  # bf16 must win by this much: at a tie fp32 is the safer one
 _PROBE_SECONDS = 2.0
-_PROBE_FLOPS = 2e12  # of a probed step: a few seconds for a CPU
+_PROBE_FLOPS = 5e11  # of a probed step: a few seconds for a CPU
 
 
 @dataclass(frozen=True)
@@ -212,3 +215,35 @@ def _rule() -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def prepare_for_inference(model: GPT, precision: str = "auto") -> GPT:
+    """Turn `model` in place into its fastest form for decoding on the device where it stands; training is over for it.
+
+    Args:
+        model: a GPT. Its linear layers are replaced; embeddings and norms stay.
+        precision: `fp32`; `bf16`; `int8` (linear layers in int8 with a scale for each row, the rest fp32 on a CPU
+            and bf16 on a GPU); `auto`: bf16 on a GPU that has it, else fp32.
+
+    Raises:
+        UserError: for an unknown precision.
+    """
+    model = model.eval().requires_grad_(False)
+    precision = inference_precision(precision, model.wte.weight.device.type)
+    half = precision == "bf16" or (precision == "int8" and model.wte.weight.device.type == "cuda")
+    model = model.to(torch.bfloat16 if half else torch.float32)
+    pack(model, int8=precision == "int8")
+    return model
+
+
+def inference_precision(precision: str, device: str) -> str:
+    """`fp32`, `bf16` or `int8`; `auto` is bf16 on CUDA devices that have it and fp32, which changes no text, elsewhere.
+
+    Raises:
+        UserError: for an unknown precision.
+    """
+    if precision not in INFERENCE_PRECISIONS:
+        raise UserError(f'unknown precision "{precision}": {nearest(precision, INFERENCE_PRECISIONS)}')
+    if precision != "auto":
+        return precision
+    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
