@@ -10,6 +10,7 @@ import torch
 
 from lit_gpt.checkpoint import load_model, resolve_ckpt_path
 from lit_gpt.config import GPTConfig
+from lit_gpt.convert import load_source
 from lit_gpt.decoding.complete import Completion, Prompt, complete, encode_prompt
 from lit_gpt.decoding.engine import Draft, Engine
 from lit_gpt.decoding.output import Token
@@ -55,9 +56,9 @@ def resolve_device(device: str) -> torch.device:
 
 
 def _read(path_or_id: str) -> tuple[GPT, Tokenizer | None]:
-    if path_or_id in ("last", "best") or path_or_id.endswith(".ckpt"):
+    if path_or_id in ("last", "best"):
         return load_model(resolve_ckpt_path(path_or_id))
-    return importlib.import_module("lit_gpt.convert").load_source(path_or_id)
+    return load_source(path_or_id)
 
 
 class Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import os
 from typing import Any, Literal
 
@@ -15,6 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gpt.checkpoint import KEY, check_weights, header_entry
 from lit_gpt.config import GPTConfig
+from lit_gpt.data.prompts import Prompt
+from lit_gpt.decoding.complete import Completion, Completions, encode_prompt
+from lit_gpt.decoding.engine import Draft, Engine
+from lit_gpt.decoding.params import GenerationConfig
 from lit_gpt.metrics import LanguageModelMetric, byte_lengths, count_bytes
 from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig, ScheduleConfig, clip_gradients, make_optimizer
@@ -33,6 +38,9 @@ class LitGPT(L.LightningModule):
         tokenizer: what the ids mean; set it before `fit`, a checkpoint restores it. None for bare ids.
         initial_weights: tensors by the names of `GPT.state_dict` to start from instead of random ones.
         seed: of dropout; the run's `seed_everything`, kept over a resume.
+        generation: how `predict` continues its prompts.
+        inference_precision: of the weights in `predict`: `auto`, `fp32`, `bf16` or `int8`.
+        draft: what proposes tokens in speculative decoding, where it is a checkpoint.
     """
 
     model: GPT
@@ -69,6 +77,10 @@ class LitGPT(L.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.initial_weights: dict[str, Tensor] | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.generation = GenerationConfig()
+        self.inference_precision = "auto"
+        self.draft: Draft | None = None
+        self._completions: Completions[Prompt] | None = None
         self.metric = LanguageModelMetric()
         self._byte_lengths: Tensor | None = None
         self._micro_losses: list[Tensor] = []
@@ -231,6 +243,35 @@ class LitGPT(L.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, prog_bar=stage == "val")
         if self.trainer.training or self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step))  # the logger's x-axis: optimizer steps done
+
+    # Prediction --------------------------------------------------------------------------------------------------
+
+    def on_predict_start(self) -> None:
+        """Turn the model into its fastest form, and set up the engine."""
+        importlib.import_module("lit_gpt.precision").prepare_for_inference(self.model, self.inference_precision)
+        engine = Engine(self.model, self.config, self.tokenizer, draft=self.draft, device=self.device)
+        self._completions = Completions(engine, self.generation)
+
+    def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[tuple[Prompt, list[Completion]]]:
+        """Continue prompts; those that are finished by now, which may be of earlier batches.
+
+        A batch fills the engine's free rows and leaves when it begins to wait; the last one stays until all is done.
+        """
+        completions = self._completions
+        assert completions is not None
+        finished = []
+        for prompt in batch:
+            while not completions.has_room:
+                finished += completions.step()
+            completions.add(prompt, encode_prompt(self.tokenizer, prompt.prompt))
+        is_last = batch_idx + 1 == self.trainer.num_predict_batches[0]
+        while is_last and completions.busy:
+            finished += completions.step()
+        return finished
+
+    def on_predict_end(self) -> None:
+        """Give the cache's memory back."""
+        self._completions = None
 
     # Checkpoints -------------------------------------------------------------------------------------------------
 

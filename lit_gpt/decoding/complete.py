@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from lit_gpt.decoding.engine import Engine
 from lit_gpt.decoding.output import FinishReason, Output, Token
@@ -65,6 +66,48 @@ def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt) -> list[int]:
     return start + tokenizer.encode(prompt)
 
 
+Place = TypeVar("Place")
+
+
+class Completions(Generic[Place]):
+    """Prompts that are being continued with one engine and one set of settings, and which prompt is which."""
+
+    def __init__(self, engine: Engine, generation: GenerationConfig, value: Value | None = None) -> None:
+        self._engine = engine
+        self._generation = generation
+        self._value = value
+        self._places: dict[int, Place] = {}  # request → place
+        self._unfinished: dict[int, dict[int, Completion]] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another prompt would find work to be short: enough wait to fill the next free rows."""
+        return self._engine.n_waiting < max(1, self._engine.rows.n_row // 4)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a prompt is unfinished."""
+        return bool(self._unfinished)
+
+    def add(self, place: Place, ids: Sequence[int]) -> None:
+        """Begin with a prompt; `place` is the caller's name for it."""
+        request = self._engine.submit(ids, self._generation, self._value)
+        self._places[request], self._unfinished[request] = place, {}
+
+    def step(self) -> list[tuple[Place, list[Completion]]]:
+        """One step of the engine: the prompts that are finished now, with their continuations."""
+        outputs = self._engine.step()
+        for output in outputs:
+            self._unfinished[output.request].setdefault(output.index, Completion()).add(output)
+        finished = []
+        for request in dict.fromkeys(output.request for output in outputs):
+            made = self._unfinished[request]
+            if len(made) >= self._generation.continuations and all(one.finish_reason for one in made.values()):
+                del self._unfinished[request]
+                finished.append((self._places.pop(request), [made[index] for index in sorted(made)]))
+        return finished
+
+
 def complete(
     engine: Engine, prompts: Iterable[Sequence[int]], generation: GenerationConfig, value: Value | None = None
 ) -> Iterator[tuple[int, list[Completion]]]:
@@ -73,21 +116,10 @@ def complete(
     Yields:
         (place of the prompt, its continuations), as they are finished.
     """
-    source, places = enumerate(prompts), {}  # request → place
-    unfinished: dict[int, dict[int, Completion]] = {}
-    exhausted = False
-    while not exhausted or engine.has_work:
-        while not exhausted and engine.n_waiting < max(1, engine.rows.n_row // 4):
-            place, ids = next(source, (-1, ()))
-            exhausted = place < 0
-            if not exhausted:
-                request = engine.submit(ids, generation, value)
-                places[request], unfinished[request] = place, {}
-        outputs = engine.step()
-        for output in outputs:
-            unfinished[output.request].setdefault(output.index, Completion()).add(output)
-        for request in {output.request for output in outputs}:
-            made = unfinished[request]
-            if len(made) >= generation.continuations and all(one.finish_reason for one in made.values()):
-                del unfinished[request]
-                yield places.pop(request), [made[index] for index in sorted(made)]
+    completions: Completions[int] = Completions(engine, generation, value)
+    for place, ids in enumerate(prompts):
+        while not completions.has_room:
+            yield from completions.step()
+        completions.add(place, ids)
+    while completions.busy:
+        yield from completions.step()
