@@ -24,13 +24,18 @@ from lit_gpt.throughput import Throughput
 def default_callbacks() -> list[Callback]:
     """What every `fit` has. Samples are apart, since they have settings."""
     return [
-        RichProgressBar(refresh_rate=10, console_kwargs={"stderr": True}),
+        progress_bar(),
         Throughput(),
         NonFiniteStop(),
         Endings(),
         best_checkpoint(),
         LastCheckpoint(),
     ]
+
+
+def progress_bar() -> RichProgressBar:
+    """Progress on stderr: stdout is for results."""
+    return RichProgressBar(refresh_rate=10, console_kwargs={"stderr": True})
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------------------

@@ -29,6 +29,13 @@ def decide_once(name: str, decide: Callable[[], str]) -> str:
     return os.environ[variable]
 
 
+def is_rank_zero() -> bool:
+    """Whether this process is the first of the run, whoever started it."""
+    environment = _external_launcher()
+    rank = os.environ.get("LOCAL_RANK", "0") if environment is None else environment.global_rank()
+    return int(rank) == 0 and (environment is not None or os.environ.get("NODE_RANK", "0") == "0")
+
+
 def _external_launcher() -> ClusterEnvironment | None:
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()

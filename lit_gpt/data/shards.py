@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -194,7 +194,7 @@ class ShardWriter:
         self._file.seek(0)
         self._file.write(header.data)
         self._file.seek(0)
-        self.shard = replace(self.shard, sha256=hashlib.file_digest(self._file, "sha256").hexdigest())
+        self.shard = replace(self.shard, sha256=hashlib.file_digest(cast(Any, self._file), "sha256").hexdigest())
 
 
 @contextmanager
@@ -261,7 +261,7 @@ class TokenStream:
         """
         if not 0 <= start <= start + count <= len(self):
             raise IndexError(f"tokens {start} to {start + count} of a stream of {len(self)}")
-        pieces = []
+        pieces: list[Tokens] = []
         while count or not pieces:
             number = min(bisect_right(self._ends, start), len(self.shards) - 1)
             offset = start - (self._ends[number] - self.shards[number].tokens)

@@ -1,0 +1,282 @@
+"""The LightningCLI behind `fit`, `validate`, `test` and `predict`.
+
+What a model is made of has one source: a preset, or the checkpoint that is named. Its values become the parser's
+defaults, so that the order stays jsonargparse's own: checkpoint or preset < environment < YAML < flags.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Literal
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_gpt.callbacks import Samples, default_callbacks, progress_bar
+from lit_gpt.checkpoint import Header, read_header, resolve_ckpt_path
+from lit_gpt.checkpoint_io import AtomicCheckpointIO
+from lit_gpt.command import OneLineErrors, note, parser_keys
+from lit_gpt.config import GPTConfig, preset_values
+from lit_gpt.convert.source import Source, open_source
+from lit_gpt.data.datamodule import TokenDataModule
+from lit_gpt.errors import UserError
+from lit_gpt.launch import decide_once, is_rank_zero
+from lit_gpt.module import LitGPT
+from lit_gpt.precision import resolve_precision
+from lit_gpt.tokenizer import Tokenizer
+
+_METHOD_SKIPS = {
+    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+    "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+    "test": {"model", "dataloaders", "datamodule", "weights_only"},
+    "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
+}
+_FREE_KEYS = {"dropout"}
+"""Keys of the model's config that a checkpoint does not settle: they shape the training, not the weights."""
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+
+
+class GPTTrainer(Trainer):
+    """Lightning's Trainer, whose precision can also be `auto`: `lit_gpt.precision` decides before it is built."""
+
+    def __init__(self, *args: Any, precision: Precision | None = "auto", **kwargs: Any) -> None:
+        super().__init__(*args, precision=None if precision == "auto" else precision, **kwargs)
+
+
+class ProgramParser(OneLineErrors, LightningArgumentParser):
+    """LightningCLI's parser with our manners."""
+
+
+class Program(LightningCLI):
+    """One of the four subcommands, from the words on the command line to the end of its run."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.name = argv[0]
+        self.header: Header | None = None  # of --ckpt_path
+        self.source: Source | None = None  # of --init_from
+        self.tokenizer: Tokenizer | None = None  # of the data
+        options = {"default_env": True, "env_prefix": "LIT_GPT", "allow_abbrev": False}
+        super().__init__(
+            LitGPT,
+            TokenDataModule,
+            save_config_callback=SaveConfigCallback if self.name == "fit" else None,
+            save_config_kwargs={"overwrite": True},  # a resumed run goes on in the folder of its first part
+            trainer_class=GPTTrainer,
+            trainer_defaults={
+                "callbacks": default_callbacks() if self.name == "fit" else [progress_bar()],
+                "enable_model_summary": False,  # it prints to stdout; `lit_gpt info` says more
+            },
+            seed_everything_default=1337,
+            parser_kwargs={**options, "prog": "lit_gpt", self.name: dict(options)},
+            parser_class=ProgramParser,
+            args=None if argv == sys.argv[1:] else argv,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that was asked for: four parsers would take four times as long to build."""
+        return {self.name: _METHOD_SKIPS[self.name]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Flags of ours beside Lightning's."""
+        text = "start from these weights: a path or Hugging Face id, anything that `lit_gpt convert` reads"
+        if self.name == "fit":
+            parser.add_lightning_class_args(Samples, "samples")
+        parser.add_argument("--init_from", type=str | None, default=None, help=text)
+
+    # Parsing -----------------------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> Namespace:
+        """What was parsed for this subcommand."""
+        return self.config[self.name]
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse twice: first to learn which preset or checkpoint is meant, then with its values as defaults."""
+        argv = list(sys.argv[1:] if args is None else args)
+        self.config = parser.parse_args([word for word in argv if not word.startswith("--print_config")])
+        self._parser(self.name).set_defaults(self._source_defaults())
+        self.config = parser.parse_args(argv)
+        self._refuse_changed_model()
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let a checkpoint's values override the flags."""
+
+    def _source_defaults(self) -> dict[str, Any]:
+        """Parser defaults that the named checkpoint or preset implies."""
+        options = self.options
+        if options.ckpt_path and options.init_from:
+            raise UserError("--ckpt_path goes on with a run, --init_from starts from other weights: give one of them")
+        if options.ckpt_path:
+            path = resolve_ckpt_path(options.ckpt_path, options.trainer.default_root_dir or ".")
+            self.header = read_header(path)
+            return {"ckpt_path": str(path), **_checkpoint_defaults(self.header, parser_keys(self._parser(self.name)))}
+        if options.init_from:
+            self.source = open_source(options.init_from)
+            return _config_defaults(self.source.config.to_dict())
+        if self.name != "fit":
+            raise UserError(f"{self.name} needs a model: --ckpt_path PATH, --ckpt_path last, or --init_from SOURCE")
+        return {} if options.model.preset is None else _config_defaults(preset_values(options.model.preset))
+
+    def _refuse_changed_model(self) -> None:
+        """With weights given, what they settle can't be overridden."""
+        origin = self.header or self.source
+        if origin is None:
+            return
+        for key, value in origin.config.to_dict().items():
+            asked = self.options.model.config[key]
+            if key not in _FREE_KEYS and asked != value:
+                raise UserError(
+                    f"model.config.{key}={asked} differs from the checkpoint's {value}: its weights have that shape; "
+                    f"leave the key out"
+                )
+        saved = None if self.header is None else self.header.precision
+        if self.name == "fit" and saved is not None and self.options.trainer.precision not in ("auto", saved):
+            raise UserError(
+                f"trainer.precision={self.options.trainer.precision} differs from the run's {saved}: leave it out to "
+                f"go on with the run, or start a new one with --init_from"
+            )
+
+    # Settling what must be known before the Trainer is built --------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Prepare the data if there is none, then settle vocabulary and precision: the Trainer fixes both."""
+        if self.name != "predict":
+            self._settle_data()
+        self._settle_precision()
+
+    def _settle_data(self) -> None:
+        options = self.options
+        options.data.block_size = options.model.config.block_size
+        data = TokenDataModule(**options.data.as_dict())
+        decide_once("data", lambda: _prepared(data))
+        data.load_tokenizer()
+        self.tokenizer = data.tokenizer
+        if data.tokenizer is not None:
+            self._settle_vocabulary(data.tokenizer)
+
+    def _settle_vocabulary(self, tokenizer: Tokenizer) -> None:
+        """A new model takes the data's vocabulary; for weights that exist the data must have theirs."""
+        config = self.options.model.config
+        default = self._parser(self.name).get_defaults().model.config.vocab_size
+        trained_with = self._tokenizer_of_weights()
+        if trained_with is not None and trained_with.hash != tokenizer.hash:
+            raise UserError(
+                f"{self.options.data.path} holds shards of the tokenizer {tokenizer.name} ({tokenizer.hash[:12]}), the "
+                f"model was trained with {trained_with.name} ({trained_with.hash[:12]}): prepare the text with the "
+                f"model's tokenizer in another folder"
+            )
+        if self.header is None and self.source is None and config.vocab_size == default:
+            config.vocab_size = tokenizer.n_vocab
+        if config.vocab_size < tokenizer.n_vocab:
+            raise UserError(
+                f"the tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids, the model's vocab_size is "
+                f"{config.vocab_size}: leave vocab_size out"
+            )
+
+    def _tokenizer_of_weights(self) -> Tokenizer | None:
+        if self.source is not None:
+            return self.source.tokenizer
+        if self.header is not None and self.header.tokenizer is not None:
+            return Tokenizer.from_dict(self.header.tokenizer)
+        return None
+
+    def _settle_precision(self) -> None:
+        """`auto` becomes what suits this machine and model; a run goes on, and is judged, in its own precision."""
+        trainer = self.options.trainer
+        if self.header is not None and self.header.precision is not None and trainer.precision in ("auto", None):
+            trainer.precision = self.header.precision
+        if trainer.precision != "auto":
+            return
+        if self.name != "fit":
+            trainer.precision = "32-true"
+            return
+        precision, reason = decide_once("precision", self._decide_precision).split(": ", 1)
+        trainer.precision = precision
+        if is_rank_zero():
+            note(f"precision {precision}: {reason}")
+
+    def _decide_precision(self) -> str:
+        options = self.options
+        decision = resolve_precision(
+            "auto",
+            GPTConfig.from_dict(options.model.config.as_dict()),
+            options.data.batch_size,
+            accelerator=options.trainer.accelerator,
+            activation_checkpointing=options.model.activation_checkpointing,
+        )
+        return f"{decision.precision}: {decision.reason}"
+
+    # Building and running -------------------------------------------------------------------------------------------
+
+    def after_instantiate_classes(self) -> None:
+        """Hand the module what is not a flag: its tokenizer and the weights to start from."""
+        self.model.tokenizer = self.tokenizer or self._tokenizer_of_weights()
+        if self.source is not None:
+            self.model.initial_weights = self.source.load().state_dict()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with our logger and our way of writing checkpoints; what it refuses is bad input."""
+        options = self.options.trainer
+        if options.logger in (None, True):
+            kwargs["logger"] = self._logger(options.default_root_dir or ".") if self.name == "fit" else False
+        kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(self._get(self.config_init, "trainer").plugins)]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            raise UserError(f"the trainer cannot be set up: {error}") from error
+
+    def _logger(self, root: str) -> TensorBoardLogger:
+        """A resumed run goes on in its own folder, so that its curves do; a new run gets the next number."""
+        version = None
+        if self.header is not None and self.header.path.parent.name == "checkpoints":
+            version = self.header.path.parent.parent.name
+        return TensorBoardLogger(root, name="lightning_logs", version=version, default_hp_metric=False)
+
+
+def _prepared(data: TokenDataModule) -> str:
+    data.prepare_data()
+    return "ready"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _checkpoint_defaults(header: Header, known: list[str]) -> dict[str, Any]:
+    """What a checkpoint says about model and data, as dotted keys of the parser."""
+    values = _config_defaults(header.config.to_dict())
+    values |= _flatten({"model": {**header.hyper_parameters, "config": {}, "preset": None}, "data": header.data})
+    return {key: value for key, value in values.items() if key in known}
+
+
+def _config_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    return {f"model.config.{key}": value for key, value in values.items()}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+class _NoAdvertising(logging.Filter):
+    """Lightning recommends its maker's services at every start."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+
+
+def main(argv: list[str]) -> int:
+    """Run `fit`, `validate`, `test` or `predict`; its exit status."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(_NoAdvertising())
+    Program(argv)
+    return 0
