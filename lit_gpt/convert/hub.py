@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,22 +18,29 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from lit_gpt.command import note
 from lit_gpt.convert.hf import shard_of
 from lit_gpt.errors import UserError
 
-SMALL = ["*.json", "merges.txt", "tokenizer.model", "chat_template.jinja"]
-"""Everything but the weights. Subfolders hold other formats and are left out."""
+TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+OLDER_TOKENIZER = ["vocab.json", "merges.txt", "tokenizer.model"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def fetch_description(repository: str) -> Path:
-    """Download config, tokenizer and index; the folder that holds them.
+    """Download config and tokenizer; the folder that holds them, which is named by its commit.
 
     Raises:
         UserError: if there is no such repository, it needs a token, or it can be had neither online nor from the cache.
     """
     with _explained(repository):
-        return Path(snapshot_download(repository, allow_patterns=SMALL, ignore_patterns=["*/*"]))
+        folder = Path(hf_hub_download(repository, "config.json")).parent
+    for name in TOKENIZER:
+        _fetch_if_there(repository, folder, name)
+    if not (folder / TOKENIZER[0]).is_file():
+        for name in OLDER_TOKENIZER:
+            _fetch_if_there(repository, folder, name)
+    return folder
 
 
 def fetch_weights(repository: str, folder: Path) -> None:
@@ -43,15 +49,28 @@ def fetch_weights(repository: str, folder: Path) -> None:
     Raises:
         UserError: as `fetch_description`, or if a file arrived damaged; it is then removed from the cache.
     """
-    index = folder / INDEX
-    names = sorted(set(shard_of(index).values())) if index.is_file() else [SINGLE]
-    commit = folder.name
-    new = [name for name in names if not isinstance(try_to_load_from_cache(repository, name, revision=commit), str)]
+    _fetch_if_there(repository, folder, INDEX)
+    sharded = (folder / INDEX).is_file()
+    for name in sorted(set(shard_of(folder / INDEX).values())) if sharded else [SINGLE]:
+        cached = isinstance(try_to_load_from_cache(repository, name, revision=folder.name), str)
+        if not cached:
+            note(f"downloading {name} of {repository}")  # huggingface_hub's own bars are for terminals only
+        _fetch_if_there(repository, folder, name)
+        if not cached:
+            _check_digest(folder / name)
+
+
+def _fetch_if_there(repository: str, folder: Path, name: str) -> None:
+    """Download one file of the commit; do nothing if the commit has no such file."""
     with _explained(repository):
-        if new:
-            snapshot_download(repository, revision=commit, allow_patterns=[glob.escape(name) for name in new])
-    for name in new:
-        _check_digest(folder / name)
+        try:
+            hf_hub_download(repository, name, revision=folder.name)
+        except (EntryNotFoundError, LocalEntryNotFoundError) as error:
+            cause = error.__cause__
+            answered = getattr(getattr(cause, "response", None), "status_code", None)
+            local = isinstance(error, LocalEntryNotFoundError)
+            if local and answered != 404 and not isinstance(cause, OfflineModeIsEnabled):
+                raise  # the network failed: that says nothing about the file
 
 
 def _check_digest(path: Path) -> None:

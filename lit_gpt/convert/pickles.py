@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,17 +23,51 @@ def load_torch(path: Path) -> Any:
         UserError: if the file wants to run code, naming what; or is damaged or something else.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of a file that is refused in a moment
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        wanted = named.group(1) if named else _wanted(path)
         if wanted is None:
             raise UserError(f"{path} is no checkpoint, or a damaged one: get it again") from None
         raise UserError(
-            f"{path} is refused: to read it would run {wanted.group(1)}; "
+            f"{path} is refused: to read it would run {wanted}; "
             "save its plain tensors (a state_dict) with torch.save and convert that"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError):
         raise UserError(f"{path} is no checkpoint, or a damaged one: get it again") from None
+
+
+class _Nothing(dict[Any, Any]):
+    """Stands for whatever a pickle makes."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+class _Naming(pickle.Unpickler):
+    """Makes nothing; stops at the first thing that is not torch's and is to be called."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if module.partition(".")[0] in ("torch", "collections"):
+            return _Nothing
+        raise UserError(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> None: ...
+
+
+def _wanted(path: Path) -> str | None:
+    """What a plain pickle, which torch's message does not describe, would call; None if it gives no sense at all."""
+    try:
+        with open(path, "rb") as file:
+            _Naming(file).load()
+    except UserError as error:
+        return str(error)
+    except Exception:  # a damaged pickle can raise nearly anything
+        pass
+    return None
 
 
 def stored_tensors(path: Path, *keys: str) -> dict[str, Stored]:
@@ -83,9 +117,4 @@ def load_plain_pickle(path: Path) -> Any:
 
 def strip_prefix(stored: dict[str, Stored], prefix: str) -> dict[str, Stored]:
     """Names without `prefix`, where they have it."""
-    return dict(_stripped(stored, prefix))
-
-
-def _stripped(stored: dict[str, Stored], prefix: str) -> Iterator[tuple[str, Stored]]:
-    for name, tensor in stored.items():
-        yield name.removeprefix(prefix), tensor
+    return {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
