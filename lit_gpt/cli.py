@@ -103,6 +103,8 @@ class Program(LightningCLI):
         self.config = parser.parse_args([word for word in argv if not word.startswith("--print_config")])
         self._parser(self.name).set_defaults(self._source_defaults())
         self.config = parser.parse_args(argv)
+        if self.header is not None:
+            self.options.ckpt_path = str(self.header.path)  # Lightning would take `last` for a name of its own
         self._refuse_changed_model()
 
     def _parse_ckpt_path(self) -> None:
@@ -116,7 +118,7 @@ class Program(LightningCLI):
         if options.ckpt_path:
             path = resolve_ckpt_path(options.ckpt_path, options.trainer.default_root_dir or ".")
             self.header = read_header(path)
-            return {"ckpt_path": str(path), **_checkpoint_defaults(self.header, parser_keys(self._parser(self.name)))}
+            return _checkpoint_defaults(self.header, parser_keys(self._parser(self.name)))
         if options.init_from:
             self.source = open_source(options.init_from)
             return _config_defaults(self.source.config.to_dict())
