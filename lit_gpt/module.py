@@ -286,3 +286,17 @@ class LitGPT(L.LightningModule):
         self.seed = entry.get("seed", self.seed)
         if entry["tokenizer"] is not None:
             self.tokenizer = Tokenizer.from_dict(entry["tokenizer"])
+        if "loops" in checkpoint:
+            begin_next_epoch(checkpoint["loops"]["fit_loop"])
+
+
+def begin_next_epoch(fit_loop: dict[str, Any]) -> None:
+    """Mend the loop state of a run that ended with its epoch.
+
+    Lightning resets its count of batches when the next epoch starts, so that a checkpoint from after the last epoch
+    holds a full count: resumed to train on, it would make one batch of the next epoch and skip the rest (2.6.6).
+    """
+    epoch, batch = fit_loop["epoch_progress"]["current"], fit_loop["epoch_loop.batch_progress"]
+    if batch["is_last_batch"] and epoch["completed"] == epoch["ready"] > 0:
+        batch["current"] = dict.fromkeys(batch["current"], 0)
+        batch["is_last_batch"] = False
