@@ -159,11 +159,9 @@ class GenerationConfig:
                 raise UserError(f"{name}={value!r} must be a whole number of at least {least}")
         for name, (low, high, interval) in _RANGES.items():
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+            number = isinstance(value, (int, float)) and math.isfinite(value)
+            if not number or not low <= value <= high or (value == low and interval[0] == "("):
                 raise UserError(f"{name}={value!r} is outside {interval}: choose a value in it")
-        if self.top_p == 0 or self.repetition_penalty == 0:
-            name = "top_p" if self.top_p == 0 else "repetition_penalty"
-            raise UserError(f"{name}=0 is outside {_RANGES[name][2]}: choose a value in it")
         if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
             raise UserError(f"seed={self.seed!r} must be a whole number")
 
