@@ -268,3 +268,17 @@ def test_bad_requests_are_refused_before_work_starts(byte_tokenizer: Tokenizer) 
     other = Tokenizer.build("other", r"(?s:.)", {**byte_tokenizer.ranks}, {"<|end|>": 256})
     with pytest.raises(UserError, match="use a draft with the same tokenizer"):
         Engine(model, model.config, byte_tokenizer, draft=Draft(model, model.config, other))
+
+
+@pytest.mark.parametrize("settings", [{"banned_tokens": list(range(61))}, {"repetition_penalty": 1e-320}])
+def test_settings_that_leave_no_token_end_that_request_only(settings: dict[str, Any]) -> None:
+    model = random_gpt()
+    engine = Engine(model, model.config, max_slots=3)
+    good = engine.submit([1, 2, 3], GenerationConfig(strategy="greedy", max_new_tokens=6))
+    bad = engine.submit([1, 2, 3], GenerationConfig(max_new_tokens=6, top_k=5, **settings))
+    ids, ends = {}, {}
+    for output in engine.drain():
+        ids.setdefault(output.request, []).extend(token.id for token in output.tokens)
+        ends[output.request] = output.finish_reason
+    assert ends == {good: "length", bad: "error"}
+    assert ids[good] == uncached_greedy(model, [1, 2, 3], 6)

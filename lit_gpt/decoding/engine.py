@@ -27,7 +27,7 @@ from lit_gpt.decoding.contrastive import contrastive
 from lit_gpt.decoding.mcts import mcts
 from lit_gpt.decoding.output import Output
 from lit_gpt.decoding.params import NGRAM, GenerationConfig
-from lit_gpt.decoding.processors import Processors, pick
+from lit_gpt.decoding.processors import NONE, Processors, pick
 from lit_gpt.decoding.rows import Feed, Rows
 from lit_gpt.decoding.run import Run, Strategy, Value
 from lit_gpt.decoding.sample import sample
@@ -245,11 +245,15 @@ class Engine:
         peaks = torch.stack([feed.logits.amax() for feed in feeds])  # the largest is NaN if any is
         if bool(peaks.isfinite().all()):
             return feeds
-        failed = {id(feed) for feed, fine in zip(feeds, peaks.isfinite().tolist()) if not fine}
+        failed = [feed for feed, fine in zip(feeds, peaks.isfinite().tolist()) if not fine]
+        self._stop(failed, "the model's logits are not finite (NaN or infinity) at")
+        return [feed for feed in feeds if feed not in failed]
+
+    def _stop(self, feeds: list[Feed], what: str) -> None:
+        """Stop the runs that wait for `feeds`; the others go on."""
         for run in self._runs:
-            if any(id(feed) in failed for feed in run.feeds):
-                run.stop("error", f"the model's logits are not finite (NaN or infinity) at {run.place}")
-        return [feed for feed in feeds if id(feed) not in failed]
+            if any(feed in feeds for feed in run.feeds):
+                run.stop("error", f"{what} {run.place}")
 
     def _choose(self, feeds: list[Feed]) -> None:
         """Decide the next token of every feed that asks for it, all at once."""
@@ -259,6 +263,9 @@ class Engine:
         logits = feeds[0].logits[-1:] if len(feeds) == 1 else torch.stack([feed.logits[-1] for feed in feeds])
         for feed, token in zip(feeds, pick([feed.pick for feed in feeds if feed.pick is not None], logits)):
             feed.choice = token
+        failed = [feed for feed in feeds if feed.choice == NONE]
+        if failed:
+            self._stop(failed, "the settings forbid every token, or make the logits overflow, at")
 
     # --- checks ---------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,9 @@ from lit_gpt.decoding import logits as L
 from lit_gpt.decoding.output import Token
 from lit_gpt.decoding.params import GenerationConfig
 
+NONE = -1
+"""In place of a token: there is none to choose."""
+
 
 class Processors:
     """Applies a `GenerationConfig` to the logits of one continuation, in the order of `lit_gpt.decoding.logits`.
@@ -160,16 +163,21 @@ def pick(processors: Sequence[Processors], logits: Tensor) -> list[int]:
     """The next token of each continuation, from (B, V) logits, by arg-max or by drawing.
 
     All rows with the same top-k go through one call of every processor. It chooses what drawing from `shape` chooses.
+    Where penalties and bias leave nothing to choose from, because they forbid every token or overflow, that is `NONE`.
     """
+    nothing: set[int] = set()
     if any(not item.idle for item in processors):
         logits = torch.cat([item.adjust(row[None]) for item, row in zip(processors, logits)])
+        nothing = {i for i, fine in enumerate(logits.amax(-1).isfinite().tolist()) if not fine}
     groups: dict[str | tuple[int | None, bool, bool], list[int]] = {}
     for i, item in enumerate(processors):
+        if i in nothing:
+            continue
         generation = item.generation
         filters = (generation.top_k, generation.top_p < 1, generation.min_p > 0)
         kind = "greedy" if generation.greedy else filters
         groups.setdefault(kind, []).append(i)
-    chosen = [0] * len(processors)
+    chosen = [NONE] * len(processors)
     for kind, members in groups.items():
         rows = logits if len(members) == len(processors) else logits[members]
         tokens = L.argmax(rows) if kind == "greedy" else _draw([processors[i] for i in members], rows)

@@ -1,0 +1,215 @@
+"""The routes, and `lit_gpt serve`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from lit_gpt.errors import UserError
+from lit_gpt.serve import protocol as P
+from lit_gpt.serve.chat import plan_chat
+from lit_gpt.serve.coin import next_token
+from lit_gpt.serve.completions import Plan, plan_completion, streamed, whole
+from lit_gpt.serve.faults import ApiError, bad_request, from_router, from_validation
+from lit_gpt.serve.metrics import CONTENT_TYPE
+from lit_gpt.serve.middleware import BodyLimit, Gate, RequestLog
+from lit_gpt.serve.service import Service, as_prompts
+from lit_gpt.serve.streaming import EventStream, answer
+
+PAGE = Path(__file__).parent / "page"
+
+_ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": P.ErrorBody, "description": "Refused, or failed"}}
+_WRITTEN: dict[int | str, dict[str, Any]] = {
+    **_ERRORS,
+    200: {"description": "Whole, or with `stream` as server-sent events", "content": {"text/event-stream": {}}},
+}
+
+
+def create_app(service: Service, api_key: str | None = None, allowed_hosts: tuple[str, ...] = ()) -> FastAPI:
+    """The server for one model.
+
+    Args:
+        service: what is served.
+        api_key: what `Authorization: Bearer` must carry; None for no key.
+        allowed_hosts: names, besides localhost and plain addresses, that a Host header may have; "*" for any.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        yield
+        service.worker.stop()
+
+    app = FastAPI(title="lit_gpt", version=version(), docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(BodyLimit, metrics=service.metrics)
+    app.add_middleware(Gate, metrics=service.metrics, api_key=api_key, allowed_hosts=allowed_hosts)
+    app.add_middleware(RequestLog)
+    _add_faults(app, service)
+    _add_writing(app, service)
+    _add_tokens(app, service)
+    _add_facts(app, service)
+    app.mount("/page", StaticFiles(directory=PAGE))
+    return app
+
+
+def version() -> str:
+    """Of this package."""
+    return importlib.metadata.version("lit_gpt")
+
+
+def _add_faults(app: FastAPI, service: Service) -> None:
+    def refuse(fault: ApiError) -> Response:
+        service.metrics.rejected.labels(fault.code or "invalid_request").inc()
+        return fault.response()
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, fault: ApiError) -> Response:
+        return refuse(fault)
+
+    @app.exception_handler(UserError)
+    async def user_error(request: Request, error: UserError) -> Response:
+        return refuse(bad_request(str(error)))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return refuse(from_validation(error))
+
+    @app.exception_handler(HTTPException)
+    async def router(request: Request, error: HTTPException) -> Response:
+        return refuse(from_router(error))
+
+
+def _add_writing(app: FastAPI, service: Service) -> None:
+    worker, metrics = service.worker, service.metrics
+
+    async def write(request: Request, plan: Plan, places: ExitStack) -> Response:
+        """Answer `plan`, holding its places in the queue until the very end."""
+        metrics.prompt_tokens.inc(sum(len(ids) for ids in plan.prompts))
+        facts = request.state.log
+        facts["id"], facts["prompts"], facts["n"] = plan.id, len(plan.prompts), plan.generation.num_samples
+        if plan.request.stream:
+            chunks = streamed(service, plan, facts)
+            return EventStream(chunks, metrics, places.pop_all().close, worker.limits.request_seconds)
+        return await answer(request, whole(service, plan, facts), metrics)
+
+    @app.post("/v1/completions", response_model=P.Completion, responses=_WRITTEN)
+    async def completions(body: P.CompletionRequest, request: Request) -> Response:
+        """Continue prompts, as OpenAI's endpoint of this name; with `stream`, as server-sent events."""
+        service.check_model(body.model)
+        prompts = as_prompts(body.prompt)
+        with ExitStack() as places:
+            places.enter_context(worker.reserve(len(prompts) * body.samples))
+            return await write(request, await plan_completion(service, body, prompts), places)
+
+    @app.post("/v1/chat/completions", response_model=P.ChatCompletion, responses=_WRITTEN)
+    async def chat(body: P.ChatRequest, request: Request) -> Response:
+        """Answer a conversation, where the checkpoint came with a chat template."""
+        service.check_model(body.model)
+        with ExitStack() as places:
+            places.enter_context(worker.reserve(body.samples))
+            return await write(request, await plan_chat(service, body), places)
+
+    @app.post("/v1/next_token", response_model=P.NextToken, responses=_ERRORS)
+    async def coin(body: P.NextTokenRequest, request: Request) -> Response:
+        """The next token's distribution, raw and processed, what is cut, and the draw for a seed and position."""
+        service.check_model(body.model)
+        with worker.reserve(1):
+            return await answer(request, next_token(service, body), metrics)
+
+
+def _add_tokens(app: FastAPI, service: Service) -> None:
+    tokenizer = service.tokenizer
+
+    @app.post("/tokenize", responses=_ERRORS)
+    async def tokenize(body: P.TokenizeRequest) -> dict[str, Any]:
+        """Text to ids, as vLLM's endpoint of this name."""
+        service.check_model(body.model)
+        ids = await service.tokenize(body.prompt, bool(body.add_special_tokens))
+        texts = [service.token_text(token) for token in ids] if body.return_token_strs else None
+        return {"count": len(ids), "max_model_len": service.config.block_size, "tokens": ids, "token_strs": texts}
+
+    @app.post("/detokenize", responses=_ERRORS)
+    async def detokenize(body: P.DetokenizeRequest) -> dict[str, str]:
+        """Ids to text, as vLLM's endpoint of this name."""
+        service.check_model(body.model)
+        if body.tokens and max(body.tokens) >= service.config.vocab_size:
+            raise bad_request(f"tokens has {max(body.tokens)}, outside the vocabulary", "tokens")
+        return {"prompt": tokenizer.decode(body.tokens)}
+
+    @app.get("/tokenizer_info", responses=_ERRORS)
+    async def tokenizer_info() -> dict[str, Any]:
+        """What a client needs to know about the tokenizer; the names are those that lm-eval reads."""
+        names = service.special_names
+        bos, eot = tokenizer.bos_id, tokenizer.eot_id
+        return {
+            "name": tokenizer.name,
+            "hash": tokenizer.hash,
+            "n_vocab": tokenizer.n_vocab,
+            "bos_token": None if bos is None else names.get(bos),
+            "eos_token": None if eot is None else names.get(eot),
+            "pad_token": None,
+            "eos_token_id": eot,
+            "special_tokens": tokenizer.specials,
+            "chat_template": tokenizer.chat_template,
+        }
+
+
+def _add_facts(app: FastAPI, service: Service) -> None:
+    worker, metrics = service.worker, service.metrics
+    engine = worker.engine
+    metrics.gauge("requests_running", "Sequences in the engine's slots", lambda: engine.n_running)
+    metrics.gauge("requests_waiting", "Sequences that wait for a slot", lambda: worker.taken - engine.n_running)
+    metrics.gauge("cache_usage_ratio", "Share of the key-value cache in use", lambda: engine.rows.load)
+    metrics.gauge("slots", "Sequences that can run at once", lambda: engine.rows.n_row)
+    metrics.gauge("engine_up", "1 while the engine's thread lives", lambda: float(worker.fault is None))
+
+    @app.get("/v1/models", responses=_ERRORS)
+    async def models() -> dict[str, Any]:
+        """The one model that is served."""
+        return {"object": "list", "data": [service.card()]}
+
+    @app.get("/v1/models/{model_id:path}", responses=_ERRORS)
+    async def model(model_id: str) -> dict[str, Any]:
+        """One model."""
+        service.check_model(model_id)
+        return service.card()
+
+    @app.get("/health", responses=_ERRORS)
+    async def health() -> dict[str, str]:
+        """200 while requests are taken."""
+        worker.check_open()
+        return {"status": "ok"}
+
+    @app.get("/version", responses=_ERRORS)
+    async def versions() -> dict[str, str]:
+        """Of lit_gpt."""
+        return {"version": version()}
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **_ERRORS})
+    async def metrics_page() -> Response:
+        """Prometheus' text format."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_gpt serve`.
+
+    Raises:
+        UserError: for options that make no sense, before anything is loaded.
+    """
+    from lit_gpt.serve.launch import run
+
+    return run(argv)

@@ -1,0 +1,132 @@
+"""`POST /v1/chat/completions`: a conversation through the checkpoint's own template, then an ordinary completion."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lit_gpt.decoding.output import Token
+from lit_gpt.serve.completions import Entry, Piece, Plan, Shape, finite
+from lit_gpt.serve.faults import bad_request
+from lit_gpt.serve.protocol import ChatRequest, Message
+from lit_gpt.serve.service import Service
+
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>")
+"""Special tokens by which chat models end a turn, besides end-of-text."""
+
+
+@lru_cache(maxsize=4)
+def _compile(source: str) -> Any:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: time.strftime(form)
+    return environment.from_string(source)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def render(service: Service, messages: list[Message]) -> str:
+    """The conversation as the model's template writes it, up to where the assistant's turn begins.
+
+    Raises:
+        ApiError: 400 without a template, or if the template refuses the conversation.
+    """
+    template = service.tokenizer.chat_template
+    if template is None:
+        raise bad_request(
+            "this checkpoint has no chat template, it only continues text: use /v1/completions",
+            "messages",
+            "no_chat_template",
+        )
+    names = service.special_names
+    bos, eot = service.tokenizer.bos_id, service.tokenizer.eot_id
+    try:
+        return _compile(template).render(
+            messages=[{"role": message.role, "content": message.text} for message in messages],
+            add_generation_prompt=True,
+            bos_token="" if bos is None else names.get(bos, ""),
+            eos_token="" if eot is None else names.get(eot, ""),
+        )
+    except Exception as error:  # a template is a program: it can fail in any way
+        text = str(error) if isinstance(error, TemplateError) else type(error).__name__
+        raise bad_request(f"the chat template refuses these messages: {text}", "messages") from None
+
+
+def encode_chat(service: Service, messages: list[Message]) -> list[int]:
+    """Ids of the conversation, in which only the template's own special tokens are special.
+
+    Where somebody's text spells one, it is cut out before rendering and put back as plain text, so that a message
+    cannot end its own turn and speak in another's name.
+    """
+    encoding = service.tokenizer.encoding
+    if not any(name in message.text for message in messages for name in service.tokenizer.specials):
+        return encoding.encode(render(service, messages), allowed_special="all")
+    mark = f"\ue000{secrets.token_hex(8)}"
+    marked = [Message(role=each.role, content=f"{mark}{i}\ue001") for i, each in enumerate(messages)]
+    ids: list[int] = []
+    first, *rest = render(service, marked).split(mark)
+    ids += encoding.encode(first, allowed_special="all")
+    for part in rest:
+        number, _, after = part.partition("\ue001")
+        ids += service.tokenizer.encode(messages[int(number)].text)
+        ids += encoding.encode(after, allowed_special="all")
+    return ids
+
+
+async def plan_chat(service: Service, request: ChatRequest) -> Plan:
+    """Check a request against the model and tokenise it.
+
+    Raises:
+        ApiError: 400.
+    """
+    arrived = time.perf_counter()
+    request.refuse_unsupported()
+    service.check_ids(request)
+    ids = await service.encode([encode_chat(service, request.messages)], "messages")
+    room = service.config.block_size - len(ids[0])
+    max_tokens = request.max_completion_tokens or request.max_tokens or max(1, room)
+    service.check_room(ids, max_tokens)
+    specials = service.tokenizer.specials
+    ends = [*(request.stop_token_ids or []), *(specials[name] for name in _TURN_ENDS if name in specials)]
+    request = request.model_copy(update={"stop_token_ids": ends})
+    generation = request.generation(max_tokens, request.top_logprobs or 0 if request.logprobs else None)
+    shape = _shape(service, bool(request.logprobs))
+    return Plan(request, ids, [""], generation, arrived, shape, id=f"chatcmpl-{secrets.token_hex(12)}")
+
+
+def _shape(service: Service, logprobs: bool) -> Shape:
+    def ending(piece: Piece) -> dict[str, Any]:
+        scores = content_logprobs(service, piece.entries) if logprobs else None
+        return {"logprobs": scores, "finish_reason": piece.finish_reason}
+
+    def choice(piece: Piece) -> dict[str, Any]:
+        message = {"role": "assistant", "content": piece.text}
+        return {"index": piece.index, "message": message, **ending(piece)}
+
+    def delta(piece: Piece) -> dict[str, Any]:
+        role = {"role": "assistant"} if piece.first else {}
+        return {"index": piece.index, "delta": {**role, "content": piece.text}, **ending(piece)}
+
+    return Shape("chat.completion", "chat.completion.chunk", choice, delta)
+
+
+def _logprob(service: Service, number: int, logprob: float | None) -> dict[str, Any]:
+    data = service.tokenizer.token_bytes(number)
+    return {"token": service.token_text(number), "logprob": finite(logprob), "bytes": list(data)}
+
+
+def content_logprobs(service: Service, entries: list[Entry]) -> dict[str, Any]:
+    """`logprobs` of a chat choice."""
+
+    def one(token: Token) -> dict[str, Any]:
+        top = [_logprob(service, number, logprob) for number, logprob in token.top]
+        return {**_logprob(service, token.id, token.logprob), "top_logprobs": top}
+
+    return {"content": [one(entry.token) for entry in entries]}

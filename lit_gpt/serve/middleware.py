@@ -1,0 +1,216 @@
+"""What every request passes before a route sees it, as pure ASGI (starlette's BaseHTTPMiddleware hides disconnects)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import logging
+import re
+import secrets
+import time
+import traceback
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lit_gpt.serve.faults import ApiError
+from lit_gpt.serve.metrics import Metrics
+
+log = logging.getLogger("lit_gpt.serve")
+
+MAX_BODY_BYTES = 4 << 20
+"""Enough for hundreds of full contexts in one request."""
+
+BODY_SECONDS = 30.0
+"""A body that has not arrived by then never will; its connection is worth more to others."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_OPEN_PATHS = ("/health", "/page/", "/favicon.ico")
+
+_HEADERS = {
+    # No inline script or style, nothing from elsewhere, and no framing: the page stays what was shipped.
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class RequestLog:
+    """Outermost: gives the request an id, logs one line, sets security headers, turns what slipped through into 500.
+
+    The line holds ids, counts and times, never a prompt; everything that a client chose is escaped, so that a path
+    with line breaks in it cannot forge a second line.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        state = scope.setdefault("state", {})
+        facts: dict[str, object] = {}
+        state["log"] = facts
+        started, status = time.perf_counter(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception as error:
+            log.error("request=%s failed: %s", request_id, where_it_failed(error))
+            if not status:
+                fault = ApiError(500, "the server failed: its log has the request id", code="internal_error")
+                await fault.response()(scope, receive, send_with_headers)
+        finally:
+            counts = "".join(f" {name}={value}" for name, value in facts.items())
+            path = ascii(scope["path"])[1:-1][:100]
+            taken = 1000 * (time.perf_counter() - started)
+            log.info("request=%s %s %s status=%d ms=%.0f%s", request_id, scope["method"], path, status, taken, counts)
+
+
+def where_it_failed(error: BaseException) -> str:
+    """The type of an exception and the lines it came through; not its message, which may quote a prompt."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(frames))
+    return f"{type(error).__name__} at {lines}"
+
+
+class Gate:
+    """Host, Origin and API key.
+
+    A page of another site can point its own name at 127.0.0.1 (DNS rebinding) or send requests across origins; both
+    give themselves away by their headers. A host that is a plain address cannot be rebound, so only names are checked.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None, allowed_hosts: Iterable[str]) -> None:
+        self.app, self.metrics = app, metrics
+        self.key_digest = None if api_key is None else hashlib.sha256(api_key.encode()).digest()
+        self.allowed_hosts = {"localhost", *(host.lower() for host in allowed_hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] == "http":
+            fault = self.refusal(scope)
+            if fault is not None:
+                self.metrics.rejected.labels(str(fault.code)).inc()
+                return await fault.response()(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    def refusal(self, scope: Scope) -> ApiError | None:
+        """Why this request may not pass, if it may not."""
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self.knows(hosts[0]):
+            return ApiError(403, "this Host is not served here: start with --allowed_hosts NAME", code="unknown_host")
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() not in {f"{s}://{hosts[0].lower()}" for s in ("http", "https")}:
+            return ApiError(403, "requests from other origins are not served", code="unknown_origin")
+        if self.key_digest is None or is_open(scope["path"]):
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
+        if scheme.lower() == "bearer" and hmac.compare_digest(digest, self.key_digest):
+            return None
+        return ApiError(
+            401,
+            "a valid API key is needed: send Authorization: Bearer KEY",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+    def knows(self, host: str) -> bool:
+        """Whether a Host header names this server.
+
+        >>> gate = Gate(None, None, None, ["gpt.example"])
+        >>> [gate.knows(host) for host in ("127.0.0.1:8000", "[::1]:80", "gpt.example", "evil.example")]
+        [True, True, True, False]
+        """
+        name = host.lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        if name in self.allowed_hosts or "*" in self.allowed_hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key: the health check, and the page's own files."""
+    return path == "/" or path.startswith(_OPEN_PATHS)
+
+
+class BodyLimit:
+    """Reads the whole body before the route runs: at most so many bytes, in at most so many seconds."""
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, max_bytes: int = MAX_BODY_BYTES, seconds: float = BODY_SECONDS
+    ) -> None:
+        self.app, self.metrics, self.max_bytes, self.seconds = app, metrics, max_bytes, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            return await self.app(scope, receive, send)
+        try:
+            async with asyncio.timeout(self.seconds):
+                body = await self.read(scope, receive)
+        except TimeoutError:
+            return await self.refuse(ApiError(408, "the body did not arrive in time", code="slow_body"), scope, send)
+        except ApiError as fault:
+            return await self.refuse(fault, scope, send)
+        if body is None:  # the client left before it had said everything
+            self.metrics.disconnects.inc()
+            return
+        first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return first.pop() if first else await receive()
+
+        await self.app(scope, replay, send)
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body, or None if the client left."""
+        too_large = ApiError(413, f"the body is larger than {self.max_bytes} bytes: split it", code="body_too_large")
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdecimal() and int(length) > self.max_bytes:
+            raise too_large
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.max_bytes:
+                raise too_large
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def refuse(self, fault: ApiError, scope: Scope, send: Send) -> None:
+        """Answer and close: what is left of the body would have to be read before the connection served again."""
+        self.metrics.rejected.labels(str(fault.code)).inc()
+        fault.headers["Connection"] = "close"
+
+        async def nothing() -> Message:
+            return {"type": "http.disconnect"}
+
+        await fault.response()(scope, nothing, send)

@@ -1,0 +1,209 @@
+// Puts the page together: language, theme, tabs, sliders, and the two rooms behind the tabs.
+
+import { getJson } from "./api.js";
+import { Lane } from "./coin.js";
+import { currentLanguage, percent, switchLanguage, t, translate } from "./i18n.js";
+import { closeCard } from "./text.js";
+import { Writer } from "./write.js";
+
+const $ = (id) => document.getElementById(id);
+const TOP_K = [1, 2, 3, 5, 10, 20, 50, 100, 200, 500, null]; // null: all
+const BETWEEN_FLIPS_MS = 250;
+
+const page = {
+  prompt: () => $("prompt").value,
+  knobs: () => {
+    const knobs = { temperature: Number($("temperature").value), top_p: Number($("top-p").value) };
+    const k = TOP_K[$("top-k").value];
+    return k === null ? knobs : { ...knobs, top_k: k };
+  },
+  say: (text) => {
+    $("news").textContent = text;
+    $("trouble").hidden = true;
+  },
+  fail: (error) => {
+    stopRunning();
+    $("trouble").textContent = error.message;
+    $("trouble").hidden = false;
+  },
+  room: () => lanes[0]?.room ?? Infinity,
+  moved: () => showButtons(),
+  takeToCoin: (prompt, path) => {
+    $("prompt").value = prompt;
+    select("coin");
+    lanes[0].restart(path.map((token) => ({ ...token, how: "draw" })));
+    $("flip").focus({ preventScroll: true });
+  },
+};
+
+const lanes = [];
+let running = false;
+let flipping = false;
+
+// --- the coin's buttons
+
+async function flipAll() {
+  if (flipping) return false;
+  flipping = true;
+  showButtons();
+  try {
+    const open = await Promise.all(lanes.map((lane) => lane.flip()));
+    return open.some(Boolean);
+  } finally {
+    flipping = false;
+    showButtons();
+  }
+}
+
+async function keepFlipping() {
+  running = true;
+  showButtons();
+  while (running && (await flipAll())) {
+    await new Promise((resolve) => setTimeout(resolve, BETWEEN_FLIPS_MS));
+  }
+  stopRunning();
+}
+
+function stopRunning() {
+  running = false;
+  showButtons();
+}
+
+function showButtons() {
+  const ready = lanes.some((lane) => lane.news && lane.news.context_left > 0);
+  $("flip").disabled = flipping || running || !ready;
+  $("run").disabled = !running && !ready;
+  $("run").textContent = t(running ? "pause" : "run");
+  $("run").setAttribute("aria-pressed", running);
+  $("back").disabled = lanes.every((lane) => lane.path.length === 0);
+  $("restart").disabled = $("back").disabled;
+  $("compare").textContent = t(lanes.length > 1 ? "single" : "compare");
+  $("compare").setAttribute("aria-pressed", lanes.length > 1);
+}
+
+function addLane(seed, path = []) {
+  const lane = new Lane(page, seed);
+  lanes.push(lane);
+  $("lanes").append(lane.root);
+  $("lanes").classList.toggle("two", lanes.length > 1);
+  return lane.restart(path);
+}
+
+function toggleCompare() {
+  if (lanes.length > 1) {
+    lanes.pop().root.remove();
+    $("lanes").classList.remove("two");
+    showButtons();
+  } else {
+    addLane(Number(lanes[0].seed.value) + 1, [...lanes[0].path]); // both stand at the same fork of the road
+  }
+}
+
+// --- sliders and prompt
+
+function showKnobs() {
+  const { temperature, top_p: topP, top_k: topK } = page.knobs();
+  $("temperature-value").textContent = temperature.toFixed(2);
+  $("top-k-value").textContent = topK ?? t("all");
+  $("top-p-value").textContent = percent(topP);
+  $("top-k").setAttribute("aria-valuetext", topK ?? t("all"));
+}
+
+function later(ms, action) {
+  let timer = 0;
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(action, ms);
+  };
+}
+
+const refreshAll = later(30, () => lanes.forEach((lane) => lane.refresh()));
+const restartAll = later(250, () => lanes.forEach((lane) => lane.restart()));
+
+// --- tabs, language, theme
+
+function select(name) {
+  for (const each of ["coin", "write"]) {
+    const on = each === name;
+    $(each).hidden = !on;
+    $(`tab-${each}`).setAttribute("aria-selected", on);
+    $(`tab-${each}`).tabIndex = on ? 0 : -1;
+  }
+  if (name !== "coin") stopRunning();
+  closeCard();
+}
+
+function speak() {
+  document.documentElement.lang = currentLanguage() === "zh" ? "zh-CN" : "en";
+  translate(document);
+  $("language").textContent = t("otherLanguage");
+  $("language").lang = currentLanguage() === "zh" ? "en" : "zh-CN";
+  $("theme").textContent = t(`theme${theme()}`);
+  showKnobs();
+  lanes.forEach((lane) => lane.relabel());
+  writer?.count();
+  showButtons();
+}
+
+const theme = () => localStorage.getItem("lit_gpt.theme") ?? "auto";
+
+function dress() {
+  if (theme() === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme();
+  $("theme").textContent = t(`theme${theme()}`);
+}
+
+// --- start
+
+let writer = null;
+
+function listen() {
+  $("flip").addEventListener("click", flipAll);
+  $("run").addEventListener("click", () => (running ? stopRunning() : keepFlipping()));
+  $("back").addEventListener("click", () => { stopRunning(); lanes.forEach((lane) => lane.back()); });
+  $("restart").addEventListener("click", () => { stopRunning(); lanes.forEach((lane) => lane.restart()); });
+  $("compare").addEventListener("click", toggleCompare);
+  $("prompt").addEventListener("input", () => { stopRunning(); restartAll(); });
+  for (const id of ["temperature", "top-k", "top-p"]) {
+    $(id).addEventListener("input", () => { showKnobs(); refreshAll(); });
+  }
+  for (const name of ["coin", "write"]) {
+    $(`tab-${name}`).addEventListener("click", () => select(name));
+    $(`tab-${name}`).addEventListener("keydown", (event) => {
+      if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+      const other = name === "coin" ? "write" : "coin";
+      select(other);
+      $(`tab-${other}`).focus();
+    });
+  }
+  $("language").addEventListener("click", () => {
+    const untouched = $("prompt").value === t("defaultPrompt");
+    switchLanguage();
+    if (untouched) $("prompt").value = t("defaultPrompt");
+    speak();
+    if (untouched) restartAll();
+  });
+  $("theme").addEventListener("click", () => {
+    const next = { auto: "light", light: "dark", dark: "auto" }[theme()];
+    localStorage.setItem("lit_gpt.theme", next);
+    dress();
+  });
+}
+
+async function start() {
+  $("prompt").value = t("defaultPrompt");
+  dress();
+  speak();
+  listen();
+  writer = new Writer(page);
+  try {
+    const { data } = await getJson("/v1/models");
+    $("model").textContent = data[0].id;
+    $("length").max = data[0].max_model_len - 1;
+    await addLane(1);
+  } catch (error) {
+    page.fail(error);
+  }
+}
+
+start();

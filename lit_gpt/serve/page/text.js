@@ -1,0 +1,131 @@
+// Tokens as people can read them: bytes joined into characters, white space made visible, colour by probability.
+
+import { percent, t } from "./i18n.js";
+
+export function el(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in node) node[name] = value;
+    else node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+const BYTES = /^bytes:(\\x[0-9a-f]{2})+$/;
+const ENCODER = new TextEncoder();
+
+// The API writes a token that is no whole character as `bytes:\xe4\xb8`.
+function bytesOf(text) {
+  if (!BYTES.test(text)) return ENCODER.encode(text);
+  return Uint8Array.from(text.slice(6).split("\\x").slice(1), (pair) => parseInt(pair, 16));
+}
+
+// What each of a run of tokens adds to the text; a token that ends inside a character adds "".
+export function pieces(texts) {
+  const decoder = new TextDecoder();
+  return texts.map((text) => decoder.decode(bytesOf(text), { stream: true }));
+}
+
+// A token by itself, for labels: white space as signs, bytes as hexadecimal.
+export function visible(text) {
+  if (text === "") return t("end");
+  if (BYTES.test(text)) return text.slice(6).replaceAll("\\x", " ").trim().toUpperCase();
+  return text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll("\r", "␍");
+}
+
+export function quoted(text) {
+  return `“${visible(text)}”`;
+}
+
+// Five steps from a long shot to a near certainty; style.css has a colour for each.
+export function shade(p) {
+  return `p${[0.01, 0.05, 0.2, 0.5].filter((edge) => p >= edge).length}`;
+}
+
+// The text with one button for each token. Arrow keys move between tokens, so that the whole text is one tab stop.
+export class Sheet {
+  constructor(root, onPick) {
+    this.root = root;
+    this.onPick = onPick;
+    this.tokens = [];
+    this.prompt = el("span", { className: "given" });
+    this.caret = el("span", { className: "caret", ariaHidden: "true" });
+    root.addEventListener("keydown", (event) => this.move(event));
+    root.replaceChildren(this.prompt, this.caret);
+  }
+
+  // tokens: [{ text, p, alternatives: [[text, p], …] }]; `at` is the one being looked at.
+  show(prompt, tokens, at = -1) {
+    this.prompt.textContent = prompt;
+    const texts = pieces(tokens.map((token) => token.text));
+    const same = this.tokens.findIndex((token, i) => token !== tokens[i]);
+    const keep = same < 0 ? Math.min(this.tokens.length, tokens.length) : same;
+    for (const old of this.buttons().slice(keep)) old.remove();
+    tokens.slice(keep).forEach((token, i) => this.caret.before(this.button(token, texts[keep + i], keep + i)));
+    this.tokens = [...tokens];
+    this.buttons().forEach((button, i) => {
+      button.classList.toggle("here", i === at);
+      button.tabIndex = i === tokens.length - 1 ? 0 : -1;
+    });
+    if (this.root.scrollHeight > this.root.clientHeight) this.root.scrollTop = this.root.scrollHeight;
+  }
+
+  buttons() {
+    return [...this.root.querySelectorAll("button")];
+  }
+
+  button(token, piece, index) {
+    const ending = token.text === "";
+    const label = ending ? `⏹ ${t("end")}` : piece === "" ? "·" : piece;
+    const button = el("button", { type: "button", className: `token ${shade(token.p)}`, textContent: label });
+    if (ending || piece === "") button.classList.add("sign");
+    if (/^\s+$/.test(piece)) button.classList.add("space");
+    button.setAttribute("aria-label", `${quoted(token.text)} ${percent(token.p)}`);
+    button.addEventListener("click", () => this.onPick(index));
+    for (const kind of ["mouseenter", "focus"]) button.addEventListener(kind, () => openCard(button, token));
+    for (const kind of ["mouseleave", "blur"]) button.addEventListener(kind, closeCard);
+    return button;
+  }
+
+  move(event) {
+    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    const buttons = this.buttons();
+    const at = buttons.indexOf(document.activeElement);
+    if (!step || at < 0) return;
+    event.preventDefault();
+    buttons[Math.max(0, Math.min(buttons.length - 1, at + step))].focus();
+  }
+}
+
+// The card beside a token: what else it could have been.
+function openCard(anchor, token) {
+  const card = document.getElementById("card");
+  const most = Math.max(token.p, ...token.alternatives.map(([, p]) => p));
+  card.replaceChildren(
+    el("p", { className: "card-title" }, el("b", { textContent: visible(token.text) }), ` ${t("chosen", { p: percent(token.p) })}`),
+    el("p", { className: "card-note", textContent: t("alternatives") }),
+    ...token.alternatives.filter(([text]) => text !== token.text).slice(0, 6).map(([text, p]) => cardRow(text, p, most)),
+  );
+  card.hidden = false;
+  anchor.setAttribute("aria-describedby", "card");
+  const box = anchor.getBoundingClientRect();
+  const left = Math.min(box.left, innerWidth - card.offsetWidth - 8);
+  const below = box.bottom + card.offsetHeight + 10 < innerHeight;
+  card.style.left = `${Math.max(8, left)}px`;
+  card.style.top = `${below ? box.bottom + 6 : box.top - card.offsetHeight - 6}px`;
+}
+
+function cardRow(text, p, most) {
+  const bar = el("i", { className: shade(p) });
+  bar.style.width = `${(100 * p) / most}%`;
+  return el("p", { className: "card-row" },
+    el("span", { textContent: visible(text) }), el("span", { className: "card-bar" }, bar), el("span", { textContent: percent(p) }));
+}
+
+export function closeCard() {
+  document.getElementById("card").hidden = true;
+}
+
+addEventListener("scroll", closeCard, { passive: true });
+addEventListener("keydown", (event) => event.key === "Escape" && closeCard());

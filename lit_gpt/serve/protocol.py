@@ -1,0 +1,355 @@
+"""The bodies of requests and responses: OpenAI's names, the extras people know from vLLM, and nothing that is ignored.
+
+Types are strict and unknown fields are refused, so a misspelt knob is an error and not a silent default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from lit_gpt.decoding.params import GenerationConfig
+from lit_gpt.serve.faults import bad_request
+
+
+def _encodable(text: str) -> str:
+    """A lone surrogate passes JSON, but no answer could quote it."""
+    text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Stop = Annotated[Text, Field(min_length=1, max_length=1000)]
+Prompt = Text | list[Text] | list[TokenId] | list[list[TokenId]]
+MAX_LOGPROBS = 20
+
+
+class Body(BaseModel):
+    """A request's body."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class StreamOptions(Body):
+    """`stream_options`."""
+
+    include_usage: bool | None = False
+
+
+class Sampling(Body):
+    """The knobs that completions and chat share. None means the default, as OpenAI has it."""
+
+    model: str | None = None
+    temperature: float | None = Field(1.0, ge=0, le=100)
+    top_p: float | None = Field(1.0, gt=0, le=1)
+    n: int | None = Field(1, ge=1, le=128)
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    seed: Seed | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
+    user: str | None = None
+    # vLLM's extras
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
+    min_p: float | None = Field(0.0, ge=0, le=1)
+    repetition_penalty: float | None = Field(1.0, ge=0.01, le=100)
+    min_tokens: int | None = Field(0, ge=0)
+    ignore_eos: bool | None = False
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        if any(not (key.isascii() and key.isdecimal()) or len(key) > 10 for key in bias or {}):
+            raise ValueError("its keys must be token ids")
+        return bias
+
+    @property
+    def samples(self) -> int:
+        """`n` with its default."""
+        return self.n or 1
+
+    def generation(
+        self, max_new_tokens: int, logprobs: int | None = None, prompt_logprobs: int | None = None
+    ) -> GenerationConfig:
+        """The engine's knobs. OpenAI's −100 means "never", so it becomes a ban.
+
+        Raises:
+            UserError: for a combination that makes no sense.
+        """
+        if (self.min_tokens or 0) > max_new_tokens:
+            raise bad_request(f"min_tokens={self.min_tokens} exceeds max_tokens={max_new_tokens}", "min_tokens")
+        bias = {int(key): value for key, value in (self.logit_bias or {}).items()}
+        config = GenerationConfig(
+            strategy="sample",
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=self.min_tokens or 0,
+            num_samples=self.samples,
+            temperature=heat(self.temperature),
+            top_k=self.top_k if self.top_k and self.top_k > 0 else None,
+            top_p=_or(self.top_p, 1.0),
+            min_p=_or(self.min_p, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            logit_bias={token: value for token, value in bias.items() if value > -100},
+            banned_tokens=[token for token, value in bias.items() if value <= -100],
+            stop=self.stop or [],
+            stop_token_ids=self.stop_token_ids or [],
+            ignore_eos=bool(self.ignore_eos),
+            seed=self.seed,
+            overflow="stop",
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        config.check()
+        return config
+
+
+class CompletionRequest(Sampling):
+    """`POST /v1/completions`."""
+
+    prompt: Prompt
+    max_tokens: int | None = Field(16, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    echo: bool | None = False
+    best_of: int | None = Field(None, ge=0)
+    suffix: str | None = None
+    return_token_ids: bool | None = False  # vLLM's: the ids of the continuation beside its text
+
+    def refuse_unsupported(self) -> None:
+        """What OpenAI offers and this server does not.
+
+        Raises:
+            ApiError: 400.
+        """
+        if self.best_of is not None and self.best_of > 1:
+            raise bad_request("best_of above 1 is not supported: ask for n and choose", "best_of", "unsupported_value")
+        if self.suffix:
+            raise bad_request("suffix is not supported: this model only continues", "suffix", "unsupported_value")
+        if self.max_tokens == 0 and not self.echo:
+            raise bad_request("max_tokens=0 needs echo=true: otherwise nothing is left to return", "max_tokens")
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("stream_options needs stream=true", "stream_options")
+
+
+class TextPart(Body):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Body):
+    """A turn of a chat. Only text: no tools, no images."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(Sampling):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    def refuse_unsupported(self) -> None:
+        """Combinations that mean nothing.
+
+        Raises:
+            ApiError: 400.
+        """
+        if self.top_logprobs and not self.logprobs:
+            raise bad_request("top_logprobs needs logprobs=true", "top_logprobs")
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("stream_options needs stream=true", "stream_options")
+
+
+class NextTokenRequest(Body):
+    """`POST /v1/next_token`: one flip of the coin, looked at closely.
+
+    Attributes:
+        generated: ids already written after the prompt: the draw's position is their number, and frequency and
+            presence penalties count them.
+        seed: of the draw; the same that a completion with this seed makes at this position.
+        limit: candidates to return, likeliest first; the rest are summed up.
+    """
+
+    model: str | None = None
+    prompt: Text | list[TokenId]
+    generated: list[TokenId] = []
+    temperature: float | None = Field(1.0, ge=0, le=100)
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
+    top_p: float | None = Field(1.0, gt=0, le=1)
+    min_p: float | None = Field(0.0, ge=0, le=1)
+    repetition_penalty: float | None = Field(1.0, ge=0.01, le=100)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
+    seed: Seed = 0
+    limit: int = Field(20, ge=1, le=200)
+
+
+class TokenizeRequest(Body):
+    """`POST /tokenize`, as vLLM has it."""
+
+    model: str | None = None
+    prompt: Text
+    add_special_tokens: bool | None = False
+    return_token_strs: bool | None = False
+
+
+class DetokenizeRequest(Body):
+    """`POST /detokenize`, as vLLM has it."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+class ErrorDetail(BaseModel):
+    """OpenAI's error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not 2xx."""
+
+    error: ErrorDetail
+
+
+class Usage(BaseModel):
+    """Tokens of a request: the prompts' (counted once however many samples), and all that was generated."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class CompletionLogprobs(BaseModel):
+    """OpenAI's columns: entry i of each belongs to one token."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
+    text_offset: list[int] = []
+
+
+class CompletionChoice(BaseModel):
+    """One continuation, or a piece of one."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] = []
+
+
+class Completion(BaseModel):
+    """A completion, or a chunk of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class ChatCompletion(BaseModel):
+    """A chat completion, or a chunk of a streamed one (`delta` in place of `message`)."""
+
+    id: str
+    object: Literal["chat.completion", "chat.completion.chunk"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+    usage: Usage | None = None
+
+
+class Candidate(BaseModel):
+    """One bar of the coin.
+
+    Attributes:
+        text: the token as text, bytes that are no whole character as `bytes:\\xNN`.
+        raw: the model's own probability.
+        probability: after penalties, temperature and filters; 0 if it was cut.
+        cut_by: which filter took it away, or None; at temperature 0 that is `temperature`, but for the likeliest.
+        start: where its interval begins on the line from 0 to 1 that the draw lands on.
+        end: where it ends.
+    """
+
+    id: int
+    text: str
+    raw: float
+    probability: float
+    cut_by: Literal["temperature", "top_k", "top_p", "min_p"] | None
+    start: float
+    end: float
+
+
+class Draw(BaseModel):
+    """The coin's fall.
+
+    Attributes:
+        u: the random number in [0, 1), a function of seed and position alone; None where the likeliest is taken.
+        token: the candidate whose interval holds it.
+    """
+
+    seed: int
+    position: int
+    u: float | None
+    token: Candidate
+
+
+class NextToken(BaseModel):
+    """The distribution after a prompt, and one draw from it.
+
+    Attributes:
+        tokens: the prompt's ids and texts.
+        candidates: likeliest first, the drawn one among them wherever it stands.
+        kept: how many tokens the filters left.
+        rest_raw, rest_probability: what the tokens that are not listed have together.
+        entropy, processed_entropy: in bits.
+        eot_id: the token that ends a text, if there is one.
+        context_left: tokens that still fit.
+    """
+
+    model: str
+    tokens: list[dict[str, Any]]
+    candidates: list[Candidate]
+    kept: int
+    vocabulary: int
+    rest_raw: float
+    rest_probability: float
+    entropy: float
+    processed_entropy: float
+    draw: Draw
+    eot_id: int | None
+    context_left: int
+
+
+def heat(temperature: float | None) -> float:
+    """The temperature, with its default; so near to 0 that logits would overflow it is 0, which is the limit."""
+    value = _or(temperature, 1.0)
+    return value if value >= 1e-4 else 0.0
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
