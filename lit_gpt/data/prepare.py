@@ -20,6 +20,7 @@ from lit_gpt.command import make_parser, note
 from lit_gpt.data.index import Shard, ShardIndex
 from lit_gpt.data.journal import DOWNLOADS, Journal, locked
 from lit_gpt.data.readers import DOCUMENT, Text, read_texts
+from lit_gpt.data.sample import sample
 from lit_gpt.data.shards import ShardWriter, dtype_for, load_index, write_shard
 from lit_gpt.data.show import check, show
 from lit_gpt.data.sources import OnRead, Source, fetch, find_sources
@@ -31,7 +32,6 @@ from lit_gpt.tokenizer import Tokenizer, get_tokenizer, is_trained, train_tokeni
 
 RULES = 1  # raise it when the same input is to give other shards
 JOB = 1 << 19  # characters that a worker gets at a time
-SAMPLE = 1 << 25  # bytes of text from which byte-pair merges are learned
 WORTH_A_WORKER = 1 << 22  # bytes of input below which another process does not pay
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -148,8 +148,8 @@ def _tokenizer(ready: Tokenizer | None, spec: str, sources: list[Source], text_f
         return Tokenizer.load(folder)
     if ready is None:
         with _progress(f"train {spec}", sum(source.size for source in sources)) as (on_read, _):
-            texts = _texts(sources, text_field, on_read) if spec == "char" else _sample(sources, text_field, on_read)
-            ready = train_tokenizer(spec, (text for text, _ in texts))
+            every = (text for text, _ in _texts(sources, text_field, on_read))
+            ready = train_tokenizer(spec, every if spec == "char" else sample(sources, text_field, on_read))
     ready.save(folder / TOKENIZER)
     return ready
 
@@ -157,18 +157,6 @@ def _tokenizer(ready: Tokenizer | None, spec: str, sources: list[Source], text_f
 def _texts(sources: list[Source], text_field: str, on_read: OnRead) -> Iterator[Text]:
     for source in sources:
         yield from read_texts(source, text_field, on_read)
-
-
-def _sample(sources: list[Source], text_field: str, on_read: OnRead) -> Iterator[Text]:
-    """About `SAMPLE` bytes, spread over the sources by size: of a large one the beginning, of many small ones some."""
-    total = sum(source.size for source in sources)
-    allowed = taken = 0.0
-    for source in sources:
-        allowed += source.size * min(1.0, SAMPLE / total)
-        texts = read_texts(source, text_field, on_read)
-        while taken < allowed and (text := next(texts, None)):
-            taken += len(text.text.encode())
-            yield text
 
 
 # ---------------------------------------------------------------- the work
