@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_gpt.checkpoint import save_model
+from lit_gpt.config import GPTConfig
 from lit_gpt.convert import load_source, open_source
 from lit_gpt.convert.write import write_hf, write_lit_gpt
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 
+ROOT = Path(__file__).resolve().parent.parent
 RunProgram = Callable[..., Any]
 
 
@@ -181,3 +185,39 @@ def test_a_surplus_head_in_a_tied_safetensors_file(checkpoint: Path, tmp_path: P
     assert "lm_head.weight" not in tensors
     save_file(tensors | {"lm_head.weight": tensors["transformer.wte.weight"].clone()}, file, {"format": "pt"})
     assert open_source(str(tmp_path / "hf")).config.tie_embeddings
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from lit_gpt.convert import open_source
+from lit_gpt.convert.write import write_hf, write_lit_gpt
+open_source(sys.argv[1])
+Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again, from what the imports take
+
+def status(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+before = status("VmRSS")
+{"hf": write_hf, "lit_gpt": write_lit_gpt}[sys.argv[3]](open_source(sys.argv[1]), Path(sys.argv[2]))
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux counts it")
+def test_converting_takes_little_more_memory_than_the_largest_tensor(tmp_path: Path) -> None:
+    """A model of 76 MiB, its largest tensor 4 MiB, goes through in both directions in less than 40 MiB."""
+    config = GPTConfig(vocab_size=2048, n_embd=512, n_layer=6, n_head=8, block_size=64)
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device="cpu")
+    save_model(tmp_path / "big.ckpt", model, None)
+    del model
+    assert (tmp_path / "big.ckpt").stat().st_size > 76 * 2**20
+    for source, output, to in (("big.ckpt", "hf", "hf"), ("hf", "again.ckpt", "lit_gpt")):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, tmp_path / source, tmp_path / output, to],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) < 40 * 1024, f"{to}: {int(done.stdout) / 1024:.0f} MiB"

@@ -165,9 +165,9 @@ def _open_file(path: Path) -> dict[str, Stored]:
     import torch
 
     def read(name: str) -> torch.Tensor:
-        # Opened anew for each tensor: a mapping that stays would count all of it as our memory.
+        # Mapped anew for each tensor: what is done with leaves memory with it.
         with safe_open(path, "pt") as file:
-            return file.get_tensor(name).clone()
+            return file.get_tensor(name)
 
     try:
         stored = {}

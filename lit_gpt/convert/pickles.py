@@ -80,8 +80,8 @@ def stored_tensors(path: Path, *keys: str) -> dict[str, Stored]:
         return values
 
     def reader(name: str) -> Any:
-        # The file is mapped anew for each tensor: a mapping that stays would count all of it as our memory.
-        return lambda: descend()[name].clone()
+        # Mapped anew for each tensor: what is done with leaves memory with it.
+        return lambda: descend()[name]
 
     return {
         name: Stored(tuple(tensor.shape), tensor.dtype, reader(name))
