@@ -228,7 +228,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Raschka, "Build a Large Language Model (From Scratch)", chapter 4: GPT-2 124M, untied, no QKV bias.
     "llms-from-scratch-124m": {"qkv_bias": False, "tie_embeddings": False},
     "nano": {**_MODERN, "n_layer": 6, "n_head": 4, "n_embd": 256, "block_size": 256},
-    "modern-124m": {**_MODERN, "padded_vocab_size": 50304},
-    "modern-350m": {**_MODERN, "padded_vocab_size": 50304, "n_layer": 24, "n_head": 16, "n_embd": 1024},
-    "modern-1.5b": {**_MODERN, "padded_vocab_size": 50304, "n_layer": 48, "n_head": 25, "n_embd": 1600},
+    "modern-124m": {**_MODERN},
+    "modern-350m": {**_MODERN, "n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "modern-1.5b": {**_MODERN, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
