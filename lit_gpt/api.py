@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from lit_gpt.decoding.params import NGRAM, GenerationConfig
 from lit_gpt.decoding.run import Value
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
+from lit_gpt.precision import prepare_for_inference
 from lit_gpt.tokenizer import Tokenizer
 
 
@@ -35,8 +35,7 @@ def load(path_or_id: str, precision: str = "auto", device: str = "auto") -> Gene
     """
     model, tokenizer = _read(path_or_id)
     place = resolve_device(device)
-    prepare = importlib.import_module("lit_gpt.precision").prepare_for_inference
-    return Generator(prepare(model.to(place), precision), tokenizer, precision, place)
+    return Generator(prepare_for_inference(model.to(place), precision), tokenizer, precision, place)
 
 
 def resolve_device(device: str) -> torch.device:

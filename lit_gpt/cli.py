@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 from jsonargparse import Namespace
@@ -23,10 +24,12 @@ from lit_gpt.command import OneLineErrors, note, parser_keys
 from lit_gpt.config import GPTConfig, preset_values
 from lit_gpt.convert.source import Source, open_source
 from lit_gpt.data.datamodule import TokenDataModule
+from lit_gpt.decoding.engine import Draft, check_draft
 from lit_gpt.errors import UserError
 from lit_gpt.launch import decide_once, is_rank_zero
 from lit_gpt.module import LitGPT
 from lit_gpt.precision import resolve_precision
+from lit_gpt.prediction import Prediction, add_predict_arguments
 from lit_gpt.tokenizer import Tokenizer
 
 _METHOD_SKIPS = {
@@ -34,6 +37,12 @@ _METHOD_SKIPS = {
     "validate": {"model", "dataloaders", "datamodule", "weights_only"},
     "test": {"model", "dataloaders", "datamodule", "weights_only"},
     "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
+}
+_CALLBACKS: dict[str, Callable[[], list[Any]]] = {
+    "fit": default_callbacks,
+    "validate": lambda: [progress_bar()],
+    "test": lambda: [progress_bar()],
+    "predict": list,
 }
 _FREE_KEYS = {"dropout"}
 """Keys of the model's config that a checkpoint does not settle: they shape the training, not the weights."""
@@ -60,6 +69,8 @@ class Program(LightningCLI):
         self.header: Header | None = None  # of --ckpt_path
         self.source: Source | None = None  # of --init_from
         self.tokenizer: Tokenizer | None = None  # of the data
+        self.prediction: Prediction | None = None
+        self.draft: Source | None = None  # of speculative decoding
         options = {"default_env": True, "env_prefix": "LIT_GPT", "allow_abbrev": False}
         super().__init__(
             LitGPT,
@@ -68,7 +79,8 @@ class Program(LightningCLI):
             save_config_kwargs={"overwrite": True},  # a resumed run goes on in the folder of its first part
             trainer_class=GPTTrainer,
             trainer_defaults={
-                "callbacks": default_callbacks() if self.name == "fit" else [progress_bar()],
+                "callbacks": _CALLBACKS[self.name](),
+                "enable_progress_bar": self.name != "predict",  # which shows prompts instead of batches
                 "enable_model_summary": False,  # it prints to stdout; `lit_gpt info` says more
             },
             seed_everything_default=1337,
@@ -88,6 +100,8 @@ class Program(LightningCLI):
         text = "start from these weights: a path or Hugging Face id, anything that `lit_gpt convert` reads"
         if self.name == "fit":
             parser.add_lightning_class_args(Samples, "samples")
+        if self.name == "predict":
+            add_predict_arguments(parser)
         parser.add_argument("--init_from", type=str | None, default=None, help=text)
 
     # Parsing -----------------------------------------------------------------------------------------------------
@@ -149,9 +163,22 @@ class Program(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Prepare the data if there is none, then settle vocabulary and precision: the Trainer fixes both."""
-        if self.name != "predict":
+        if self.name == "predict":
+            self._settle_prediction()
+        else:
             self._settle_data()
         self._settle_precision()
+
+    def _settle_prediction(self) -> None:
+        """Read and check prompts and settings."""
+        origin = self.header or self.source
+        assert origin is not None
+        where = str(self.options.ckpt_path or self.options.init_from)
+        tokenizer = self._tokenizer_of_weights()
+        self.prediction = Prediction(self.options, origin.config, tokenizer, where)
+        if self.prediction.draft is not None:
+            self.draft = open_source(self.prediction.draft)
+            check_draft(Draft(None, self.draft.config, self.draft.tokenizer), origin.config, tokenizer)
 
     def _settle_data(self) -> None:
         options = self.options
@@ -192,6 +219,8 @@ class Program(LightningCLI):
     def _settle_precision(self) -> None:
         """`auto` becomes what suits this machine and model; a run goes on, and is judged, in its own precision."""
         trainer = self.options.trainer
+        if self.name == "predict" and trainer.precision in ("auto", None):
+            trainer.precision = "32-true"  # `--precision` says how the weights are held; autocast only costs time here
         if self.header is not None and self.header.precision is not None and trainer.precision in ("auto", None):
             trainer.precision = self.header.precision
         if trainer.precision != "auto":
@@ -222,6 +251,24 @@ class Program(LightningCLI):
         self.model.tokenizer = self.tokenizer or self._tokenizer_of_weights()
         if self.source is not None:
             self.model.initial_weights = self.source.load().state_dict()
+        if self.prediction is not None:
+            self.model.generation = self.prediction.generation
+            self.model.inference_precision = self.options.precision
+            if self.draft is not None:
+                self.model.draft = Draft(self.draft.load(), self.draft.config, self.draft.tokenizer)
+            self.trainer.callbacks.append(self.prediction.writer)  # type: ignore[attr-defined]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Prompts take the place of the data module."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if self.prediction is not None:
+            kwargs.pop("datamodule", None)
+            kwargs |= {"dataloaders": self.prediction.loader, "return_predictions": False}
+        return kwargs
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.prediction is None or not self.prediction.already_done():
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our logger and our way of writing checkpoints; what it refuses is bad input."""
@@ -280,5 +327,5 @@ def main(argv: list[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict`; its exit status."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(_NoAdvertising())
-    Program(argv)
-    return 0
+    program = Program(argv)
+    return 1 if program.prediction is not None and program.prediction.writer.failed else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import os
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from lit_gpt.metrics import LanguageModelMetric, byte_lengths, count_bytes
 from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig, ScheduleConfig, clip_gradients, make_optimizer
 from lit_gpt.parallel import shard
+from lit_gpt.precision import prepare_for_inference
 from lit_gpt.tokenizer import Tokenizer
 
 Batch = tuple[Tensor, Tensor]
@@ -248,7 +248,9 @@ class LitGPT(L.LightningModule):
 
     def on_predict_start(self) -> None:
         """Turn the model into its fastest form, and set up the engine."""
-        importlib.import_module("lit_gpt.precision").prepare_for_inference(self.model, self.inference_precision)
+        prepare_for_inference(self.model, self.inference_precision)
+        if self.draft is not None:
+            prepare_for_inference(self.draft.model.to(self.device), self.inference_precision)
         engine = Engine(self.model, self.config, self.tokenizer, draft=self.draft, device=self.device)
         self._completions = Completions(engine, self.generation)
 

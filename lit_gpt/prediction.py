@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import lightning.pytorch as L
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Subset
 
+from lit_gpt.command import note
 from lit_gpt.config import GPTConfig
-from lit_gpt.data.prompts import Prompt, PromptDataset
+from lit_gpt.data.prompts import FILE_PREFIX, Prompt, PromptDataset
 from lit_gpt.decoding.complete import Completion, encode_prompt
 from lit_gpt.decoding.output import Token
-from lit_gpt.decoding.params import GenerationConfig
+from lit_gpt.decoding.params import NGRAM, GenerationConfig
 from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_write
 from lit_gpt.tokenizer import Tokenizer
@@ -34,24 +38,72 @@ _BATCH = 64
 
 _RULE = "-" * 15
 
+InferencePrecision = Literal["auto", "fp32", "bf16", "int8"]
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """The flags of `predict` beside `GenerationConfig`'s.
+
+def add_predict_arguments(parser: ArgumentParser) -> None:
+    """The flags of `predict`: `GenerationConfig`'s, and where prompts come from and results go."""
+    switches = {"ignore_eos": "never generate end-of-text"}
+    parser.add_class_arguments(GenerationConfig, skip=set(switches))
+    switches["resume"] = "go on with a run that was killed: what is in its .partial file is not done again"
+    for name, text in switches.items():
+        parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", default=False, help=text)
+    text = f"a prompt, or {FILE_PREFIX}story.md for one that is a whole file; can be given several times"
+    parser.add_argument("--start", action="append", type=str, default=[], help=text)
+    text = 'a file with a prompt on each line, or a .jsonl with a "prompt" (text or ids) on each line'
+    parser.add_argument("--prompts", type=str | None, default=None, help=text)
+    text = "a .jsonl file for the results; until all are there its name ends in .partial. They are printed if null"
+    parser.add_argument("--output", type=str | None, default=None, help=text)
+    text = "of the weights: bf16 and int8 are faster, auto is bf16 on a GPU and fp32 on a CPU"
+    parser.add_argument("--precision", type=InferencePrecision, default="auto", help=text)
+
+
+class Prediction:
+    """A run of `predict`, checked before anything is computed.
 
     Attributes:
-        start: a prompt, or FILE:story.md for one that is a whole file; can be given several times.
-        prompts: a file with a prompt on each line, or a .jsonl with a "prompt" (text or token ids) on each line.
-        output: a .jsonl file for the results; until all are there its name ends in .partial. They are printed if null.
-        resume: go on with a run that was killed; what is in its .partial file is not done again.
-        precision: of the weights: auto, fp32, bf16 or int8.
+        generation: how to continue the prompts.
+        loader: the prompts that are left to do.
+        writer: the callback that takes the results.
     """
 
-    start: list[str] = field(default_factory=list)
-    prompts: str | None = None
-    output: str | None = None
-    resume: bool = False
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    def __init__(self, options: Namespace, config: GPTConfig, tokenizer: Tokenizer | None, source: str) -> None:
+        """Prompts and settings as `options` has them, for a model of shape `config` that came from `source`.
+
+        Raises:
+            UserError: for settings or prompts that are wrong, or an output that is in the way.
+        """
+        names = [item.name for item in dataclasses.fields(GenerationConfig)]
+        self.generation = GenerationConfig.from_dict({name: options[name] for name in names})
+        for remark in self.generation.check():
+            note(remark)
+        prompts = PromptDataset(options.start, options.prompts)
+        check_prompts(prompts, tokenizer, config, self.generation)
+        self._partial: PartialFile | None = None
+        finished: set[int] = set()
+        if options.output is not None:
+            self._partial = PartialFile(options.output, run_fingerprint(prompts, self.generation, source))
+            finished = self._partial.finished(options.resume, len(prompts))
+        elif options.resume:
+            raise UserError("--resume goes on with a file of results: name it with --output")
+        left = [place for place in range(len(prompts)) if place not in finished]
+        self.loader = DataLoader(Subset(prompts, left), batch_size=_BATCH, collate_fn=list)
+        self.writer = PredictionWriter(self._partial, len(left), tokenizer)
+
+    @property
+    def draft(self) -> str | None:
+        """The checkpoint that proposes tokens, if one does."""
+        speculates = self.generation.strategy == "speculative" and self.generation.draft != NGRAM
+        return self.generation.draft if speculates else None
+
+    def already_done(self) -> bool:
+        """Whether nothing is left of a resumed run; if only its last step was, that is made."""
+        if len(self.loader.dataset) > 0 or self._partial is None:  # type: ignore[arg-type]
+            return False
+        if not self._partial.output.exists():
+            self._partial.finish()
+        note(f"{self._partial.output} is complete")
+        return True
 
 
 def check_prompts(
@@ -97,12 +149,14 @@ class PartialFile:
     def _paths(self) -> list[Path]:
         return sorted(self.output.parent.glob(f"{self.output.name}.partial*"))
 
-    def finished(self, resume: bool) -> set[int]:
-        """Prompts that need not be done again.
+    def finished(self, resume: bool, total: int) -> set[int]:
+        """Prompts, of `total`, that need not be done again.
 
         Raises:
             UserError: if a run would be overwritten, or was begun with other prompts or settings.
         """
+        if self.output.exists() and resume:
+            return set(range(total))
         if self.output.exists():
             raise UserError(f"{self.output} exists already and is complete: delete it, or name another file")
         if not self._paths():
@@ -155,7 +209,7 @@ class PartialFile:
         try:
             for _, number, offset, size in places:
                 files[number].seek(offset)
-                yield files[number].read(size)
+                yield from files[number].read(size).splitlines(keepends=True)
         finally:
             for file in files:
                 file.close()
@@ -173,16 +227,20 @@ class PredictionWriter(BasePredictionWriter):
     """Writes what `predict_step` returns: to the file, or readable and in order to stdout. Shows progress on stderr.
 
     Attributes:
-        failed: continuations that ended in an error.
+        failed: continuations of this rank that ended in an error.
     """
 
     def __init__(self, partial: PartialFile | None, total: int, tokenizer: Tokenizer | None = None) -> None:
-        """A writer of `total` prompts' results."""
+        """A writer of `total` prompts' results; without `partial` to stdout."""
         super().__init__("batch")
         self._partial = partial
+        self._prints = partial is None
         self._total = total
         self._tokenizer = tokenizer
         self._file: IO[bytes] | None = None
+        self._early: dict[int, list[dict[str, Any]]] = {}  # finished, but not their turn to be printed
+        self._next = 0
+        self.failed = 0
         self._progress = Progress(
             TextColumn("prompts"),
             BarColumn(),
@@ -191,12 +249,12 @@ class PredictionWriter(BasePredictionWriter):
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        self._early: dict[int, tuple[Prompt, list[Completion]]] = {}
-        self._next = 0
-        self.failed = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open what is needed."""
+        """Open what is needed. Several ranks that print do so through a file, which rank 0 reads out at the end."""
+        if self._prints and trainer.world_size > 1:
+            folder = tempfile.mkdtemp() if trainer.is_global_zero else ""
+            self._partial = PartialFile(Path(trainer.strategy.broadcast(folder)) / "results.jsonl", "")
         if self._partial is not None:
             self._file = self._partial.append(trainer.global_rank)
         self._progress.disable = not trainer.is_global_zero or self._total == 1
@@ -215,37 +273,34 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Write the prompts that are finished."""
         for prompt, completions in prediction:
+            records = to_records(prompt, completions)
             self.failed += sum(completion.error is not None for completion in completions)
-            if self._file is not None:
-                self._file.write(b"".join(to_lines(prompt, completions)))
+            if self._file is None:
+                self._early[prompt.place] = records
             else:
-                self._early[prompt.place] = prompt, completions
+                self._file.write(b"".join(map(to_line, records)))
         if self._file is not None:
             self._file.flush()
-        self._progress.update(self._task, advance=len(prediction))
-        while self._file is None and self._next in self._early:
-            self._print(*self._early.pop(self._next))
+        while self._next in self._early:
+            self._print(self._early.pop(self._next))
             self._next += 1
+        self._progress.update(self._task, advance=len(prediction))
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was; what is written stays, for --resume."""
-        self._progress.stop()
-
-    def _print(self, prompt: Prompt, completions: list[Completion]) -> None:
-        for completion in completions:
-            text = completion.text if self._tokenizer is not None else f" {completion.ids}"
-            shown = prompt.prompt if isinstance(prompt.prompt, str) else self._readable(prompt.prompt)
-            if completion.score is not None:
-                print(f"score {completion.score:.4f}")
-            print(f"{shown}{text}")
-            if completion.error is not None:
-                print(f"prompt {prompt.place + 1}: {completion.error}", file=sys.stderr)
-            if self._total > 1 or len(completions) > 1:
+    def _print(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            if "score" in record:
+                print(f"score {record['score']:.4f}")
+            print(self._readable(record["prompt"]) + (record["text"] if self._tokenizer else f" {record['ids']}"))
+            if "error" in record:
+                note(f"prompt {record['index'] + 1}: {record['error']}")
+            if self._total > 1 or record["samples"] > 1:
                 print(_RULE)
         sys.stdout.flush()
 
-    def _readable(self, ids: list[int]) -> str:
-        return str(ids) if self._tokenizer is None else self._tokenizer.decode(ids)
+    def _readable(self, prompt: str | list[int]) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return str(prompt) if self._tokenizer is None else self._tokenizer.decode(prompt)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """All ranks are through: rank 0 puts the results together."""
@@ -254,16 +309,27 @@ class PredictionWriter(BasePredictionWriter):
             return
         self._file.close()
         trainer.strategy.barrier("predictions are written")
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self._prints:
+            for line in self._partial.merged():
+                self._print([json.loads(line)])
+            shutil.rmtree(self._partial.output.parent)
+        elif trainer.is_global_zero:
             self._partial.finish()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was; what is written stays, for --resume."""
+        self._progress.stop()
 
-def to_lines(prompt: Prompt, completions: list[Completion]) -> Iterator[bytes]:
-    """The continuations of a prompt, each as a line of JSON."""
-    for sample, completion in enumerate(completions):
-        record = {"index": prompt.place, "sample": sample, "samples": len(completions), "prompt": prompt.prompt}
-        record |= _to_dict(completion)
-        yield json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+def to_records(prompt: Prompt, completions: list[Completion]) -> list[dict[str, Any]]:
+    """The continuations of a prompt as plain values: the lines of the output."""
+    head = {"index": prompt.place, "samples": len(completions), "prompt": prompt.prompt}
+    return [{**head, "sample": sample, **_to_dict(completion)} for sample, completion in enumerate(completions)]
+
+
+def to_line(record: dict[str, Any]) -> bytes:
+    """One line of JSON."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def _to_dict(completion: Completion) -> dict[str, Any]:
@@ -296,9 +362,3 @@ def run_fingerprint(prompts: PromptDataset, generation: GenerationConfig, source
     stat = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
     values = [prompts.fingerprint, generation.to_dict(), source, stat]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def prompt_loader(prompts: PromptDataset, finished: set[int]) -> DataLoader[Prompt]:
-    """Batches of the prompts that are not finished; Lightning splits them over the ranks."""
-    left = [index for index in range(len(prompts)) if index not in finished]
-    return DataLoader(Subset(prompts, left), batch_size=_BATCH, collate_fn=list)

@@ -55,7 +55,7 @@ _MOST_SLOTS = {"cpu": 64, "cuda": 256}
 class Draft(NamedTuple):
     """A smaller model that proposes tokens to `speculative`."""
 
-    model: Callable[..., Any]
+    model: Any
     config: GPTConfig
     tokenizer: Tokenizer | None = None
 
@@ -105,7 +105,7 @@ class Engine:
         self.rows = Rows(model, config, slots, self._n_vocab, dtype, device, prefill_chunk)
         self._draft: Rows | None = None
         if draft is not None:
-            _check_draft(draft, config, tokenizer)
+            check_draft(draft, config, tokenizer)
             kind, place = _whereabouts(draft.model)
             self._draft = Rows(draft.model, draft.config, slots, self._n_vocab, kind, place, prefill_chunk)
         self._queue: deque[Run] = deque()
@@ -305,7 +305,8 @@ def _check_ids(what: str, ids: list[int], n_vocab: int) -> None:
         raise UserError(f"{what} token id {wrong}, outside the vocabulary of {n_vocab}: use ids 0 … {n_vocab - 1}")
 
 
-def _check_draft(draft: Draft, config: GPTConfig, tokenizer: Tokenizer | None) -> None:
+def check_draft(draft: Draft, config: GPTConfig, tokenizer: Tokenizer | None) -> None:
+    """Refuse a draft whose ids mean something else. Raises UserError."""
     if tokenizer is not None and draft.tokenizer is not None and tokenizer.hash != draft.tokenizer.hash:
         raise UserError(
             f'the draft\'s tokenizer is "{draft.tokenizer.name}", the model\'s is "{tokenizer.name}", and they differ: '
