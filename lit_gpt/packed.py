@@ -51,33 +51,24 @@ class Int8Linear(nn.Module):
         self._zero_points = torch.zeros(len(weight), dtype=torch.int32)
         self._product = torch.ops.onednn.qlinear_pointwise.default
         self._round = torch.tensor(_ROUND)
-        self._round_128 = torch.tensor(_ROUND + 128)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) → (…, N). A row of zeros divides zero by zero, and is multiplied by zero in the end."""
         rows = x.reshape(-1, x.size(-1))
-        largest = torch.linalg.vector_norm(rows, float("inf"), -1, True)  # (M, 1)
+        largest = rows.abs().amax(-1, True)  # (M, 1); the norm of that name takes ten times as long
         if len(rows) == 1:
             q = torch.addcdiv(self._round, rows, largest, value=127).view(torch.int32).to(torch.int8)
             y = torch._int_mm(q, self._weight) * self.scale
         else:
-            q = torch.addcdiv(self._round_128, rows, largest, value=127).view(torch.int32).to(torch.uint8)
-            y = self._product(
-                q,
-                1.0,
-                0,
-                self._packed,
-                self.scale,
-                self._zero_points,
-                self._offset,
-                1.0,
-                0,
-                torch.float32,
-                "none",
-                [],
-                "",
-            )
+            q = (rows * (127 / largest)).add_(_ROUND + 128).view(torch.int32).to(torch.uint8)
+            y = self._packed_product(q)
         return torch.addcmul(self.bias, y, largest).view(*x.shape[:-1], -1)
+
+    def _packed_product(self, q: Tensor) -> Tensor:
+        """(M, K) unsigned rows → their (M, N) scaled products."""
+        return self._product(
+            q, 1.0, 0, self._packed, self.scale, self._zero_points, self._offset, 1.0, 0, torch.float32, "none", [], ""
+        )
 
 
 class WeightInt8Linear(nn.Module):

@@ -1,0 +1,329 @@
+"""Decode speed beside other engines: the same random GPT-2 124M weights, the same work, one process, in turn.
+
+    pip install -e ".[bench]" && git clone https://github.com/karpathy/nanoGPT /tmp/nanoGPT
+    python scripts/bench_decode.py --nanogpt /tmp/nanoGPT --plot docs/decode.svg
+
+Every engine reads a prompt of random ids and draws new tokens with top-k 200. Rounds go through all engines in turn; an
+engine's figure is its fastest round, so that a busy machine shows as little as it can. An engine that is not installed
+is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lit_gpt.config import GPTConfig
+from lit_gpt.decoding.engine import Engine
+from lit_gpt.decoding.params import GenerationConfig
+from lit_gpt.files import atomic_write
+from lit_gpt.model import GPT
+from lit_gpt.precision import prepare_for_inference
+
+TOP_K = 200
+Decode = Callable[[list[list[int]], int], None]
+"""Draw so many new tokens for every prompt."""
+
+
+def fresh_model(config: GPTConfig) -> GPT:
+    """The same random weights every time."""
+    torch.manual_seed(0)
+    return GPT(config).eval()
+
+
+def arrays(config: GPTConfig) -> dict[str, np.ndarray]:
+    """Those weights by their GPT-2 names."""
+    return {name: value.numpy() for name, value in fresh_model(config).state_dict().items()}
+
+
+def ours(config: GPTConfig, precision: str, device: str) -> Decode:
+    """This project's engine."""
+    model = prepare_for_inference(fresh_model(config).to(device), precision)
+    engines: dict[int, Engine] = {}
+
+    def decode(prompts: list[list[int]], n: int) -> None:
+        engine = engines.setdefault(len(prompts), Engine(model, config, max_slots=len(prompts)))
+        for prompt in prompts:
+            engine.submit(prompt, GenerationConfig(max_new_tokens=n, temperature=1.0, top_k=TOP_K, seed=1))
+        written = sum(len(output.tokens) for output in engine.drain())
+        assert written == n * len(prompts), written
+
+    return decode
+
+
+def nanogpt(config: GPTConfig, folder: str, device: str, compile: bool) -> Decode:
+    """karpathy/nanoGPT: no cache, the whole context again for every token."""
+    sys.path.insert(0, folder)
+    from model import GPT as NanoGPT  # type: ignore[import-not-found]
+    from model import GPTConfig as NanoConfig
+
+    shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size", "block_size")}
+    model = NanoGPT(NanoConfig(**shape, bias=True, dropout=0.0)).eval()
+    renamed = {}
+    for name, value in fresh_model(config).state_dict().items():
+        renamed[name if name.startswith("lm_head") else f"transformer.{name}"] = value
+    missing = model.load_state_dict(renamed, strict=False)
+    assert not missing.unexpected_keys and all("attn.bias" in key for key in missing.missing_keys), missing
+    model = model.to(device)
+    if compile:
+        model.forward = torch.compile(model.forward)
+    return lambda prompts, n: model.generate(torch.tensor(prompts, device=device), n, top_k=TOP_K)
+
+
+def hugging_face(config: GPTConfig, dtype: torch.dtype, device: str) -> Decode:
+    """transformers' `generate`."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    values = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
+    model = GPT2LMHeadModel(GPT2Config(**values, vocab_size=config.vocab_size, n_positions=config.block_size)).eval()
+    state = {}
+    for name, value in fresh_model(config).state_dict().items():
+        matrix = name.endswith("weight") and any(part in name for part in ("c_attn", "c_proj", "c_fc"))
+        state[name if name.startswith("lm_head") else f"transformer.{name}"] = value.t() if matrix else value
+    model.load_state_dict(state)
+    model = model.to(device, dtype)
+
+    def decode(prompts: list[list[int]], n: int) -> None:
+        idx = torch.tensor(prompts, device=device)
+        options = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": True, "top_k": TOP_K, "pad_token_id": 0}
+        model.generate(idx, attention_mask=torch.ones_like(idx), **options)
+
+    return decode
+
+
+def llama_cpp(config: GPTConfig, kind: str, threads: int) -> Decode:
+    """llama.cpp through llama-cpp-python, from a GGUF file written here."""
+    from llama_cpp import Llama
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_gguf(config, kind, Path(folder) / "model.gguf")
+        model = Llama(
+            str(path),
+            n_ctx=config.block_size,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=False,
+            n_gpu_layers=0,
+        )
+
+    def decode(prompts: list[list[int]], n: int) -> None:
+        stream = model.generate(prompts[0], top_k=TOP_K, top_p=1.0, min_p=0.0, temp=1.0, reset=True)
+        for _ in range(n):
+            next(stream)
+
+    return decode
+
+
+def write_gguf(config: GPTConfig, kind: str, path: Path) -> Path:
+    """Matrices in `kind` (F32, BF16 or Q8_0), the rest in fp32; the head is the embedding."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_block_count(config.n_layer)
+    writer.add_context_length(config.block_size)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.mlp_size)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    parts = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output"}
+    parts |= {"ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
+    outer = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
+    quantization = gguf.GGMLQuantizationType[kind]
+    for name, value in arrays(config).items():
+        stem, leaf = name.rsplit(".", 1)
+        if stem == "lm_head":
+            continue
+        if stem in outer:
+            target = outer[stem]
+        else:
+            _, layer, part = stem.split(".", 2)
+            target = f"blk.{layer}.{parts[part]}"
+        if value.ndim == 2 and stem != "wpe" and kind != "F32":
+            writer.add_tensor(f"{target}.{leaf}", gguf.quantize(value, quantization), raw_dtype=quantization)
+        else:
+            writer.add_tensor(f"{target}.{leaf}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def ctranslate2(config: GPTConfig, kind: str, threads: int) -> Decode:
+    """CTranslate2, from a model folder written here."""
+    import ctranslate2 as ct2
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_ctranslate2(config, kind, Path(folder) / "model")
+        generator = ct2.Generator(f"{folder}/model", "cpu", compute_type=kind, intra_threads=threads)
+
+    def decode(prompts: list[list[int]], n: int) -> None:
+        tokens = [[str(token) for token in prompt] for prompt in prompts]
+        options = {"max_length": n, "min_length": n, "sampling_topk": TOP_K, "include_prompt_in_result": False}
+        results = generator.generate_batch(tokens, **options)
+        assert all(len(result.sequences_ids[0]) == n for result in results)
+
+    return decode
+
+
+def write_ctranslate2(config: GPTConfig, kind: str, folder: Path) -> None:
+    """The weights in CTranslate2's own layout; a token is named by its id."""
+    from ctranslate2.specs import Activation, TransformerDecoderModelSpec
+
+    spec = TransformerDecoderModelSpec.from_config(config.n_layer, config.n_head, activation=Activation.GELUTanh)
+    weights, decoder = arrays(config), spec.decoder
+    decoder.scale_embeddings = False
+    decoder.embeddings.weight = decoder.projection.weight = weights["wte.weight"]
+    decoder.position_encodings.encodings = weights["wpe.weight"]
+
+    def norm(target: object, stem: str) -> None:
+        target.gamma, target.beta = weights[f"{stem}.weight"], weights[f"{stem}.bias"]  # type: ignore[attr-defined]
+
+    def linear(target: object, stem: str) -> None:
+        target.weight, target.bias = weights[f"{stem}.weight"], weights[f"{stem}.bias"]  # type: ignore[attr-defined]
+
+    norm(decoder.layer_norm, "ln_f")
+    for i, layer in enumerate(decoder.layer):
+        norm(layer.self_attention.layer_norm, f"h.{i}.ln_1")
+        linear(layer.self_attention.linear[0], f"h.{i}.attn.c_attn")
+        linear(layer.self_attention.linear[1], f"h.{i}.attn.c_proj")
+        norm(layer.ffn.layer_norm, f"h.{i}.ln_2")
+        linear(layer.ffn.linear_0, f"h.{i}.mlp.c_fc")
+        linear(layer.ffn.linear_1, f"h.{i}.mlp.c_proj")
+    end = f"{config.vocab_size - 1}"
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = end
+    spec.register_vocabulary([str(i) for i in range(config.vocab_size)])
+    spec.validate()
+    spec.optimize(quantization=None if kind == "float32" else kind)
+    folder.mkdir()
+    spec.save(str(folder))
+
+
+def engines(arguments: argparse.Namespace, config: GPTConfig, batch: int) -> dict[str, Callable[[], Decode]]:
+    """Name → what builds that engine."""
+    device, threads = arguments.device, arguments.threads
+    found: dict[str, Callable[[], Decode]] = {}
+    for precision in ("int8", "bf16", "fp32"):
+        found[f"lit_gpt {precision}"] = lambda precision=precision: ours(config, precision, device)
+    if device == "cpu":
+        if batch == 1:
+            for kind in ("Q8_0", "BF16", "F32"):
+                found[f"llama.cpp {kind}"] = lambda kind=kind: llama_cpp(config, kind, threads)
+        for kind in ("int8", "float32"):
+            found[f"CTranslate2 {kind}"] = lambda kind=kind: ctranslate2(config, kind, threads)
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        found[f"transformers {name}"] = lambda dtype=dtype: hugging_face(config, dtype, device)
+    if arguments.nanogpt:
+        found["nanoGPT generate"] = lambda: nanogpt(config, arguments.nanogpt, device, arguments.compile)
+    if arguments.only:
+        found = {name: build for name, build in found.items() if any(part in name for part in arguments.only)}
+    return found
+
+
+def measure(arguments: argparse.Namespace, config: GPTConfig, batch: int) -> dict[str, float]:
+    """Tokens per second of every engine at `batch` prompts."""
+    built: dict[str, Decode] = {}
+    for name, build in engines(arguments, config, batch).items():
+        try:
+            built[name] = build()
+        except ImportError as error:
+            print(f"left out: {name} ({error})", file=sys.stderr)
+    prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch, arguments.prompt)).tolist()
+    best = dict.fromkeys(built, float("inf"))
+    for turn in range(arguments.rounds + 1):  # the first warms up
+        for name, decode in built.items():
+            time.sleep(0.3)  # the other engines' threads spin for a while after their work
+            n = 3 if turn == 0 else arguments.new_tokens
+            start = time.perf_counter()
+            decode(prompts, n)
+            if arguments.device == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                best[name] = min(best[name], time.perf_counter() - start)
+        print(f"batch {batch}, round {turn} of {arguments.rounds}", file=sys.stderr, flush=True)
+    return {name: batch * arguments.new_tokens / seconds for name, seconds in best.items()}
+
+
+TARGETS = [
+    (1, "lit_gpt int8", "llama.cpp Q8_0", 1.3),
+    (1, "lit_gpt int8", "nanoGPT generate", 30.0),
+    (1, "lit_gpt fp32", "llama.cpp F32", 0.8),
+    (1, "lit_gpt fp32", "CTranslate2 float32", 1.0),
+    (16, "lit_gpt int8", "CTranslate2 int8", 1.5),
+]
+
+
+def report(results: dict[int, dict[str, float]]) -> None:
+    """A table and the ratios that were aimed at, as Markdown on stdout."""
+    for batch, speeds in results.items():
+        print(f"\n| batch {batch} | tok/s |\n|---|---|")
+        for name, speed in sorted(speeds.items(), key=lambda item: -item[1]):
+            print(f"| {name} | {speed:.1f} |")
+    print("\n| ratio | measured | aim |\n|---|---|---|")
+    for batch, name, peer, aim in TARGETS:
+        speeds = results.get(batch, {})
+        if name in speeds and peer in speeds:
+            print(f"| batch {batch}: {name} / {peer} | {speeds[name] / speeds[peer]:.2f} | {aim} |")
+
+
+def plot(results: dict[int, dict[str, float]], path: str) -> None:
+    """Bars of tokens per second, one panel for each batch size."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(results), figsize=(5.5 * len(results), 3.6), squeeze=False, layout="constrained")
+    for axis, (batch, speeds) in zip(axes[0], results.items()):
+        ordered = sorted(speeds.items(), key=lambda item: item[1])
+        colors = ["#c2410c" if name.startswith("lit_gpt") else "#94a3b8" for name, _ in ordered]
+        bars = axis.barh([name for name, _ in ordered], [speed for _, speed in ordered], color=colors)
+        axis.bar_label(bars, fmt="%.0f", padding=3)
+        axis.set(title=f"GPT-2 124M, batch {batch}", xlabel="tokens per second")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.12)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="svg")
+
+
+def main() -> None:
+    """Measure, print, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--prompt", type=int, default=32, help="tokens")
+    parser.add_argument("--new_tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--preset", default="gpt2")
+    parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of karpathy/nanoGPT")
+    parser.add_argument("--compile", action="store_true", help="torch.compile nanoGPT")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="engines whose name holds one of these")
+    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--plot", help="write an SVG here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config = GPTConfig.from_preset(arguments.preset)
+    results = {batch: measure(arguments, config, batch) for batch in arguments.batches}
+    print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, PyTorch {torch.__version__}")
+    report(results)
+    if arguments.json:
+        with atomic_write(arguments.json, "w") as file:
+            json.dump(results, file, indent=1)
+    if arguments.plot:
+        plot(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
