@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.cache import CacheStep
 from lit_gpt.config import GPTConfig
+from lit_gpt.loss import IGNORE_INDEX, head_loss
 
-IGNORE_INDEX = -100
-"""Targets with this id are not counted."""
+__all__ = ["GPT", "IGNORE_INDEX"]
 
 _LOSS_CHUNK_BYTES = 1 << 26
 """Logits of one chunk of the loss, in fp32: small against the activations, large enough to keep a matmul busy."""
@@ -130,18 +130,16 @@ class GPT(nn.Module):
         return logits
 
     def _loss(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of (N, C) hidden states in chunks: the (N, V) logits never exist at once.
-
-        A chunk's logits are computed again in the backward pass, one more product with the head.
-        """
-        rows = max(1, _LOSS_CHUNK_BYTES // (4 * self.config.vocab_rows))
+        """Cross-entropy of (N, C) hidden states in chunks: the (N, V) logits never exist at once."""
+        config = self.config
+        rows = max(1, _LOSS_CHUNK_BYTES // (4 * config.vocab_rows))
         count = (targets != IGNORE_INDEX).sum()
-        if len(x) <= rows:
-            return self._chunk_loss(x, targets), count
-        total = x.new_zeros((), dtype=torch.float32)
-        for chunk, chunk_targets in zip(x.split(rows), targets.split(rows)):
-            total = total + checkpoint(self._chunk_loss, chunk, chunk_targets, use_reentrant=False)
-        return total, count
+        if torch.is_grad_enabled():
+            weight, bias = self.lm_head.weight, self.lm_head.bias
+            return head_loss(x, targets, weight, bias, rows, config.vocab_size, config.logit_softcap), count
+        # No gradient, but maybe a head that is packed or quantised
+        losses = [self._chunk_loss(*chunk) for chunk in zip(x.split(rows), targets.split(rows))]
+        return torch.stack(losses).sum(), count
 
     def _chunk_loss(self, x: Tensor, targets: Tensor) -> Tensor:
         logits = self._logits(x)

@@ -1,0 +1,101 @@
+"""Cross-entropy over a large vocabulary in chunks of rows: the (N, V) logits never exist at once.
+
+Axes: N tokens, C width, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Targets with this id are not counted."""
+
+
+def head_loss(
+    x: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    n_vocab: int,
+    softcap: float | None = None,
+) -> Tensor:
+    """Summed cross-entropy in nats of softmax(softcap(x Wᵀ + b)) against `targets`, to be differentiated once.
+
+    Args:
+        x: (N, C) hidden states.
+        targets: (N,) ids; `IGNORE_INDEX` is not counted.
+        weight: (V, C) of the head.
+        bias: (V,) or None.
+        rows: of one chunk.
+        n_vocab: ids below this exist; the head's rows beyond are padding.
+        softcap: None, or c in c · tanh(logits / c).
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return _HeadLoss.apply(x, targets, weight, bias, rows, n_vocab, softcap)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Finds the gradient in the forward pass, while a chunk's logits are there: no product is computed twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: int,
+        n_vocab: int,
+        softcap: float | None,
+    ) -> Tensor:
+        w, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        losses, grad_x, grad_weight, grad_bias = [], [], None, None
+        for chunk, chunk_targets in zip(x.split(rows), targets.split(rows)):
+            loss, grad = _chunk(F.linear(chunk, w, b), chunk_targets, n_vocab, softcap)
+            losses.append(loss)
+            counted = (chunk_targets != IGNORE_INDEX)[:, None].to(grad.dtype)
+            grad_x.append((grad @ w).mul_(counted))
+            grad_weight = _add(grad_weight, grad.t() @ (chunk * counted), weight.dtype)
+            if bias is not None:
+                grad_bias = _add(grad_bias, (counted.t() @ grad)[0], bias.dtype)
+        ctx.save_for_backward(torch.cat(grad_x), grad_weight, grad_bias)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> Any:
+        grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
+        return grads[0], None, grads[1], grads[2], None, None, None
+
+
+def _add(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums over chunks are kept in the parameter's own precision."""
+    return part.to(dtype) if total is None else total.add_(part)
+
+
+def _chunk(logits: Tensor, targets: Tensor, n_vocab: int, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """(n, V) output of the head → its summed loss, in fp32 or more, and the gradient in its own dtype.
+
+    Rows that do not count have a gradient here too; masking it costs less after the product with the weight.
+    """
+    n_padding = logits.size(1) - n_vocab
+    dtype = logits.dtype
+    logits = logits[:, :n_vocab].to(torch.float64 if dtype == torch.float64 else torch.float32)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logprobs = logits.log_softmax(-1)
+    counted = (targets != IGNORE_INDEX)[:, None]
+    index = targets[:, None].where(counted, 0)
+    loss = -logprobs.gather(1, index).where(counted, 0).sum()
+    grad = logprobs.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=logprobs.dtype))
+    if softcap is not None:  # the derivative of c · tanh(z / c) is 1 - tanh²
+        grad *= 1 - (logits / softcap).square()
+    grad = grad.to(dtype)
+    return loss, F.pad(grad, (0, n_padding)) if n_padding else grad
