@@ -114,7 +114,7 @@ class Tokenizer:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of all that decides which ids a text becomes: pattern, ranks, specials, normalization."""
-        return _hash(self.pattern, _dump_ranks(self.ranks), self.specials, self.normalization)
+        return _hash(self.pattern, self._ranks_text, self.specials, self.normalization)
 
     def encode(self, text: str) -> list[int]:
         """Text to ids. Text that looks like a special token is plain text; a lone surrogate becomes U+FFFD."""
@@ -147,7 +147,7 @@ class Tokenizer:
             "version": 1,
             "name": self.name,
             "pattern": self.pattern,
-            "ranks": _dump_ranks(self.ranks),
+            "ranks": self._ranks_text,
             "specials": dict(self.specials),
             "end_of_text": self.end_of_text,
             "bos_id": self.bos_id,
@@ -219,6 +219,12 @@ class Tokenizer:
 
     def _normalized(self, text: str) -> str:
         return unicodedata.normalize("NFC", text) if self.normalization else text
+
+    @cached_property
+    def _ranks_text(self) -> str:
+        """Lines of base64 token, space, id, ordered by id."""
+        ordered = sorted(self.ranks.items(), key=lambda item: item[1])
+        return "\n".join(f"{base64.b64encode(token).decode()} {rank}" for token, rank in ordered)
 
     @cached_property
     def _bytes_of(self) -> dict[int, bytes]:
@@ -336,12 +342,6 @@ def byte_alphabet() -> dict[str, int]:
 def _hash(pattern: str, ranks: str, specials: dict[str, int], normalization: str | None) -> str:
     deciding = [pattern, ranks, sorted(specials.items()), normalization]
     return hashlib.sha256(json.dumps(deciding, separators=(",", ":")).encode()).hexdigest()
-
-
-def _dump_ranks(ranks: dict[bytes, int]) -> str:
-    """Lines of base64 token, space, id, ordered by id."""
-    ordered = sorted(ranks.items(), key=lambda item: item[1])
-    return "\n".join(f"{base64.b64encode(token).decode()} {rank}" for token, rank in ordered)
 
 
 def _parse_ranks(text: str) -> dict[bytes, int]:

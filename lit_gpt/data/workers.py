@@ -64,8 +64,8 @@ def serve() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not end up between answers
     try:
-        values, dtype = pickle.load(sys.stdin.buffer)
-        tokenizer = Tokenizer.from_dict(values)
+        parts, dtype = pickle.load(sys.stdin.buffer)
+        tokenizer = Tokenizer.build(**parts)
         while True:
             job = pickle.load(sys.stdin.buffer)
             pickle.dump(encode(tokenizer, dtype, job), answers, protocol=5)
@@ -89,7 +89,9 @@ class Workers:
 
     def __enter__(self) -> Workers:
         if self._count > 1:
-            self._hello = pickle.dumps((self._tokenizer.to_dict(), self._dtype), protocol=5)
+            names = ("name", "pattern", "ranks", "specials", "end_of_text", "normalization")
+            parts = {name: getattr(self._tokenizer, name) for name in names}
+            self._hello = pickle.dumps((parts, self._dtype), protocol=5)
             self._threads = ThreadPoolExecutor(self._count, initializer=self._start)
         return self
 
