@@ -27,7 +27,7 @@ from lit_gpt.decoding.contrastive import contrastive
 from lit_gpt.decoding.mcts import mcts
 from lit_gpt.decoding.output import Output
 from lit_gpt.decoding.params import NGRAM, GenerationConfig
-from lit_gpt.decoding.processors import NONE, Processors, pick
+from lit_gpt.decoding.processors import NONE, Observer, Processors, pick
 from lit_gpt.decoding.rows import Feed, Rows
 from lit_gpt.decoding.run import Run, Strategy, Value
 from lit_gpt.decoding.sample import sample
@@ -67,6 +67,7 @@ class Engine:
         config: the model's shape.
         tokenizer: None for bare ids; texts are then empty and stop strings refused.
         rows: rows of the cache, and counts of what was computed.
+        observer: told of every token that is decided on, if not None.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Engine:
             check_draft(draft, config, tokenizer)
             kind, place = _whereabouts(draft.model)
             self._draft = Rows(draft.model, draft.config, slots, self._n_vocab, kind, place, prefill_chunk)
+        self.observer: Observer | None = None
         self._queue: deque[Run] = deque()
         self._runs: list[Run] = []
         self._outbox: list[Output] = []
@@ -148,6 +150,7 @@ class Engine:
             processors = Processors(
                 generation, prompt, self._n_vocab, end_ids, self._eot_ids(), seed + index, self.rows.device
             )
+            processors.observer = self.observer
             self._queue.append(
                 Run(
                     self._requests,

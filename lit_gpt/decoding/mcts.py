@@ -27,7 +27,7 @@ class Node:
         ends: simulations that ended at it: its own visit, and every further one where the text ends with it.
         reward: its value by a function that the caller gave.
         ahead: sum of the log-probabilities, and number, of the tokens that its roll-out wrote.
-        logits: (1, V) after it, kept for the report if log-probabilities are asked for.
+        logits: (1, V) after it, kept for the report if log-probabilities are asked for or somebody observes.
     """
 
     token: int
@@ -115,11 +115,13 @@ def _look_ahead(
 
 
 def _shared(row: Row, text: list[int], ids: list[int]) -> int:
-    """Tokens of text + ids that the row holds already; the last is to be fed in any case."""
-    n = len(text)
-    while n < min(len(row.ids), len(text) + len(ids) - 1) and row.ids[n] == ids[n - len(text)]:
-        n += 1
-    return min(n, len(row.ids))
+    """Tokens of text + ids that the row holds already; the last is to be fed in any case.
+
+    The row holds the path of the walk before, which need not have gone through the token that was taken since.
+    """
+    wanted = [*text, *ids][:-1]
+    pairs = enumerate(zip(row.ids, wanted))
+    return next((i for i, (held, token) in pairs if held != token), min(len(row.ids), len(wanted)))
 
 
 def _expand(run: Run, node: Node, path: list[int], logits: Tensor) -> None:
@@ -127,7 +129,7 @@ def _expand(run: Run, node: Node, path: list[int], logits: Tensor) -> None:
     logprobs = run.processors.walk(path).shape(logits)[0].log_softmax(-1)
     values, ids = logprobs.topk(min(run.generation.candidates, len(logprobs)))
     node.children = [Node(i, value) for i, value in zip(ids.tolist(), values.tolist()) if value > -math.inf]
-    if run.generation.logprobs is not None:
+    if run.generation.logprobs is not None or run.processors.observer is not None:
         node.logits = logits
 
 

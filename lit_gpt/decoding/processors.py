@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -17,6 +17,9 @@ from lit_gpt.decoding.params import GenerationConfig
 NONE = -1
 """In place of a token: there is none to choose."""
 
+Observer = Callable[["Processors", Tensor, Token], None]
+"""Takes note of a decision: the processors in their state before it, the raw logits (V,), and the token."""
+
 
 class Processors:
     """Applies a `GenerationConfig` to the logits of one continuation, in the order of `lit_gpt.decoding.logits`.
@@ -25,6 +28,7 @@ class Processors:
         generation: the settings.
         seed: of this continuation's draws.
         position: how many tokens it has generated.
+        observer: called with (these processors, raw logits (V,), token) for each token that is decided on; or None.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Processors:
         self.generation = generation
         self.seed = seed
         self.position = 0
+        self.observer: Observer | None = None
         self._end_ids = [token for token in end_ids if token < n_vocab]
         self._counts: Tensor | None = None  # (V,) times generated
         self._seen: Tensor | None = None  # (V,) in the prompt or generated
@@ -143,12 +148,14 @@ class Processors:
 
     def report(self, raw: Tensor, token: int) -> Token:
         """`token`, chosen where the model said `raw` (V,), with the log-probabilities that were asked for."""
-        n = self.generation.logprobs
-        if n is None:
-            return Token(token)
-        logprob, top = ranked(raw, token, n)
-        shaped_logprob, shaped_top = ranked(self.shape(raw[None])[0], token, n)
-        return Token(token, logprob, shaped_logprob, top, shaped_top)
+        n, reported = self.generation.logprobs, Token(token)
+        if n is not None:
+            logprob, top = ranked(raw, token, n)
+            shaped_logprob, shaped_top = ranked(self.shape(raw[None])[0], token, n)
+            reported = Token(token, logprob, shaped_logprob, top, shaped_top)
+        if self.observer is not None:
+            self.observer(self, raw, reported)
+        return reported
 
 
 def ranked(logits: Tensor, token: int, n: int) -> tuple[float, tuple[tuple[int, float], ...]]:

@@ -1,0 +1,175 @@
+"""A trace for people and for programs: a table in the terminal, lines of JSON, one self-contained page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import BasePredictionWriter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lit_gpt.data.prompts import Prompt
+from lit_gpt.decoding.complete import Completion
+from lit_gpt.errors import UserError
+from lit_gpt.files import atomic_write
+from lit_gpt.insight.trace import Candidate, Step, Trace, Tracer, traces
+from lit_gpt.tokenizer import Tokenizer
+
+_SHOWN = 5  # candidates in a row of the terminal's table
+
+
+class TraceWriter(BasePredictionWriter):
+    """Shows and writes the traces of what `predict` continues, in the order of the prompts."""
+
+    def __init__(
+        self, tracer: Tracer, tokenizer: Tokenizer | None, show: bool, output: str | None, html: str | None
+    ) -> None:
+        """A writer of what `tracer` notes.
+
+        Args:
+            tracer: the observer of the engine.
+            tokenizer: of the model; None for bare ids.
+            show: print tables.
+            output: a JSONL file, a line for each token.
+            html: a page.
+        """
+        super().__init__("batch")
+        self._tracer = tracer
+        self._tokenizer = tokenizer
+        self._show = show
+        self._output = output
+        self._html = html
+        self._traces: list[Trace] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse several devices. Raises UserError."""
+        if trainer.world_size > 1:
+            raise UserError(f"a trace is written by one device, not by {trainer.world_size}: use --trainer.devices 1")
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: list[tuple[Prompt, list[Completion]]],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Take the traces of what is finished."""
+        for prompt, completions in prediction:
+            self._traces += traces(self._tracer, prompt.place, self._readable(prompt.prompt), completions)
+
+    def _readable(self, prompt: str | Sequence[int]) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return str(list(prompt)) if self._tokenizer is None else self._tokenizer.decode(prompt)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write and show them."""
+        self._traces.sort(key=lambda trace: (trace.place, trace.sample))
+        if self._output is not None:
+            with atomic_write(self._output, "w") as file:
+                file.writelines(to_lines(self._traces))
+        if self._html is not None:
+            with atomic_write(self._html, "w") as file:
+                file.write(to_html(self._traces, self._tokenizer))
+        if self._show:
+            console = Console(highlight=False)
+            for trace in self._traces:
+                console.print(to_table(trace))
+
+
+def to_lines(found: Sequence[Trace]) -> Iterator[str]:
+    """A line of JSON for each decision."""
+    for trace in found:
+        for step in trace.steps:
+            record = {"prompt": trace.place, "sample": trace.sample, **step.to_dict()}
+            yield json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def to_html(found: Sequence[Trace], tokenizer: Tokenizer | None = None) -> str:
+    """One page with everything in it: no request goes out, whoever opens it."""
+    values = [
+        {
+            "place": trace.place,
+            "sample": trace.sample,
+            "prompt": trace.prompt,
+            "steps": [{**step.to_dict(), **_written(step.chosen, tokenizer)} for step in trace.steps],
+        }
+        for trace in found
+    ]
+    # "<" can end the script element or open a comment in it; JSON may write it as an escape anywhere.
+    data = json.dumps(values, ensure_ascii=False).replace("<", "\\u003c")
+    page = files("lit_gpt.insight").joinpath("trace.html").read_text("utf-8")
+    return page.replace("__DATA__", data)
+
+
+def _written(token: Candidate, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The token as it stands in the text, if its bytes are whole characters, else as its bytes."""
+    data = b"" if tokenizer is None else tokenizer.token_bytes(token.id)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"text": token.piece, "whole": False}
+    return {"text": text or token.piece, "whole": bool(text)}
+
+
+def to_table(trace: Trace) -> Table:
+    """One row for each decision."""
+    title = f"prompt {trace.place + 1}, sample {trace.sample + 1}"
+    table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
+    table.add_column("#", justify="right")
+    table.add_column("token", style="bold")
+    for name in ("before", "after", "bits", "kept"):
+        table.add_column(name, justify="right")
+    table.add_column("choice")
+    table.add_column("alternatives, before → after")
+    for step in trace.steps:
+        table.add_row(
+            str(step.position + 1),
+            Text(step.chosen.piece),
+            percent(step.chosen.before),
+            percent(step.chosen.after),
+            f"{step.entropy_before:.1f}",
+            f"{step.kept:,}",
+            _choice(step),
+            _alternatives(step),
+        )
+    return table
+
+
+_CAPTION = "bits: entropy of the model's distribution; kept: tokens left to draw from; struck out: cut"
+
+
+def _choice(step: Step) -> str:
+    if step.draw is None or step.interval is None:
+        return step.how
+    return f"{step.draw:.3f} in {step.interval[0]:.3f}…{step.interval[1]:.3f}"
+
+
+def _alternatives(step: Step) -> Text:
+    others = [one for one in step.candidates if one.id != step.chosen.id][:_SHOWN]
+    text = Text()
+    for one in others:
+        text.append("  " if text else "")
+        text.append(one.piece, style="dim strike" if one.cut_by else "")
+        after = f"→{one.cut_by}" if one.cut_by else f"→{percent(one.after)}"
+        text.append(f" {percent(one.before)}{after}", style="dim")
+    return text
+
+
+def percent(share: float) -> str:
+    """A probability in three characters or so.
+
+    >>> percent(0.5), percent(0.034), percent(0.00001)
+    ('50%', '3.4%', '<0.1%')
+    """
+    if 0 < share < 0.001:
+        return "<0.1%"
+    return f"{share:.0%}" if share >= 0.0995 or share == 0 else f"{share:.1%}"
