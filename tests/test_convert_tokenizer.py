@@ -120,6 +120,20 @@ def test_same_ids_on_any_text(both: tuple[Any, Tokenizer], text: str) -> None:
     assert ours.decode(ids) == wanted
 
 
+def test_digits_that_are_digits_to_one_library_only() -> None:
+    """`Digits` cuts before some characters that the class N does not hold; a merge with the space would show it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate([*alphabet, "Ġð"])}
+    hub = HubTokenizer(models.BPE(vocabulary, [("Ġ", "ð")]))
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    hub.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    details = {"eos": None, "eos_id": None, "bos": None, "chat_template": None}
+    ours = convert_tokenizer(json.loads(hub.to_str()), details, "tokenizer.json", "x")
+    for code in range(0x10000, 0x20000):
+        text = f" {chr(code)}"
+        assert ours.encode(text) == hub.encode(text).ids, hex(code)
+
+
 def test_details_are_carried(tmp_path: Path) -> None:
     tokenizer = hub_tokenizer("llama3")
     write_folder(tmp_path, tokenizer, chat_template="{{ messages }}", eos_token={"content": "<|im_end|>"})
