@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gpt.checkpoint import KEY, check_weights, header_entry
 from lit_gpt.config import GPTConfig
+from lit_gpt.data.datamodule import align_progress
 from lit_gpt.data.prompts import Prompt
 from lit_gpt.decoding.complete import Completion, Completions, encode_prompt
 from lit_gpt.decoding.engine import Draft, Engine
@@ -288,6 +289,7 @@ class LitGPT(L.LightningModule):
         self.seed = entry.get("seed", self.seed)
         if entry["tokenizer"] is not None:
             self.tokenizer = Tokenizer.from_dict(entry["tokenizer"])
+        align_progress(checkpoint, self.trainer.accumulate_grad_batches)
         if "loops" in checkpoint:
             begin_next_epoch(checkpoint["loops"]["fit_loop"])
 

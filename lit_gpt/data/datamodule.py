@@ -1,105 +1,313 @@
-"""TokenDataModule: batches of token windows for training, validation and test."""
+"""TokenDataModule: from a folder or address of token shards to batches, resumable to the exact sample."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_gpt.data.prepare import prepare
-from lit_gpt.data.shards import TokenStream, is_prepared, open_tokens
+from lit_gpt.command import note
+from lit_gpt.data.index import ShardIndex
+from lit_gpt.data.loader import Cursor, EvalLoader, Share, TrainLoader
+from lit_gpt.data.order import Order
+from lit_gpt.data.remote import RemoteFolder, is_remote
+from lit_gpt.data.shards import TokenStream, is_prepared, load_index, stream_of
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.tokenizer import FILE_NAME as TOKENIZER
+from lit_gpt.tokenizer import Tokenizer, get_tokenizer, is_trained
 
-Batch = tuple[Tensor, Tensor]
+REMOTE_WINDOW = 1 << 25  # tokens: shuffled at least so far when shards are fetched
 
 
 class TokenDataModule(L.LightningDataModule):
     """Streams token shards.
 
+    An optimizer step takes the next `batch_size` × `accumulate_grad_batches` samples of the order, however many ranks
+    divide them among themselves. The cursor in the checkpoint counts samples, so a run resumed on another number of
+    ranks goes on with the very next one.
+
     Attributes:
-        tokenizer: of the shards, after `load_tokenizer`; None where the folder has none.
+        tokenizer: of the shards, after `load_tokenizer`; None where none is known.
+        block_size: T; set it before `setup`.
     """
 
     def __init__(
         self,
         path: str | None = None,
         source: str | None = None,
-        tokenizer: str = "gpt2",
+        tokenizer: str | None = None,
         val_split: str = "auto",
         batch_size: int = 12,
         block_size: int = 1024,
         seed: int = 1337,
+        shuffle_tokens: int | None = None,
+        cache_dir: str | None = None,
+        cache_gb: float = 50.0,
     ) -> None:
         """Where the tokens are and how they are cut.
 
         Args:
-            path: folder of token shards; made from `source` if it has none.
+            path: folder of token shards, made from `source` if it has none; or the address of one: `https://…`,
+                `s3://…`, `gs://…`, `hf://…`.
             source: what to prepare: a file, folder, glob or address of text, or `stdlib`.
-            tokenizer: for `source`: `gpt2`, `cl100k_base`, `char`, `byte`, `bpe:4096`, or a saved one's path.
+            tokenizer: for `source`: `gpt2` (the default), `cl100k_base`, `char`, `byte`, `bpe:4096`, or a saved one's
+                path. For shards that do not say: the one that they were made with.
             val_split: for `source`: `auto`, `hash:0.01` or `tail:0.1`.
-            batch_size: rows of one batch.
+            batch_size: rows of one forward pass, over all ranks together: each rank gets its share of them. An
+                optimizer step takes `batch_size` × `accumulate_grad_batches` rows, on any number of ranks.
             block_size: tokens of a row; the program takes the model's.
             seed: of the shuffle.
+            shuffle_tokens: shuffle within windows of so many consecutive tokens, so that few shards are needed at a
+                time. Everything is shuffled together by default, or for an address windows of its largest shard's
+                size, and at least 32 M tokens.
+            cache_dir: where shards of an address are kept; `~/.cache/lit_gpt` by default.
+            cache_gb: the least recently used of them are removed above so many GB.
         """
         super().__init__()
         self.save_hyperparameters()
         self.path, self.source, self.spec, self.val_split = path, source, tokenizer, val_split
         self.batch_size, self.block_size, self.seed = batch_size, block_size, seed
+        self.shuffle_tokens, self.cache_dir, self.cache_gb = shuffle_tokens, cache_dir, cache_gb
         self.tokenizer: Tokenizer | None = None
+        self._streams: dict[str, TokenStream] = {}
+        self._remote: RemoteFolder | None = None
+        self._index: ShardIndex | None = None
+        self._order: Order | None = None
+        self._cursor = Cursor()
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("batch_size", "block_size", "shuffle_tokens", "cache_gb"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"data.{name}={value} must be positive")
+
+    # Preparing ---------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Make the shards if there are none."""
-        if self.path is None:
-            raise UserError("no data: give --data.path FOLDER, and --data.source TEXT if it has no shards yet")
-        if not is_prepared(self.path):
-            if self.source is None:
-                raise UserError(f"{self.path} has no token shards: give --data.source TEXT to make them")
-            prepare(self.source, self.path, self.spec, val_split=self.val_split)
+        path = self._where
+        if is_remote(path) or is_prepared(path):
+            return
+        if self.source is None:
+            if Path(path).is_dir():
+                load_index(path)  # an unfinished preparation has its own message
+            raise UserError(f"{path} has no token shards: give --data.source TEXT to make them, or another --data.path")
+        from lit_gpt.data.prepare import prepare
+
+        prepare(self.source, path, self.spec or "gpt2", val_split=self.val_split)
 
     def load_tokenizer(self) -> None:
-        """Read the folder's tokenizer, if it has one."""
-        path = Path(self.path or "") / "tokenizer.json"
-        self.tokenizer = Tokenizer.load(path) if path.is_file() else None
+        """Find the shards' tokenizer: beside them, or the one named for shards that do not say.
 
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled windows."""
-        return self._loader("train", True)
+        Raises:
+            UserError: shards and tokenizer do not belong together.
+        """
+        index, file = self._load_index(), self._tokenizer_file()
+        if file is not None:
+            self.tokenizer = Tokenizer.load(file)
+            if index.tokenizer_hash not in (None, self.tokenizer.hash):
+                raise UserError(
+                    f"{self.path}: its {TOKENIZER} is not the one that its shards were made with; prepare it again"
+                )
+            self._compare_spec(self.tokenizer)
+        elif self.spec is None and not is_remote(self._where) and (Path(self._where) / "meta.pkl").exists():
+            note(f"{self.path}: its vocabulary is in meta.pkl, which is not read since a pickle can run code")
+        else:
+            self.tokenizer = get_tokenizer(self.spec or "gpt2")
 
-    def val_dataloader(self) -> DataLoader:
-        """All windows of the validation split, in order."""
-        return self._loader("val", False)
+    def _compare_spec(self, found: Tokenizer) -> None:
+        """Refuse shards of another tokenizer than the one asked for."""
+        if self.spec in (None, found.name):
+            return
+        if is_trained(self.spec or "") or get_tokenizer(self.spec or "").hash != found.hash:
+            raise UserError(
+                f"{self.path} holds shards of the tokenizer {found.name}, not {self.spec}: leave --data.tokenizer out, "
+                "or prepare the text in another folder"
+            )
 
-    def test_dataloader(self) -> DataLoader:
-        """All windows of the test split, in order."""
-        return self._loader("test", False)
+    def _tokenizer_file(self) -> Path | None:
+        if self._remote is not None:
+            return self._remote.fetch_optional(TOKENIZER)
+        path = Path(self._where) / TOKENIZER
+        return path if path.is_file() else None
 
-    def _loader(self, split: str, shuffle: bool) -> DataLoader:
+    @property
+    def _where(self) -> str:
         if self.path is None:
-            raise UserError("no data: give --data.path FOLDER")
-        windows = _Windows(
-            open_tokens(self.path, split), self.batch_size, self.block_size, self.seed if shuffle else None
+            raise UserError("no data: give --data.path FOLDER, and --data.source TEXT if it has no shards yet")
+        return self.path
+
+    # Opening -----------------------------------------------------------------------------------------------------
+
+    def _load_index(self) -> ShardIndex:
+        if self._index is None and is_remote(self._where):
+            self._remote = RemoteFolder(self._where, self.cache_dir, self.cache_gb)
+            self._index = self._remote.load_index()
+        elif self._index is None:
+            self._index = load_index(self._where)
+        return self._index
+
+    def _open(self, split: str) -> TokenStream:
+        """The tokens of a split.
+
+        Raises:
+            UserError: there are none, or too few for one block.
+        """
+        index, where = self._load_index(), self._where
+        if split not in self._streams:
+            remote = self._remote
+            locate = remote.locate if remote is not None else lambda shard: Path(where) / shard.name
+            self._streams[split] = stream_of(index, split, where, locate, local=remote is None)
+        if len(self._streams[split]) <= self.block_size:
+            raise UserError(
+                f"{where}: the {split} split has {len(self._streams[split])} tokens, fewer than one block of "
+                f"{self.block_size} + 1: take a smaller block_size or more text"
+            )
+        return self._streams[split]
+
+    def setup(self, stage: str) -> None:
+        """Open what the stage reads. A fit starts at the first sample, unless a checkpoint says otherwise."""
+        if stage == "predict":
+            return
+        if self.tokenizer is None:
+            self.load_tokenizer()
+        if stage == "fit":
+            train = self._open("train")
+            self._order = Order(len(train), self.block_size, self.seed, self._window_tokens(train))
+            self._cursor.reset()
+            if self._order.samples < self._share(True).step:
+                raise UserError(
+                    f"{self.path}: the train split has {self._order.samples} samples of {self.block_size} tokens, "
+                    f"fewer than an optimizer step's {self._share(True).step}: take a smaller batch_size or more text"
+                )
+        if stage != "fit" or self.trainer is None or self.trainer.limit_val_batches != 0:
+            self._open(self._eval_split(stage))
+
+    def _eval_split(self, stage: str) -> str:
+        """Few folders have a test split; where there is none, validation data serves."""
+        return "test" if stage == "test" and self._load_index().split("test") else "val"
+
+    def _window_tokens(self, stream: TokenStream) -> int | None:
+        if self.shuffle_tokens is not None or self._remote is None:
+            return self.shuffle_tokens
+        return max(REMOTE_WINDOW, max(shard.tokens for shard in stream.shards))
+
+    def _share(self, train: bool) -> Share:
+        """This rank's part of a batch.
+
+        Raises:
+            UserError: a training batch can't be divided evenly.
+        """
+        trainer = self.trainer
+        if trainer is None:
+            return Share(self.batch_size)
+        ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
+        if train and self.batch_size % ranks:
+            raise UserError(
+                f"data.batch_size={self.batch_size} can't be divided among {ranks} ranks: take "
+                f"{-(-self.batch_size // ranks) * ranks}"
+            )
+        pin = trainer.strategy.root_device.type == "cuda"
+        return Share(max(1, self.batch_size // ranks), ranks, trainer.global_rank, accumulate if train else 1, pin)
+
+    # Loaders -----------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> TrainLoader:
+        """Shuffled samples, from the cursor on."""
+        assert self._order is not None, "setup('fit') comes first"
+        return TrainLoader(
+            self._open("train"), self._order, self._cursor, self._share(True), self._n_vocab, self._announce
         )
-        return DataLoader(windows, batch_size=None)
+
+    def val_dataloader(self) -> EvalLoader:
+        """All windows of the validation split, in order."""
+        return EvalLoader(self._open("val"), self.block_size, self._share(False), self._n_vocab)
+
+    def test_dataloader(self) -> EvalLoader:
+        """All windows of the test split, or else of the validation split, in order."""
+        return EvalLoader(self._open(self._eval_split("test")), self.block_size, self._share(False), self._n_vocab)
+
+    @property
+    def _n_vocab(self) -> int | None:
+        return None if self.tokenizer is None else self.tokenizer.n_vocab
+
+    def _announce(self, spans: list[tuple[int, int]]) -> None:
+        """Fetch shards before they are needed."""
+        if self._remote is not None:
+            stream = self._streams["train"]
+            numbers = [number for start, count in spans for number in stream.shard_range(start, count)]
+            self._remote.want([stream.shards[number] for number in dict.fromkeys(numbers)])
+
+    # Resuming ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, and what it is a place in."""
+        if self._order is None:
+            return {}
+        epoch, position = self._cursor.epoch, self._cursor.position
+        if self.trainer is not None:
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            if progress.processed < progress.ready:  # stopped between taking a batch and having learnt from it
+                epoch, position = self._cursor.before
+        accumulate = self._share(True).accumulate
+        return {"epoch": epoch, "position": position, "accumulate": accumulate, **self._identity()}
+
+    def _identity(self) -> dict[str, Any]:
+        assert self._order is not None
+        return {
+            "fingerprint": self._streams["train"].fingerprint,
+            "block_size": self.block_size,
+            "seed": self.seed,
+            "window": self._order.window,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's cursor.
+
+        Raises:
+            UserError: it is a place in other data, or in another order.
+        """
+        if self._order is None or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
+            return
+        for name, value in self._identity().items():
+            if state_dict.get(name) != value:
+                raise UserError(self._refusal(name, state_dict.get(name), value))
+        self._cursor.reset(state_dict["epoch"], state_dict["position"])
+
+    def _refusal(self, name: str, saved: Any, now: Any) -> str:
+        if name == "fingerprint":
+            return (
+                f"{self.path}: its training tokens are not those that the run was trained on (fingerprint {now[:12]}, "
+                f"the checkpoint's is {str(saved)[:12]}): name the run's data, or start a new run with --init_from"
+            )
+        key = "shuffle_tokens" if name == "window" else name
+        return (
+            f"data.{key} gives {name} {now}, the run's is {saved}, and the order of samples depends on it: leave it "
+            "out, or start a new run with --init_from"
+        )
 
 
-class _Windows(IterableDataset):
-    def __init__(self, stream: TokenStream, batch_size: int, block_size: int, seed: int | None) -> None:
-        self.stream, self.batch_size, self.block_size, self.seed = stream, batch_size, block_size, seed
-        self.count = (len(stream) - 1) // block_size
+def align_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Make a checkpoint's count of micro-batches one of whole optimizer steps, as the cursor counts.
 
-    def __len__(self) -> int:
-        return self.count // self.batch_size
+    In the middle of a step the gradients so far are not in the checkpoint: the step begins again. And if the number of
+    micro-batches per step has changed, as it may with the number of ranks, their count changes with it.
 
-    def __iter__(self) -> Iterator[Batch]:
-        order = torch.arange(self.count)
-        if self.seed is not None:
-            order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed))
-        for chosen in order[: len(self) * self.batch_size].split(self.batch_size):
-            rows = [self.stream.read(int(i) * self.block_size, self.block_size + 1).astype("int64") for i in chosen]
-            window = torch.stack([torch.from_numpy(row) for row in rows])
-            yield window[:, :-1], window[:, 1:]
+    Args:
+        checkpoint: as Lightning loads it, changed in place.
+        accumulate: the resuming Trainer's `accumulate_grad_batches`.
+    """
+    data = checkpoint.get("TokenDataModule") or {}
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    progress = loop.get("epoch_loop.batch_progress")
+    if "accumulate" not in data or progress is None:
+        return
+    old = data["accumulate"]
+    for counts in (progress["total"], progress["current"]):
+        done = counts["processed"] // old * accumulate
+        # Lightning tells a checkpoint from inside on_train_batch_end by its `completed`, one short.
+        inside = counts["processed"] % old == 0 and counts["completed"] < counts["processed"] == counts["ready"]
+        counts.update(ready=done, started=done, processed=done, completed=done - inside)

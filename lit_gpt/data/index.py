@@ -81,6 +81,9 @@ class ShardIndex:
             index = cls(**{field.name: values[field.name] for field in fields(cls)})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(f"{where}: not an index of token shards ({error}); prepare the folder again") from error
+        for shard in index.shards:
+            if not shard.name.endswith(".bin") or Path(shard.name).name != shard.name:  # it may come from a server
+                raise UserError(f'{where}: "{shard.name}" is not a file name ending in .bin; prepare the folder again')
         if index.dtype not in DTYPES:
             raise UserError(
                 f'{where}: dtype "{index.dtype}" is not one of {", ".join(DTYPES)}; prepare the folder again'

@@ -1,8 +1,8 @@
 """Token shards: the only file that knows their byte format.
 
-A shard is llm.c's: 256 little-endian int32 (magic, version, number of tokens, zeros), then the tokens. `prepare` writes an
-`index.json` beside them. Folders without one are read as they are: llm.c's public sets, and nanoGPT's headerless
-`train.bin` and `val.bin`. A file belongs to the split that its name mentions: train, val or test.
+A shard is llm.c's: 256 little-endian int32 (magic, version, number of tokens, zeros), then the tokens. `prepare`
+writes an `index.json` beside them. Folders without one are read as they are: llm.c's public sets, and nanoGPT's
+headerless `train.bin` and `val.bin`. A file belongs to the split that its name mentions: train, val or test.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -120,7 +120,7 @@ def load_index(folder: str | os.PathLike[str]) -> ShardIndex:
     """The index of a folder on this machine: read and compared with the files, or made from their headers.
 
     Raises:
-        UserError: a missing folder, an unfinished preparation, or a shard that is missing, foreign, truncated or damaged.
+        UserError: a missing folder, an unfinished preparation, or a shard that is missing, foreign or truncated.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -173,7 +173,8 @@ class ShardWriter:
             UserError: an id does not fit the shard's dtype, or the header cannot count so many tokens.
         """
         if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) <= self._limit:
-            raise UserError(f"{self.shard.name}: id {tokens.max()} does not fit {self._dtype}; write uint32 shards")
+            bad = tokens[(tokens < 0) | (tokens > self._limit)][0]
+            raise UserError(f"{self.shard.name}: id {bad} does not fit {self._dtype}; name the right tokenizer")
         old = self.shard
         if old.tokens + tokens.size > MAX_TOKENS:
             raise UserError(f"{old.name}: a shard holds at most {MAX_TOKENS} tokens; write more shards")
@@ -217,7 +218,7 @@ def write_shard(path: str | os.PathLike[str], dtype: str) -> Iterator[ShardWrite
 class TokenStream:
     """All tokens of one split, end to end, as if they were one array.
 
-    It reads with `pread`, so that pages never count as this process's memory (those of a memory map do, and grow), and a
+    It reads with `pread`: pages never count as this process's memory (those of a memory map do, and it grows), and a
     file that shrinks under us is an error and not a SIGBUS. Safe to use from several threads.
 
     Attributes:
@@ -276,7 +277,7 @@ class TokenStream:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what the tokens are. Shards without a known hash count by size and, on this machine, by their ends."""
+        """A hash of what the tokens are. Shards of unknown hash count by size and, on this machine, by their ends."""
         digest = hashlib.sha256(self.dtype.encode())
         for number, shard in enumerate(self.shards):
             digest.update(f"\n{shard.tokens} {shard.sha256 or self._ends_of(number)}".encode())
@@ -305,11 +306,18 @@ class TokenStream:
     def _descriptor(self, number: int) -> int:
         """An open file; the least recently used of many is closed for it."""
         if number not in self._open:
-            self._open[number] = os.open(self._locate(self.shards[number]), os.O_RDONLY)
+            self._open[number] = self._open_file(self.shards[number])
             if len(self._open) > OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(number)
         return self._open[number]
+
+    def _open_file(self, shard: Shard) -> int:
+        """Locate a shard and open it; another process may empty a shared cache between the two."""
+        for _ in range(3):
+            with suppress(FileNotFoundError):
+                return os.open(self._locate(shard), os.O_RDONLY)
+        return os.open(self._locate(shard), os.O_RDONLY)
 
 
 def pread_all(descriptor: int, count: int, offset: int) -> bytes:

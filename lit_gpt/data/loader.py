@@ -1,0 +1,215 @@
+"""Batches of token windows: an endless resumable stream for training, and every token once for validation."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_gpt.data.order import Order
+from lit_gpt.data.shards import TokenStream, check_ids
+
+Batch = tuple[Tensor, Tensor]  # idx and targets, int64 (B, T)
+IGNORE = -100  # a target that does not count
+AHEAD = 4  # batches made before they are asked for
+ORDERED = 1024  # samples whose places are computed at once
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Share:
+    """How an optimizer step's samples are divided: (micro-batches, ranks, rows) in this order."""
+
+    rows: int  # of a micro-batch on one rank
+    ranks: int = 1
+    rank: int = 0
+    accumulate: int = 1  # micro-batches per optimizer step
+    pin: bool = False  # batches in page-locked memory, for a GPU
+
+    @property
+    def step(self) -> int:
+        """Samples per optimizer step, over all ranks."""
+        return self.rows * self.ranks * self.accumulate
+
+
+@dataclass
+class Cursor:
+    """Where training stands: the first sample of the optimizer step that is not finished.
+
+    Attributes:
+        before: (epoch, position) before the latest batch was handed out.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    before: tuple[int, int] = (0, 0)
+
+    def move(self, epoch: int, position: int) -> None:
+        """To the place after a batch."""
+        self.before = self.epoch, self.position
+        self.epoch, self.position = epoch, position
+
+    def reset(self, epoch: int = 0, position: int = 0) -> None:
+        """To a place of a new start."""
+        self.epoch, self.position = self.before = epoch, position
+
+
+class TrainLoader:
+    """Micro-batches of this rank, from the cursor on and without end.
+
+    The cursor moves in the process that trains, before a batch is handed out: a checkpoint made after the batch has it
+    behind. It is read at the first `next`, not at `iter`, which Lightning calls before it restores anything. It counts
+    whole optimizer steps, since a checkpoint in the middle of one has lost the gradients so far.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        order: Order,
+        cursor: Cursor,
+        share: Share,
+        vocab_size: int | None = None,
+        announce: Callable[[list[tuple[int, int]]], None] = lambda spans: None,
+    ) -> None:
+        """Set it up; nothing is read.
+
+        Args:
+            stream: the tokens.
+            order: of the samples.
+            cursor: shared with whoever saves and restores it.
+            share: this rank's part.
+            vocab_size: ids at or above it are refused.
+            announce: told which (first token, number of tokens) will be needed, soonest first.
+        """
+        self._stream, self._order, self._cursor, self._share = stream, order, cursor, share
+        self._vocab_size, self._announce = vocab_size, announce
+
+    def __len__(self) -> int:
+        """Micro-batches in an epoch; the samples that fill no whole optimizer step are left out."""
+        return self._order.samples // self._share.step * self._share.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        for epoch, position, batch in prefetched(lambda: self._batches(self._cursor.epoch, self._cursor.position)):
+            self._cursor.move(epoch, position)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: the cursor is the DataModule's. Without this method Lightning warns that it can't resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing; see `state_dict`."""
+
+    def _batches(self, epoch: int, position: int) -> Iterator[tuple[int, int, Batch]]:
+        """Batches with the cursor's place after each."""
+        step = self._share.step
+        while True:
+            if position + step > self._order.samples:
+                epoch, position = epoch + 1, 0
+            steps = min(max(1, ORDERED // step), (self._order.samples - position) // step)
+            self._announce(self._needed(epoch, position, steps * step))
+            for starts in self._order.starts(epoch, position, steps * step).reshape(steps, -1):
+                places = starts.reshape(self._share.accumulate, self._share.ranks, self._share.rows)
+                for mine in places[:-1, self._share.rank]:
+                    yield epoch, position, self._read(mine)
+                batch = self._read(places[-1, self._share.rank])
+                position += step
+                yield epoch, position, batch
+
+    def _needed(self, epoch: int, position: int, count: int) -> list[tuple[int, int]]:
+        """The windows of the samples at hand, and the one after them."""
+        last = min(position + count - 1 + self._order.window, self._order.samples - 1)
+        places = [*range(position, last, self._order.window), last]
+        return [self._order.span(epoch, place) for place in places]
+
+    def _read(self, starts: np.ndarray) -> Batch:
+        size = self._order.block_size
+        idx, targets = np.empty((2, len(starts), size), np.int64)
+        for row, start in enumerate(starts.tolist()):
+            tokens = self._stream.read(start, size + 1)
+            check_ids(tokens, self._vocab_size, self._stream.shards[0].name, start)
+            idx[row], targets[row] = tokens[:-1], tokens[1:]
+        return as_tensors(idx, targets, self._share.pin)
+
+
+class EvalLoader:
+    """Every token but the first as a target, once: windows side by side, divided over the ranks.
+
+    All batches have one shape on every rank. What is left over is padding, with targets that do not count.
+    """
+
+    def __init__(self, stream: TokenStream, block_size: int, share: Share, vocab_size: int | None = None) -> None:
+        """See `TrainLoader`; `block_size` is T."""
+        self._stream, self._size, self._share, self._vocab_size = stream, block_size, share, vocab_size
+        self.windows = -(-(len(stream) - 1) // block_size)
+
+    def __len__(self) -> int:
+        """Batches on each rank."""
+        return -(-self.windows // (self._share.rows * self._share.ranks))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return prefetched(lambda: map(self._read, range(len(self))))
+
+    def _read(self, number: int) -> Batch:
+        share = self._share
+        idx = np.zeros((share.rows, self._size), np.int64)
+        targets = np.full_like(idx, IGNORE)
+        first = (number * share.ranks + share.rank) * share.rows
+        for row in range(min(share.rows, self.windows - first)):
+            start = (first + row) * self._size
+            tokens = self._stream.read(start, min(self._size + 1, len(self._stream) - start))
+            check_ids(tokens, self._vocab_size, self._stream.shards[0].name, start)
+            idx[row, : tokens.size - 1], targets[row, : tokens.size - 1] = tokens[:-1], tokens[1:]
+        return as_tensors(idx, targets, share.pin)
+
+
+def as_tensors(idx: np.ndarray, targets: np.ndarray, pin: bool) -> Batch:
+    """The arrays as tensors, page-locked for a GPU."""
+    tensors = torch.from_numpy(idx), torch.from_numpy(targets)
+    return (tensors[0].pin_memory(), tensors[1].pin_memory()) if pin else tensors
+
+
+def prefetched(make: Callable[[], Iterator[Item]]) -> Iterator[Item]:
+    """The items of `make()`, produced up to `AHEAD` ahead by a thread that ends with this iterator.
+
+    `make` is called at the first `next`. What it raises is raised here, in its place.
+    """
+    ready: deque[Item | BaseException | None] = deque()
+    changed, stop = threading.Condition(), threading.Event()
+
+    def put(item: Item | BaseException | None) -> bool:
+        with changed:
+            changed.wait_for(lambda: len(ready) < AHEAD or stop.is_set())
+            ready.append(item)
+            changed.notify_all()
+        return not stop.is_set()
+
+    def produce(items: Iterator[Item]) -> None:
+        try:
+            if all(map(put, items)):
+                put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=produce, args=(make(),), name="lit_gpt data", daemon=True).start()
+    try:
+        while True:
+            with changed:
+                changed.wait_for(lambda: bool(ready))
+                item = ready.popleft()
+                changed.notify_all()
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        with changed:
+            stop.set()
+            changed.notify_all()

@@ -1,0 +1,232 @@
+"""Token shards behind an address: fetched whole, verified, renamed into a cache, the least recently used removed.
+
+fsspec is a transport only: its own file caches write to the final name while others read. Here one process of a machine
+downloads at a time, under a lock, and what is read was complete and verified before it had its name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from lit_gpt.data.index import INDEX, Shard, ShardIndex
+from lit_gpt.data.shards import HEADER_BYTES, check_hash, compare, describe, index_of
+from lit_gpt.errors import UserError
+from lit_gpt.files import atomic_write
+
+ATTEMPTS = 5
+FIRST_DELAY = 1.0  # seconds before the second attempt; each later one waits twice as long
+CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
+MISSING = (FileNotFoundError, IsADirectoryError, PermissionError)  # trying again would not help
+Value = TypeVar("Value")
+
+
+def head_of(path: Path) -> bytes:
+    """The bytes that may be a shard's header."""
+    with path.open("rb") as file:
+        return file.read(HEADER_BYTES)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address."""
+    return "://" in path
+
+
+class RemoteFolder:
+    """A folder of shards at an address, and its cache on this machine.
+
+    Filesystems are made when they are needed and never shared between processes: a forked one would hang.
+    """
+
+    def __init__(self, url: str, cache_dir: str | os.PathLike[str] | None = None, cache_gb: float = 50.0) -> None:
+        """Nothing is fetched yet.
+
+        Args:
+            url: of the folder.
+            cache_dir: where to keep shards; `$XDG_CACHE_HOME/lit_gpt`, or `~/.cache/lit_gpt`, by default.
+            cache_gb: remove the least recently used shards of this address above so many GB (10⁹ bytes).
+        """
+        self.url, self._limit = url.rstrip("/"), int(cache_gb * 1e9)
+        home = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gpt")
+        self.folder = home / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        self._dtype = ""
+        self._wanted: list[Shard] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    # What there is ------------------------------------------------------------------------------------------------
+
+    def load_index(self) -> ShardIndex:
+        """The index, fetched anew; of a set without one, made from sizes and headers.
+
+        Raises:
+            UserError: the address can't be read, or is no folder of shards.
+        """
+        file = self.fetch_optional(INDEX)
+        if file is not None:
+            index = ShardIndex.from_json(file.read_text("utf-8"), f"{self.url}/{INDEX}")
+        else:
+            index = self._retried(self.url, self._list)
+        self._dtype = index.dtype
+        return index
+
+    def fetch_optional(self, name: str) -> Path | None:
+        """A small file of the folder, fetched anew; None where it has none."""
+        target = self.folder / name
+
+        def get() -> Path:
+            with atomic_write(target) as file:
+                self._get(name, file)
+            return target
+
+        try:
+            with self._locked():
+                return self._retried(f"{self.url}/{name}", get)
+        except MISSING:
+            return None
+
+    def _list(self) -> ShardIndex:
+        system, root = self._connect()
+        try:
+            entries = system.ls(root, detail=True)
+        except MISSING as error:
+            raise UserError(f"{self.url}: no {INDEX} there, and no list of its files; check the address") from error
+        found = []
+        for path in sorted(entry["name"] for entry in entries):
+            name = path.rstrip("/").rpartition("/")[2]
+            if name.endswith(".bin") and Shard(name, 0, 0).split:
+                size = system.info(path)["size"]
+                head = system.cat_file(path, start=0, end=min(size, HEADER_BYTES))
+                found.append(describe(name, head[:HEADER_BYTES], size, f"{self.url}/{name}"))
+        return index_of(found, self.url)
+
+    # Shards -------------------------------------------------------------------------------------------------------
+
+    def locate(self, shard: Shard) -> Path:
+        """A shard's verified file in the cache, fetched first if need be.
+
+        Raises:
+            UserError: the server does not give it, whole and undamaged; names the address and what was wrong.
+        """
+        path = self.folder / shard.name
+        if not self._touch(path):
+            with self._locked():
+                if not self._touch(path):  # another process may have fetched it while this one waited
+                    try:
+                        self._retried(f"{self.url}/{shard.name}", lambda: self._fetch(shard, path))
+                    except MISSING as error:
+                        raise UserError(f"{self.url}/{shard.name}: not there, but {INDEX} lists it") from error
+                    self._evict(path)
+        return path
+
+    def want(self, shards: list[Shard]) -> None:
+        """Fetch these in the background, soonest needed first; a later call replaces an earlier one."""
+        with self._changed:
+            self._wanted = shards
+            self._changed.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._fetch_ahead, name="lit_gpt shards", daemon=True)
+            self._thread.start()
+
+    def _fetch_ahead(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._wanted))
+                shard = self._wanted.pop(0)
+            with suppress(UserError, OSError):  # whoever needs it will ask for it, and learn why it can't be had
+                self.locate(shard)
+
+    def _fetch(self, shard: Shard, path: Path) -> None:
+        """Download and verify; only then does the file get its name."""
+        partial = path.with_name(f".{path.name}.partial")  # one at a time, under the lock: no other name is needed
+        try:
+            with partial.open("wb") as file:
+                self._get(shard.name, file)
+                file.flush()
+                os.fsync(file.fileno())
+            compare(
+                shard,
+                self._dtype,
+                *describe(shard.name, head_of(partial), partial.stat().st_size, shard.name),
+                shard.name,
+            )
+            check_hash(partial, shard)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _touch(self, path: Path) -> bool:
+        """Whether a file is there; if so it is the most recently used."""
+        with suppress(FileNotFoundError):
+            os.utime(path)
+            return True
+        return False
+
+    def _evict(self, keep: Path) -> None:
+        """Remove the least recently used shards above the limit. A reader that has one open goes on reading it."""
+        paths = sorted(self.folder.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns)
+        total = sum(path.stat().st_size for path in paths)
+        for path in paths:
+            if total <= self._limit:
+                break
+            if path != keep:
+                total -= path.stat().st_size
+                path.unlink()
+
+    # Transport ----------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> tuple[Any, str]:
+        """A filesystem of this process, and the folder's path in it."""
+        from fsspec.core import url_to_fs
+
+        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+        if self.url.startswith(("http://", "https://")):
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+            options["client_kwargs"] = {"timeout": timeout}
+        try:
+            return url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{self.url}: {error}") from error
+
+    def _get(self, name: str, file: IO[bytes]) -> None:
+        system, root = self._connect()
+        system.get_file(f"{root.rstrip('/')}/{name}", file)
+
+    def _retried(self, what: str, attempt: Callable[[], Value]) -> Value:
+        """The result of `attempt`, tried again with back-off.
+
+        Raises:
+            UserError: what was wrong the last time. What `MISSING` holds is raised as it is, at once.
+        """
+        for number in range(ATTEMPTS):
+            if number:
+                time.sleep(FIRST_DELAY * 2 ** (number - 1))
+            try:
+                return attempt()
+            except MISSING:
+                raise
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{what}: cannot be fetched, tried {ATTEMPTS} times ({reason}); check the server and the network"
+        )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone among this machine's processes and threads that download from this address."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
