@@ -22,9 +22,8 @@ from lit_gpt.throughput import Throughput
 
 
 def default_callbacks() -> list[Callback]:
-    """What every `fit` has. Samples are apart, since they have settings."""
+    """What every `fit` has. Samples are apart, since they have settings; the progress bar, since it can be off."""
     return [
-        progress_bar(),
         Throughput(),
         NonFiniteStop(),
         Endings(),

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
 from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -37,12 +37,6 @@ _METHOD_SKIPS = {
     "validate": {"model", "dataloaders", "datamodule", "weights_only"},
     "test": {"model", "dataloaders", "datamodule", "weights_only"},
     "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
-}
-_CALLBACKS: dict[str, Callable[[], list[Any]]] = {
-    "fit": default_callbacks,
-    "validate": lambda: [progress_bar()],
-    "test": lambda: [progress_bar()],
-    "predict": list,
 }
 _FREE_KEYS = {"dropout"}
 """Keys of the model's config that a checkpoint does not settle: they shape the training, not the weights."""
@@ -79,7 +73,6 @@ class Program(LightningCLI):
             save_config_kwargs={"overwrite": True},  # a resumed run goes on in the folder of its first part
             trainer_class=GPTTrainer,
             trainer_defaults={
-                "callbacks": _CALLBACKS[self.name](),
                 "enable_progress_bar": self.name != "predict",  # which shows prompts instead of batches
                 "enable_model_summary": False,  # it prints to stdout; `lit_gpt info` says more
             },
@@ -275,11 +268,20 @@ class Program(LightningCLI):
         options = self.options.trainer
         if options.logger in (None, True):
             kwargs["logger"] = self._logger(options.default_root_dir or ".") if self.name == "fit" else False
+        self.trainer_defaults["callbacks"] = self._callbacks()
         kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(self._get(self.config_init, "trainer").plugins)]
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise UserError(f"the trainer cannot be set up: {error}") from error
+
+    def _callbacks(self) -> list[Callback]:
+        """What runs beside the Trainer, less what a flag has switched off."""
+        options = self.options.trainer
+        wanted = default_callbacks() if self.name == "fit" else []
+        if options.enable_checkpointing is False:
+            wanted = [callback for callback in wanted if not isinstance(callback, ModelCheckpoint)]
+        return wanted if options.enable_progress_bar is False else [*wanted, progress_bar()]
 
     def _logger(self, root: str) -> TensorBoardLogger:
         """A resumed run goes on in its own folder, so that its curves do; a new run gets the next number."""
