@@ -34,8 +34,8 @@ from lit_gpt.tokenizer import Tokenizer
 
 _METHOD_SKIPS = {
     "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-    "validate": {"model", "dataloaders", "datamodule", "weights_only"},
-    "test": {"model", "dataloaders", "datamodule", "weights_only"},
+    "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
+    "test": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
     "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
 }
 _FREE_KEYS = {"dropout"}
@@ -274,6 +274,20 @@ class Program(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise UserError(f"the trainer cannot be set up: {error}") from error
+
+    def validate(self, **kwargs: Any) -> None:
+        """Run the validation and print its figures."""
+        self._report(self.trainer.validate(**kwargs, verbose=False))
+
+    def test(self, **kwargs: Any) -> None:
+        """Run the test and print its figures."""
+        self._report(self.trainer.test(**kwargs, verbose=False))
+
+    def _report(self, results: Any) -> None:
+        """Results go to stdout; Lightning's own table goes where the progress bar does."""
+        if self.trainer.is_global_zero:
+            for name, value in results[0].items():
+                print(f"{name} {value:.6f}")
 
     def _callbacks(self) -> list[Callback]:
         """What runs beside the Trainer, less what a flag has switched off."""
