@@ -2,10 +2,10 @@
 
 import { postJson } from "./api.js";
 import { number, percent, t, translate } from "./i18n.js";
-import { Sheet, el, quoted, shade, visible } from "./text.js";
+import { Sheet, el, isEnd, nameOf, quoted, shade } from "./text.js";
 
 const BARS = 12;
-const STRETCHES = 60; // of the line; what is not listed stays hatched
+const STRETCHES = 200; // of the line; what is not listed stays hatched
 const FALL_MS = 650;
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -51,7 +51,7 @@ export class Lane {
   }
 
   get finished() {
-    return this.path.at(-1)?.text === "" && this.at === this.path.length;
+    return isEnd(this.path.at(-1)) && this.at === this.path.length;
   }
 
   // Ask for the distribution at this place. Answers that are overtaken by a later question are dropped.
@@ -84,7 +84,7 @@ export class Lane {
     if (!this.news || this.finished) return false;
     const { draw } = this.news;
     this.land(draw);
-    this.page.say(t("drawn", { token: quoted(draw.token.text), p: percent(draw.token.probability) }));
+    this.page.say(t("drawn", { token: quoted(draw.token), p: percent(draw.token.probability) }));
     const flipped = this.latest;
     await pause(FALL_MS);
     if (flipped !== this.latest) return false; // a slider, another road: the coin was called back
@@ -94,7 +94,7 @@ export class Lane {
 
   take(candidate) {
     this.path = this.path.slice(0, this.at);
-    this.page.say(t("took", { token: quoted(candidate.text), p: percent(candidate.probability) }));
+    this.page.say(t("took", { token: quoted(candidate), p: percent(candidate.probability) }));
     return this.add(candidate, "choice");
   }
 
@@ -110,7 +110,7 @@ export class Lane {
     translate(this.root);
     if (this.news) this.show();
     this.sheet.tokens = []; // the labels of its buttons are sentences too
-    this.sheet.buttons().forEach((button) => button.remove());
+    this.sheet.buttons().forEach((button) => button.parentNode.remove());
     this.sheet.show(this.page.prompt(), this.path, this.at);
   }
 
@@ -121,7 +121,7 @@ export class Lane {
     this.showLine(news);
     const written = this.path[this.at];
     this.find(".coin").hidden = true;
-    const says = written ? t("takenThere", { token: quoted(written.text) })
+    const says = written ? t("takenThere", { token: quoted(written) })
       : news.context_left < 1 ? t("full", { n: number(news.tokens.length) }) : t("waiting");
     this.find(".fell").textContent = says;
     if (written?.id === news.draw.token.id && written.how === "draw") this.land(news.draw);
@@ -153,19 +153,19 @@ export class Lane {
   }
 
   bar(candidate, widest) {
-    const { text, raw, probability, cut_by: filter } = candidate;
+    const { raw, probability, cut_by: filter } = candidate;
     const before = el("i", { className: "raw" });
     const now = el("i", { className: `now ${shade(raw)}` });
     before.style.width = `${(100 * raw) / widest}%`;
     now.style.width = `${(100 * probability) / widest}%`;
     const cutter = filter?.replace("_", "-");
     const button = el("button", { type: "button", className: "bar" },
-      el("span", { className: "name", textContent: visible(text) }),
+      el("span", { className: "name", textContent: nameOf(candidate) }),
       el("span", { className: "track" }, before, now),
       el("span", { className: "figure", textContent: percent(raw) }),
       el("span", { className: "figure strong", textContent: filter ? cutter : percent(probability) }));
     if (filter) button.classList.add("out");
-    const values = { token: quoted(text), raw: percent(raw), now: percent(probability), filter: cutter };
+    const values = { token: quoted(candidate), raw: percent(raw), now: percent(probability), filter: cutter };
     button.setAttribute("aria-label", t(filter ? "barCut" : "barLabel", values));
     button.dataset.id = candidate.id;
     button.addEventListener("click", () => this.take(candidate));
@@ -189,14 +189,15 @@ export class Lane {
     this.find(".segments").replaceChildren(...kept.map((candidate) => {
       const share = candidate.end - candidate.start;
       const node = el("span", { className: `segment ${shade(candidate.raw)}` });
+      if (share > 0.005) node.classList.add("wide");
       node.style.left = `${100 * candidate.start}%`;
       node.style.width = `${100 * share}%`;
       node.dataset.id = candidate.id;
-      if (share > 0.055) node.append(el("span", { textContent: visible(candidate.text) }));
+      if (share > 0.055) node.append(el("span", { textContent: nameOf(candidate) }));
       return node;
     }));
     const list = [...kept].sort((a, b) => b.probability - a.probability).slice(0, 5)
-      .map((candidate) => `${quoted(candidate.text)} ${percent(candidate.probability)}`).join(", ");
+      .map((candidate) => `${quoted(candidate)} ${percent(candidate.probability)}`).join(", ");
     this.find(".line").setAttribute("aria-label", t("lineLabel", { list }));
   }
 
@@ -212,7 +213,7 @@ export class Lane {
     this.segment(token.id)?.classList.add("hit");
     this.barOf(token).classList.add("hit");
     coin.hidden = u === null;
-    const values = { token: quoted(token.text), p: percent(token.probability), u: u?.toFixed(4) };
+    const values = { token: quoted(token), p: percent(token.probability), u: u?.toFixed(4) };
     this.find(".fell").textContent = t(u === null ? "fellGreedy" : "fell", values);
     if (u === null) return;
     coin.style.left = `${100 * u}%`;

@@ -38,8 +38,8 @@ const WORDS = {
     newSeed: "New seed",
     sheetLabel: "The text, token by token",
     tokens: "{n} tokens drawn",
-    stepBars: "Every next token has a probability. Click one to take that road yourself.",
-    stepLine: "Laid end to end they fill a line. The coin lands somewhere on it.",
+    stepBars: "The same stretches, longest first. Click one to take that road yourself.",
+    stepLine: "Every possible next token owns a stretch of this line: the likelier, the longer. The coin falls on one.",
     legendRaw: "the model's own",
     legendNow: "after the sliders",
     legendCut: "cut away",
@@ -111,8 +111,8 @@ const WORDS = {
     newSeed: "换个种子",
     sheetLabel: "文字，一个一个 token",
     tokens: "已抽出 {n} 个 token",
-    stepBars: "每个可能的下一个 token 都有概率。点一个，就走那条路。",
-    stepLine: "把它们首尾相接，正好铺满一条线。硬币会落在线上的某一点。",
+    stepBars: "同样的这些段，从长到短排。点一个，就走那条路。",
+    stepLine: "每个可能的下一个 token 在这条线上都有一段：越可能，越长。硬币会落在其中一段上。",
     legendRaw: "模型给的概率",
     legendNow: "滑块调整之后",
     legendCut: "被剪掉的",
@@ -185,5 +185,6 @@ export function percent(p) {
 }
 
 export function number(n) {
-  return new Intl.NumberFormat(language, { maximumFractionDigits: 1 }).format(n);
+  if (Number.isInteger(n)) return new Intl.NumberFormat(language).format(n);
+  return new Intl.NumberFormat(language, { maximumSignificantDigits: 3 }).format(n);
 }

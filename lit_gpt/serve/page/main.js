@@ -3,7 +3,7 @@
 import { getJson } from "./api.js";
 import { Lane } from "./coin.js";
 import { currentLanguage, percent, switchLanguage, t, translate } from "./i18n.js";
-import { closeCard } from "./text.js";
+import { closeCard, setEnd } from "./text.js";
 import { Writer } from "./write.js";
 
 const $ = (id) => document.getElementById(id);
@@ -199,6 +199,7 @@ async function start() {
   try {
     const { data } = await getJson("/v1/models");
     $("model").textContent = data[0].id;
+    setEnd((await getJson("/tokenizer_info")).eos_token_id);
     $("length").max = data[0].max_model_len - 1;
     await addLane(1);
   } catch (error) {

@@ -29,13 +29,27 @@ export function pieces(texts) {
 
 // A token by itself, for labels: white space as signs, bytes as hexadecimal.
 export function visible(text) {
-  if (text === "") return t("end");
   if (BYTES.test(text)) return text.slice(6).replaceAll("\\x", " ").trim().toUpperCase();
-  return text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll("\r", "␍");
+  return text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll("\r", "␍")
+    .replace(/[\u0000-\u001f\u007f-\u009f]/g, (sign) => `\\x${sign.charCodeAt(0).toString(16).padStart(2, "0")}`);
 }
 
-export function quoted(text) {
-  return `“${visible(text)}”`;
+let endId = null; // the token that ends a text
+
+export function setEnd(id) {
+  endId = id;
+}
+
+export function isEnd(token) {
+  return token?.id === endId && endId !== null;
+}
+
+export function nameOf(token) {
+  return isEnd(token) ? t("end") : visible(token.text);
+}
+
+export function quoted(token) {
+  return `“${nameOf(token)}”`;
 }
 
 // Five steps from a long shot to a near certainty; style.css has a colour for each.
@@ -58,11 +72,14 @@ export class Sheet {
   // tokens: [{ text, p, alternatives: [[text, p], …] }]; `at` is the one being looked at.
   show(prompt, tokens, at = -1) {
     this.prompt.textContent = prompt;
-    const texts = pieces(tokens.map((token) => token.text));
+    const texts = pieces(tokens.map((token) => (isEnd(token) ? "" : token.text)));
     const same = this.tokens.findIndex((token, i) => token !== tokens[i]);
     const keep = same < 0 ? Math.min(this.tokens.length, tokens.length) : same;
-    for (const old of this.buttons().slice(keep)) old.remove();
-    tokens.slice(keep).forEach((token, i) => this.caret.before(this.button(token, texts[keep + i], keep + i)));
+    for (const old of this.buttons().slice(keep)) old.parentNode.remove();
+    tokens.slice(keep).forEach((token, i) => {
+      const breaks = "\n".repeat(texts[keep + i].split("\n").length - 1); // a button cannot break a line itself
+      this.caret.before(el("span", {}, this.button(token, texts[keep + i], keep + i), breaks));
+    });
     this.tokens = [...tokens];
     this.buttons().forEach((button, i) => {
       button.classList.toggle("here", i === at);
@@ -76,12 +93,11 @@ export class Sheet {
   }
 
   button(token, piece, index) {
-    const ending = token.text === "";
-    const label = ending ? `⏹ ${t("end")}` : piece === "" ? "·" : piece;
+    const ending = isEnd(token);
+    const label = ending ? `⏹ ${t("end")}` : piece === "" ? "·" : piece.replaceAll("\n", "⏎");
     const button = el("button", { type: "button", className: `token ${shade(token.p)}`, textContent: label });
     if (ending || piece === "") button.classList.add("sign");
-    if (/^\s+$/.test(piece)) button.classList.add("space");
-    button.setAttribute("aria-label", `${quoted(token.text)} ${percent(token.p)}`);
+    button.setAttribute("aria-label", `${quoted(token)} ${percent(token.p)}`);
     button.addEventListener("click", () => this.onPick(index));
     for (const kind of ["mouseenter", "focus"]) button.addEventListener(kind, () => openCard(button, token));
     for (const kind of ["mouseleave", "blur"]) button.addEventListener(kind, closeCard);
@@ -103,7 +119,7 @@ function openCard(anchor, token) {
   const card = document.getElementById("card");
   const most = Math.max(token.p, ...token.alternatives.map(([, p]) => p));
   card.replaceChildren(
-    el("p", { className: "card-title" }, el("b", { textContent: visible(token.text) }), ` ${t("chosen", { p: percent(token.p) })}`),
+    el("p", { className: "card-title" }, el("b", { textContent: nameOf(token) }), ` ${t("chosen", { p: percent(token.p) })}`),
     el("p", { className: "card-note", textContent: t("alternatives") }),
     ...token.alternatives.filter(([text]) => text !== token.text).slice(0, 6).map(([text, p]) => cardRow(text, p, most)),
   );

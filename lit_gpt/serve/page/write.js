@@ -69,7 +69,7 @@ export class Writer {
     const seconds = (performance.now() - this.began) / 1000;
     const mean = this.tokens.reduce((sum, token) => sum + token.p, 0) / n;
     this.stats.textContent = t("wrote", {
-      n, rate: number(n / seconds), first: number(this.firstAfter / 1000), p: percent(mean),
+      n, rate: number(n / seconds), first: (this.firstAfter / 1000).toFixed(2), p: percent(mean),
     });
   }
 
