@@ -28,6 +28,7 @@ from lit_gpt.data.prepare import prepare
 from lit_gpt.data.readers import read_texts
 from lit_gpt.data.shards import load_index, open_tokens
 from lit_gpt.data.sources import Source
+from lit_gpt.data.workers import Workers
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer, get_tokenizer
 
@@ -173,6 +174,15 @@ def test_any_number_of_workers_writes_the_same_bytes(
     monkeypatch.setattr(module, "WORTH_A_WORKER", 1)
     prepare(str(corpus), tmp_path / "out", **{**OPTIONS, "workers": workers})
     assert files(tmp_path / "out") == files(reference)
+
+
+def test_workers_answer_in_the_order_of_the_jobs() -> None:
+    jobs = [[(f"{number} " * (2000 if number % 5 == 0 else 1), number % 3 > 0, "train")] for number in range(40)]
+    answers = []
+    for count in (1, 3):
+        with Workers(get_tokenizer("byte"), "uint16", count) as workers:
+            answers.append([result["train"].tokens.tolist() for result in workers.map(jobs)])
+    assert answers[0] == answers[1]
 
 
 def in_a_child(work: Callable[[], object]) -> int:
