@@ -22,7 +22,8 @@ from lit_gpt.checkpoint import Header, read_header, resolve_ckpt_path
 from lit_gpt.checkpoint_io import AtomicCheckpointIO
 from lit_gpt.command import OneLineErrors, note, parser_keys
 from lit_gpt.config import GPTConfig, preset_values
-from lit_gpt.convert.source import Source, open_source
+from lit_gpt.convert.recognise import open_source
+from lit_gpt.convert.source import Source
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.decoding.engine import Draft, check_draft
 from lit_gpt.errors import UserError

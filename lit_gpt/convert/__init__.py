@@ -28,7 +28,7 @@ def open_source(source: str, tokenizer: str | None = None, n_head: int | None = 
         UserError: if it is none of these, cannot be had, is damaged, wants to run code, or describes a model that this
             project does not express (naming the field).
     """
-    from lit_gpt.convert.source import open_source
+    from lit_gpt.convert.recognise import open_source
 
     return open_source(source, tokenizer, n_head)
 

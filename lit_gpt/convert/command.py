@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
 
-    from lit_gpt.convert.source import open_source
+    from lit_gpt.convert.recognise import open_source
     from lit_gpt.convert.write import check_absent, write_hf, write_lit_gpt
 
     output = Path(options.output).expanduser()

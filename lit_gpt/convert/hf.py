@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lit_gpt.config import GPTConfig
-from lit_gpt.convert.hf_config import HINTS, read_config
+from lit_gpt.convert.hf_config import HINTS, read_config, read_json
 from lit_gpt.convert.source import Source
+from lit_gpt.convert.tokenizer_json import read_tokenizer
 from lit_gpt.convert.weights import Entry, Stored, Table, entries, gather
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
@@ -70,8 +70,6 @@ def open_hf(
         UserError: for a model or tokenizer that is not expressed here (naming the field), and for tensors that are
             missing, unexpected or misshapen (naming all).
     """
-    from lit_gpt.convert.tokenizer_json import read_tokenizer
-
     values = read_json(folder / "config.json")
     config = read_config(values, f"{name}: config.json")
     if tokenizer is None:
@@ -106,19 +104,6 @@ def _without_zero_biases(
     if any(name in stored and stored[name].read().count_nonzero() for name in extra):
         return config, stored
     return bare, {name: tensor for name, tensor in stored.items() if name not in extra}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises UserError if it is missing, damaged or something else."""
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): get it again") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object: get it again")
-    return values
 
 
 def stored_safetensors(folder: Path) -> dict[str, Stored]:

@@ -6,7 +6,9 @@ refused by its field's name, never ignored.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lit_gpt.config import GPTConfig
@@ -261,4 +263,17 @@ def _llama_values(model_type: str, config: GPTConfig) -> dict[str, Any]:
         values["attention_bias"] = config.qkv_bias
     else:
         values["use_sliding_window"] = False
+    return values
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises UserError if it is missing, damaged or something else."""
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): get it again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object: get it again")
     return values

@@ -17,7 +17,7 @@ import tokenizers
 
 from lit_gpt.command import note
 from lit_gpt.convert import patterns
-from lit_gpt.convert.hf import read_json
+from lit_gpt.convert.hf_config import read_json
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer, byte_alphabet
 
