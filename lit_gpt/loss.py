@@ -63,9 +63,11 @@ class _HeadLoss(torch.autograd.Function):
             losses.append(loss)
             counted = (chunk_targets != IGNORE_INDEX)[:, None].to(grad.dtype)
             grad_x.append((grad @ w).mul_(counted))
-            grad_weight = _add(grad_weight, grad.t() @ (chunk * counted), weight.dtype)
+            grad_weight = _add(grad_weight, grad.t() @ (chunk * counted))
             if bias is not None:
-                grad_bias = _add(grad_bias, (counted.t() @ grad)[0], bias.dtype)
+                grad_bias = _add(grad_bias, (counted.t() @ grad)[0])
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
         ctx.save_for_backward(torch.cat(grad_x), grad_weight, grad_bias)
         return torch.stack(losses).sum()
 
@@ -75,9 +77,9 @@ class _HeadLoss(torch.autograd.Function):
         return grads[0], None, grads[1], grads[2], None, None, None
 
 
-def _add(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums over chunks are kept in the parameter's own precision."""
-    return part.to(dtype) if total is None else total.add_(part)
+def _add(total: Tensor | None, part: Tensor) -> Tensor:
+    """Sums over chunks are kept in fp32 at least."""
+    return part.to(torch.promote_types(part.dtype, torch.float32)) if total is None else total.add_(part)
 
 
 def _chunk(logits: Tensor, targets: Tensor, n_vocab: int, softcap: float | None) -> tuple[Tensor, Tensor]:
