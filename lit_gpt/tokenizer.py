@@ -11,10 +11,8 @@ import codecs
 import hashlib
 import json
 import os
-import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +23,7 @@ import tiktoken
 
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.files import atomic_write
+from lit_gpt.named import named_encoding
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"  # its name beside the shards
@@ -34,9 +33,6 @@ EVERY_BYTE = [bytes([value]) for value in range(256)]
 CHARACTERS = r"(?s:.)"
 # GPT-2's rule for words. Possessive quantifiers only spare the engine its way back; the pieces are the same.
 WORDS = r"'(?:[dmst]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
-SAME_IDS = {"gpt2": ("gpt2", "r50k_base")}  # encodings with the ids of the one asked for
-OFFLINE = 'offline there are "byte", "char" and "bpe:4096"'
-CONNECT_SECONDS, READ_SECONDS = 10, 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,7 +262,7 @@ def get_tokenizer(spec: str) -> Tokenizer:
         raise UserError(f'tokenizer "{spec}" is made from text: name the {FILE_NAME} that lit_gpt prepare wrote')
     names = tiktoken.list_encoding_names()
     if spec in names:
-        return Tokenizer(spec, _named_encoding(spec))
+        return Tokenizer(spec, named_encoding(spec))
     if os.path.exists(spec) or os.sep in spec or spec.endswith(".json"):
         return Tokenizer.load(spec)
     raise UserError(f'unknown tokenizer "{spec}": {nearest(spec, ["byte", "char", "bpe:4096", *names])}')
@@ -347,54 +343,3 @@ def _hash(pattern: str, ranks: str, specials: dict[str, int], normalization: str
 def _parse_ranks(text: str) -> dict[bytes, int]:
     pairs = (line.split() for line in text.splitlines())
     return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
-
-
-class _NotCached(Exception):
-    """A file of tiktoken's is not in its cache."""
-
-
-def _named_encoding(name: str) -> tiktoken.Encoding:
-    """The named encoding, or one with its ids, from tiktoken's cache, and else by download."""
-    for same in SAME_IDS.get(name, (name,)):
-        try:
-            with _reading_by(_refuse):
-                return tiktoken.get_encoding(same)
-        except _NotCached:
-            pass
-    try:
-        with _reading_by(_download):
-            return tiktoken.get_encoding(name)
-    except Exception as error:
-        raise UserError(
-            f'tokenizer "{name}" is not on this machine and could not be downloaded ({type(error).__name__}): '
-            f"set TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's files; {OFFLINE}"
-        ) from error
-
-
-_reading_lock = threading.Lock()
-
-
-@contextmanager
-def _reading_by(read: Callable[[str], bytes]) -> Iterator[None]:
-    """Let tiktoken get what its cache lacks by `read`: its own download has no timeout and can hang for ever."""
-    import tiktoken.load
-
-    with _reading_lock:
-        original = tiktoken.load.read_file
-        tiktoken.load.read_file = read  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            tiktoken.load.read_file = original
-
-
-def _refuse(url: str) -> bytes:
-    raise _NotCached(url)
-
-
-def _download(url: str) -> bytes:
-    import requests  # tiktoken depends on it
-
-    response = requests.get(url, timeout=(CONNECT_SECONDS, READ_SECONDS))
-    response.raise_for_status()
-    return response.content

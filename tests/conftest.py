@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from lit_gpt.config import GPTConfig
 from lit_gpt.model import GPT
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+settings.register_profile("lit_gpt", deadline=None)  # a slow machine is not a wrong result
+settings.load_profile("lit_gpt")
 RunProgram = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

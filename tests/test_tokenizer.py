@@ -18,7 +18,7 @@ from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lit_gpt.tokenizer
+import lit_gpt.named
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import TextStream, Tokenizer, byte_alphabet, get_tokenizer, is_trained, train_tokenizer
 
@@ -106,7 +106,7 @@ def test_trained_merges_give_the_ids_of_the_tokenizers_library(text: str) -> Non
     assert BPE.encode(text) == BPE_TWIN.encode(text).ids  # type: ignore[attr-defined]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     words=st.lists(st.text("ab", min_size=1, max_size=12), min_size=5, max_size=40), text=st.text("ab ", max_size=40)
 )
@@ -199,7 +199,7 @@ def test_the_byte_alphabet_is_the_librarys() -> None:
 
 @needs_cache
 @pytest.mark.parametrize("name", ["r50k_base", "cl100k_base"])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=texts)
 def test_named_encodings_are_tiktokens_own(name: str, text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -299,5 +299,5 @@ def test_downloads_have_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("requests.get", get)
     with contextlib.suppress(TimeoutError):
-        lit_gpt.tokenizer._download("https://example.invalid/x")
+        lit_gpt.named._download("https://example.invalid/x")
     assert seen.get("timeout")
