@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from jsonargparse import Namespace
@@ -177,9 +179,9 @@ class Program(LightningCLI):
     def _settle_data(self) -> None:
         options = self.options
         options.data.block_size = options.model.config.block_size
-        data = TokenDataModule(**options.data.as_dict())
-        decide_once("data", lambda: _prepared(data))
-        data.load_tokenizer()
+        data, trained_with = TokenDataModule(**options.data.as_dict()), self._tokenizer_of_weights()
+        decide_once("data", lambda: _prepared(data, trained_with))
+        data.load_tokenizer(trained_with)
         self.tokenizer = data.tokenizer
         if data.tokenizer is not None:
             self._settle_vocabulary(data.tokenizer)
@@ -306,8 +308,16 @@ class Program(LightningCLI):
         return TensorBoardLogger(root, name="lightning_logs", version=version, default_hp_metric=False)
 
 
-def _prepared(data: TokenDataModule) -> str:
-    data.prepare_data()
+def _prepared(data: TokenDataModule, trained_with: Tokenizer | None) -> str:
+    """Prepare the data, with the tokenizer that the model was trained with unless another is named."""
+    if data.spec is not None or trained_with is None:
+        data.prepare_data()
+        return "ready"
+    with TemporaryDirectory() as folder:
+        data.spec = str(Path(folder) / "tokenizer.json")
+        trained_with.save(data.spec)
+        data.prepare_data()
+    data.spec = None
     return "ready"
 
 

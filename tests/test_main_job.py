@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lit_gpt.__main__ import main
-from lit_gpt.checkpoint import read_header
+from lit_gpt.checkpoint import read_header, read_weights
 
 SMALL = """
 model:
@@ -86,6 +86,23 @@ def test_a_checkpoint_settles_the_model_but_not_the_training(folder: Path, capsy
     assert main(["fit", "--config", "small.yaml", "--ckpt_path", "last", "--trainer.max_steps", "20"]) == 0
     assert read_header(last).step == 20
     assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["version_0"], "it goes on in its folder"
+
+
+def test_fine_tuning_takes_the_weights_shape_and_tokenizer_and_starts_anew(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0
+    first = folder / "lightning_logs/version_0/checkpoints/last.ckpt"
+    Path("other.txt").write_text("import string\n你好\n" * 100, "utf-8")
+    tuned = ["--init_from", str(first), "--data.path", "other", "--data.source", "other.txt"]
+    rest = "--model.optimizer.lr 0 --trainer.max_steps 2 --trainer.val_check_interval 2 --trainer.precision 32-true"
+    shown = "--trainer.enable_progress_bar false --trainer.check_val_every_n_epoch null --data.batch_size 4"
+    assert main(["fit", *tuned, *f"{rest} {shown} --trainer.accelerator cpu --model.schedule.warmup 0".split()]) == 0
+    second = folder / "lightning_logs/version_1/checkpoints/last.ckpt"
+    before, after = read_header(first), read_header(second)
+    assert (after.config, after.step) == (before.config, 2)
+    assert after.tokenizer == before.tokenizer
+    torch.testing.assert_close(read_weights(second), read_weights(first))  # a rate of 0 leaves them where they began
 
 
 def test_data_of_another_tokenizer_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

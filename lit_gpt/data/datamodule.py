@@ -99,8 +99,11 @@ class TokenDataModule(L.LightningDataModule):
 
         prepare(self.source, path, self.spec or "gpt2", val_split=self.val_split)
 
-    def load_tokenizer(self) -> None:
+    def load_tokenizer(self, fallback: Tokenizer | None = None) -> None:
         """Find the shards' tokenizer: beside them, or the one named for shards that do not say.
+
+        Args:
+            fallback: for shards that do not say, where none is named: the model's own.
 
         Raises:
             UserError: shards and tokenizer do not belong together.
@@ -116,7 +119,7 @@ class TokenDataModule(L.LightningDataModule):
         elif self.spec is None and not is_remote(self._where) and (Path(self._where) / "meta.pkl").exists():
             note(f"{self.path}: its vocabulary is in meta.pkl, which is not read since a pickle can run code")
         else:
-            self.tokenizer = get_tokenizer(self.spec or "gpt2")
+            self.tokenizer = fallback if fallback and self.spec is None else get_tokenizer(self.spec or "gpt2")
 
     def _compare_spec(self, found: Tokenizer) -> None:
         """Refuse shards of another tokenizer than the one asked for."""
