@@ -252,7 +252,9 @@ class Program(LightningCLI):
             self.model.inference_precision = self.options.precision
             if self.draft is not None:
                 self.model.draft = Draft(self.draft.load(), self.draft.config, self.draft.tokenizer)
-            self.trainer.callbacks.append(self.prediction.writer)  # type: ignore[attr-defined]
+            self.model.observer = self.prediction.tracer
+            writers = (self.prediction.writer, self.prediction.trace_writer)
+            self.trainer.callbacks += [writer for writer in writers if writer is not None]  # type: ignore[attr-defined]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Prompts take the place of the data module."""

@@ -20,6 +20,7 @@ from lit_gpt.data.prompts import Prompt
 from lit_gpt.decoding.complete import Completion, Completions, encode_prompt
 from lit_gpt.decoding.engine import Draft, Engine
 from lit_gpt.decoding.params import GenerationConfig
+from lit_gpt.decoding.processors import Observer
 from lit_gpt.metrics import LanguageModelMetric, byte_lengths, count_bytes
 from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig, ScheduleConfig, clip_gradients, make_optimizer
@@ -40,6 +41,7 @@ class LitGPT(L.LightningModule):
         initial_weights: tensors by the names of `GPT.state_dict` to start from instead of random ones.
         seed: of dropout; the run's `seed_everything`, kept over a resume.
         generation: how `predict` continues its prompts.
+        observer: told of every token that `predict` decides on, if not None.
         inference_precision: of the weights in `predict`: `auto`, `fp32`, `bf16` or `int8`.
         draft: what proposes tokens in speculative decoding, where it is a checkpoint.
     """
@@ -79,6 +81,7 @@ class LitGPT(L.LightningModule):
         self.initial_weights: dict[str, Tensor] | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.generation = GenerationConfig()
+        self.observer: Observer | None = None
         self.inference_precision = "auto"
         self.draft: Draft | None = None
         self._completions: Completions[Prompt] | None = None
@@ -253,6 +256,7 @@ class LitGPT(L.LightningModule):
         if self.draft is not None:
             prepare_for_inference(self.draft.model.to(self.device), self.inference_precision)
         engine = Engine(self.model, self.config, self.tokenizer, draft=self.draft, device=self.device)
+        engine.observer = self.observer
         self._completions = Completions(engine, self.generation)
 
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[tuple[Prompt, list[Completion]]]:

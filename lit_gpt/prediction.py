@@ -28,6 +28,8 @@ from lit_gpt.decoding.output import Token
 from lit_gpt.decoding.params import NGRAM, GenerationConfig
 from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_write
+from lit_gpt.insight.trace import Tracer
+from lit_gpt.insight.trace_view import TraceWriter
 from lit_gpt.tokenizer import Tokenizer
 
 Finished = list[tuple[Prompt, list[Completion]]]
@@ -46,6 +48,7 @@ def add_predict_arguments(parser: ArgumentParser) -> None:
     switches = {"ignore_eos": "never generate end-of-text"}
     parser.add_class_arguments(GenerationConfig, skip=set(switches))
     switches["resume"] = "go on with a run that was killed: what is in its .partial file is not done again"
+    switches["trace"] = "show how each token was chosen: candidates, what was cut, the draw"
     for name, text in switches.items():
         parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", default=False, help=text)
     text = f"a prompt, or {FILE_PREFIX}story.md for one that is a whole file; can be given several times"
@@ -54,6 +57,10 @@ def add_predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prompts", type=str | None, default=None, help=text)
     text = "a .jsonl file for the results; until all are there its name ends in .partial. They are printed if null"
     parser.add_argument("--output", type=str | None, default=None, help=text)
+    text = "the same as a .jsonl file, one decision on each line"
+    parser.add_argument("--trace_output", type=str | None, default=None, help=text)
+    text = "the same as one self-contained page, in which every token shows its alternatives"
+    parser.add_argument("--trace_html", type=str | None, default=None, help=text)
     text = "of the weights: bf16 and int8 are faster, auto is bf16 on a GPU and fp32 on a CPU"
     parser.add_argument("--precision", type=InferencePrecision, default="auto", help=text)
 
@@ -65,6 +72,8 @@ class Prediction:
         generation: how to continue the prompts.
         loader: the prompts that are left to do.
         writer: the callback that takes the results.
+        tracer: notes how each token was chosen, if that was asked for.
+        trace_writer: the callback that shows it.
     """
 
     def __init__(self, options: Namespace, config: GPTConfig, tokenizer: Tokenizer | None, source: str) -> None:
@@ -89,6 +98,12 @@ class Prediction:
         left = [place for place in range(len(prompts)) if place not in finished]
         self.loader = DataLoader(Subset(prompts, left), batch_size=_BATCH, collate_fn=list)
         self.writer = PredictionWriter(self._partial, len(left), tokenizer)
+        self.tracer: Tracer | None = None
+        self.trace_writer: TraceWriter | None = None
+        if options.trace or options.trace_output is not None or options.trace_html is not None:
+            self.tracer = Tracer(tokenizer)
+            views = (options.trace, options.trace_output, options.trace_html)
+            self.trace_writer = TraceWriter(self.tracer, tokenizer, *views)
 
     @property
     def draft(self) -> str | None:

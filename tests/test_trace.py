@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import RunProgram
 from rich.console import Console
 
+from lit_gpt.checkpoint import save_model
 from lit_gpt.config import GPTConfig
 from lit_gpt.decoding.complete import Completion, complete
 from lit_gpt.decoding.engine import Engine
@@ -134,6 +136,19 @@ def test_lines_of_json_and_a_table_for_people(model: GPT) -> None:
     shown = console.export_text()
     assert "\ufffd" not in shown and "sample 2" in shown and found[0].steps[0].chosen.piece in shown
     assert [percent(share) for share in (0.0, 1e-6, 0.0123, 0.5, 1.0)] == ["0%", "<0.1%", "1.2%", "50%", "100%"]
+
+
+def test_predict_shows_and_writes_its_trace(tmp_path: Path, model: GPT, program: RunProgram) -> None:
+    save_model(tmp_path / "x.ckpt", GPT(model.config), get_tokenizer("byte"))
+    run = program(
+        "predict", "--ckpt_path", "x.ckpt", "--start", "ab", "--num_samples", 2, "--max_new_tokens", 5, "--trace",
+        "--trace_output", "t.jsonl", "--trace_html", "t.html", "--top_k", 9,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "prompt 1, sample 2" in run.stdout and "ab" in run.stdout
+    records = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert len(records) == 10 and {record["kept"] for record in records} == {9}
+    assert (tmp_path / "t.html").read_text().startswith("<!doctype html>")
 
 
 CHROMIUM = "/usr/bin/chromium"

@@ -17,6 +17,7 @@ from lit_gpt.config import PRESETS, GPTConfig
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.insight.memory import TrainingMemory, check_precision, training_memory
 from lit_gpt.model import GPT
+from lit_gpt.precision import device_type, resolve_precision
 
 _EMBEDDINGS = ("wte.weight", "wpe.weight", "lm_head.weight")
 
@@ -136,7 +137,7 @@ def describe(subject: Subject, **settings: Any) -> ModelInfo:
     own = [tensor for tensor in tensors if tensor.shared_with is None]
     total = sum(tensor.count for tensor in own)
     matrices = sum(tensor.count for tensor in own if tensor.name.startswith("h.") and len(tensor.shape) == 2)
-    memory = training_memory(config, total, matrices, **chosen)
+    memory = training_memory(config, total, matrices, **chosen, device=device_type())
     forward = config.forward_flops_per_token(chosen["context"])
     flops = {
         "forward_per_token": forward,
@@ -157,8 +158,6 @@ _DEFAULTS: dict[str, Any] = {
 
 def _precision(requested: str, config: GPTConfig) -> str:
     """`auto` is not timed here, as `fit` does on a CPU that could do either: it stands for fp32 there."""
-    from lit_gpt.precision import device_type, resolve_precision
-
     if requested == "auto" and device_type() == "cpu":
         return "32-true"
     return check_precision(resolve_precision(requested, config, 1).precision)

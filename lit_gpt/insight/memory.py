@@ -30,7 +30,8 @@ class TrainingMemory:
         optimizer: its moments: two per weight for AdamW, one for the matrices that Muon updates.
         activations: kept from the forward pass for the backward pass of one micro-batch.
         weight_casts: copies of the matrices in the lower precision that autocast keeps until the backward pass.
-        workspace: the largest short-lived tensors: logits of a chunk of the loss, gradients inside one block.
+        workspace: the largest short-lived tensors: logits of a chunk of the loss and the head's gradient, or those
+            of the first block to go backward.
         peak: the most that is alive at once. Gradients grow while activations shrink, so it is below the sum.
     """
 
@@ -57,6 +58,7 @@ def training_memory(
     optimizer: OptimizerName = "adamw",
     accumulate_grad_batches: int = 1,
     activation_checkpointing: bool = False,
+    device: str = "cpu",
 ) -> TrainingMemory:
     """Bytes of a training step on `batch_size` sequences of `context` tokens.
 
@@ -70,6 +72,7 @@ def training_memory(
         optimizer: `adamw`, or `muon` with AdamW for what is no matrix of a block.
         accumulate_grad_batches: with more than one, gradients outlive the micro-batch.
         activation_checkpointing: keep each block's input only.
+        device: `cpu`, whose bf16 attention keeps its scores, or another, whose fused kernel does not.
 
     Raises:
         UserError: for a number below 1, an unknown precision, or a context beyond the model's.
@@ -82,15 +85,16 @@ def training_memory(
     weights = gradients = parameters * size
     moments = 2 * parameters - (matrices if optimizer == "muon" else 0)
     tokens = batch_size * context
-    block = block_activation_bytes(config, batch_size, context, precision)
+    block = block_activation_bytes(config, batch_size, context, precision, device)
     kept = tokens * config.n_embd * size if activation_checkpointing else block
     outside = _outside_bytes(config, batch_size, context, precision)
     activations = config.n_layer * kept + outside
-    casts = _cast_bytes(config, tokens, precision, activation_checkpointing)
+    casts = _cast_bytes(config, precision, activation_checkpointing)
     workspace = _workspace_bytes(config, tokens, precision, block if activation_checkpointing else 0)
-    head = config.vocab_rows * config.n_embd * size  # the first gradient of all
-    held = gradients if accumulate_grad_batches > 1 else min(head, gradients)
-    peak = weights + moments * size + max(activations + casts + held, gradients) + workspace
+    held = gradients if accumulate_grad_batches > 1 else 0
+    # Last of all comes the gradient of the look-up, which is added to the head's where they share a matrix.
+    look_up = config.vocab_rows * config.n_embd * size if config.tie_embeddings else 0
+    peak = weights + moments * size + max(activations + casts + held + workspace, gradients + look_up)
     return TrainingMemory(weights, gradients, moments * size, activations, casts, workspace, peak)
 
 
@@ -120,12 +124,14 @@ def _compute_bytes(precision: Precision) -> int:
     return 2 if precision.endswith("mixed") else _master_bytes(precision)
 
 
-def block_activation_bytes(config: GPTConfig, batch_size: int, context: int, precision: Precision = "32-true") -> int:
+def block_activation_bytes(
+    config: GPTConfig, batch_size: int, context: int, precision: Precision = "32-true", device: str = "cpu"
+) -> int:
     """What one block's forward pass on (batch_size, context) tokens keeps for its backward pass."""
     tokens, small = batch_size * context, _compute_bytes(precision)
     norms = 2 * _norm_bytes(config, precision)
     masks = 2 * config.n_embd * small if config.dropout else 0  # dropout of both branches
-    per_token = norms + masks + _attention_bytes(config, context, precision) + _mlp_bytes(config, precision)
+    per_token = norms + masks + _attention_bytes(config, context, precision, device) + _mlp_bytes(config, precision)
     angles = 2 * context * config.head_size * small if config.position == "rope" and small < 4 else 0
     return tokens * per_token + angles
 
@@ -137,7 +143,7 @@ def _norm_bytes(config: GPTConfig, precision: Precision) -> int:
     return _master_bytes(precision) * (config.n_embd + 2)
 
 
-def _attention_bytes(config: GPTConfig, context: int, precision: Precision) -> int:
+def _attention_bytes(config: GPTConfig, context: int, precision: Precision, device: str) -> int:
     """Attention, for one token: what goes into both products, q, k, v, the output and a softmax statistic."""
     small, wide = _compute_bytes(precision), max(4, _master_bytes(precision))
     q, kv = config.n_head * config.head_size, config.kv_heads * config.head_size
@@ -145,6 +151,8 @@ def _attention_bytes(config: GPTConfig, context: int, precision: Precision) -> i
     apart = config.position == "rope" or config.qk_norm  # q and k are no longer slices of what c_attn returned
     if config.dropout:  # no fused kernel: scaled q and k, v, and three tables of scores
         total += wide * (3 * q + 3 * config.n_head * context)
+    elif device == "cpu" and "bf16" in precision and q == kv:  # two plain products: q, k, v and the scores
+        total += small * (3 * q + config.n_head * context)
     else:
         total += small * (q + 2 * kv) + wide * config.n_head
         total += small * (q + kv + q) if apart else 0
@@ -163,25 +171,34 @@ def _mlp_bytes(config: GPTConfig, precision: Precision) -> int:
 
 
 def _outside_bytes(config: GPTConfig, batch_size: int, context: int, precision: Precision) -> int:
-    """What is kept outside the blocks: token ids, dropout of the embedding, the last norm, the loss."""
+    """What is kept outside the blocks: token ids, dropout of the embedding, the last norm, the loss's gradient."""
     tokens, size = batch_size * context, _master_bytes(precision)
-    per_token = 2 * 8 + _norm_bytes(config, precision) + size * config.n_embd
+    per_token = 2 * 8 + _norm_bytes(config, precision) + _compute_bytes(precision) * config.n_embd
     per_token += size * config.n_embd if config.dropout else 0
     return tokens * per_token
 
 
-def _cast_bytes(config: GPTConfig, tokens: int, precision: Precision, activation_checkpointing: bool) -> int:
-    """Autocast's copies of the matrices. Recomputed blocks make theirs anew, one block at a time."""
+def _cast_bytes(config: GPTConfig, precision: Precision, activation_checkpointing: bool) -> int:
+    """Autocast's copies of the blocks' matrices. Recomputed blocks make theirs anew, one block at a time."""
     if not precision.endswith("mixed"):
         return 0
-    head = config.n_embd * config.vocab_rows
-    blocks = config.matmul_weights() - head
-    return 2 * (head + (blocks // config.n_layer if activation_checkpointing else blocks))
+    blocks = config.matmul_weights() - config.n_embd * config.vocab_rows
+    return 2 * (blocks // config.n_layer if activation_checkpointing else blocks)
 
 
 def _workspace_bytes(config: GPTConfig, tokens: int, precision: Precision, recomputed: int) -> int:
-    """The largest short-lived tensors: the loss's chunk with its gradients (three tables of fp32 logits), or those in
-    the first block to go backward, with its activations if they are `recomputed` (bytes) there."""
+    """The largest short-lived tensors, at one of two moments.
+
+    In the loss: the head's gradient, and either two fp32 tables of a chunk's logits (with their low-precision gradient)
+    or the share of one more chunk in the head's gradient. At the turn to the backward pass: the head's gradient twice,
+    and the largest tensor inside a block, with the block's activations if they are `recomputed` (bytes) there.
+    """
+    size, small = _master_bytes(precision), _compute_bytes(precision)
     rows = min(tokens, max(1, _LOSS_CHUNK_BYTES // (4 * config.vocab_rows)))
-    loss = 3 * rows * config.vocab_rows * max(4, _master_bytes(precision))
-    return max(loss, recomputed + tokens * config.mlp_size * _compute_bytes(precision))
+    weight = config.vocab_rows * config.n_embd
+    cast = small * weight if small < size else 0
+    tables = rows * config.vocab_rows * (2 * max(4, size) + (small if small < 4 else 0))
+    share = weight * small + rows * config.vocab_rows * small + (weight * size if small < size else 0)
+    loss = weight * size + cast + max(tables, share if tokens > rows else 0)
+    turn = 2 * weight * size + recomputed + tokens * config.mlp_size * small
+    return max(loss, turn)

@@ -111,13 +111,14 @@ def to_html(found: Sequence[Trace], tokenizer: Tokenizer | None = None) -> str:
 
 
 def _written(token: Candidate, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The token as it stands in the text, if its bytes are whole characters, else as its bytes."""
+    """The token as it stands in the text, if its bytes are whole characters that can be seen, else escaped."""
     data = b"" if tokenizer is None else tokenizer.token_bytes(token.id)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         return {"text": token.piece, "whole": False}
-    return {"text": text or token.piece, "whole": bool(text)}
+    plain = bool(text) and all(character.isprintable() or character in "\n\t" for character in text)
+    return {"text": text if plain else token.piece, "whole": plain}
 
 
 def to_table(trace: Trace) -> Table:
