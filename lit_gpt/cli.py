@@ -66,6 +66,7 @@ class Program(LightningCLI):
         self.header: Header | None = None  # of --ckpt_path
         self.source: Source | None = None  # of --init_from
         self.tokenizer: Tokenizer | None = None  # of the data
+        self.precision_reason = "as asked for"
         self.prediction: Prediction | None = None
         self.draft: Source | None = None  # of speculative decoding
         options = {"default_env": True, "env_prefix": "LIT_GPT", "allow_abbrev": False}
@@ -224,10 +225,9 @@ class Program(LightningCLI):
         if self.name != "fit":
             trainer.precision = "32-true"
             return
-        precision, reason = decide_once("precision", self._decide_precision).split(": ", 1)
-        trainer.precision = precision
+        trainer.precision, self.precision_reason = decide_once("precision", self._decide_precision).split(": ", 1)
         if is_rank_zero():
-            note(f"precision {precision}: {reason}")
+            note(f"precision {trainer.precision}: {self.precision_reason}")
 
     def _decide_precision(self) -> str:
         options = self.options
@@ -245,6 +245,7 @@ class Program(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Hand the module what is not a flag: its tokenizer and the weights to start from."""
         self.model.tokenizer = self.tokenizer or self._tokenizer_of_weights()
+        self.model.precision_reason = self.precision_reason
         if self.source is not None:
             self.model.initial_weights = self.source.load().state_dict()
         if self.prediction is not None:

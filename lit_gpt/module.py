@@ -39,6 +39,7 @@ class LitGPT(L.LightningModule):
         model: the GPT; built in `configure_model`, None before.
         tokenizer: what the ids mean; set it before `fit`, a checkpoint restores it. None for bare ids.
         initial_weights: tensors by the names of `GPT.state_dict` to start from instead of random ones.
+        precision_reason: why the run has the precision that it has, for the checkpoint.
         seed: of dropout; the run's `seed_everything`, kept over a resume.
         generation: how `predict` continues its prompts.
         observer: told of every token that `predict` decides on, if not None.
@@ -85,6 +86,7 @@ class LitGPT(L.LightningModule):
         self.inference_precision = "auto"
         self.draft: Draft | None = None
         self._completions: Completions[Prompt] | None = None
+        self.precision_reason = "as asked for"
         self.metric = LanguageModelMetric()
         self._byte_lengths: Tensor | None = None
         self._micro_losses: list[Tensor] = []
@@ -285,12 +287,13 @@ class LitGPT(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes a checkpoint complete: shape, tokenizer, precision, seed."""
         entry = header_entry(self.config, self.tokenizer, str(self.trainer.precision))
-        checkpoint[KEY] = {**entry, "seed": self.seed}
+        checkpoint[KEY] = {**entry, "seed": self.seed, "precision_reason": self.precision_reason}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take tokenizer and seed from a checkpoint."""
         entry = checkpoint[KEY]
         self.seed = entry.get("seed", self.seed)
+        self.precision_reason = entry.get("precision_reason", self.precision_reason)
         if entry["tokenizer"] is not None:
             self.tokenizer = Tokenizer.from_dict(entry["tokenizer"])
         align_progress(checkpoint, self.trainer.accumulate_grad_batches)

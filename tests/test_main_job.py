@@ -53,6 +53,7 @@ def test_fit_alone_prepares_trains_validates_samples_and_leaves_a_checkpoint_tha
     run = folder / "lightning_logs/version_0"
     assert {"config.yaml", "checkpoints"} <= {path.name for path in run.iterdir()}
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert best["lit_gpt"]["precision_reason"] == "as asked for"
     told = [float(c["best_model_score"]) for n, c in best["callbacks"].items() if "val/loss" in n]
 
     assert main(["validate", "--ckpt_path", str(run / "checkpoints/best.ckpt")]) == 0
