@@ -101,11 +101,18 @@ class CacheStep:
     def __init__(self, cache: KVCache, rows: list[int], n_new: int) -> None:
         device = cache.k.device
         starts = [cache.lengths[row] for row in rows]
-        self._cache = cache
+        self._stores = cache.k, cache.v
         self._n_keys = max(starts) + n_new
         self._first = starts[0] if len(set(starts)) == 1 else None  # all rows equally long: plain slices will do
         contiguous = rows == list(range(rows[0], rows[0] + len(rows)))
         self._slice = slice(rows[0], rows[0] + len(rows)) if contiguous else None
+        # Cut once for all layers: layer by layer it would cost as much as the attention of a short row.
+        self._seen: list[Tensor] | None = None
+        self._fresh: list[Tensor] | None = None
+        if self._slice is not None:
+            self._seen = [store[:, self._slice, :, : self._n_keys] for store in self._stores]  # (layers, B, K, S, D)
+            if self._first is not None:
+                self._fresh = [store[:, :, :, self._first :] for store in self._seen]
         self._rows = torch.tensor(rows, device=device)
         self.positions = torch.tensor(starts, device=device)[:, None] + torch.arange(n_new, device=device)
         self.is_causal = self._first == 0 and n_new > 1
@@ -116,15 +123,14 @@ class CacheStep:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, K, T, D) new keys and values of one layer; return the (B, K, S, D) that its queries may see."""
-        return self._write_read(self._cache.k[layer], k), self._write_read(self._cache.v[layer], v)
+        return self._write_read(0, layer, k), self._write_read(1, layer, v)
 
-    def _write_read(self, store: Tensor, new: Tensor) -> Tensor:
-        """`store` is one layer's (R, K, capacity, D)."""
-        new = new.to(store.dtype)
-        if self._slice is not None and self._first is not None:
-            store[self._slice, :, self._first : self._n_keys] = new
+    def _write_read(self, which: int, layer: int, new: Tensor) -> Tensor:
+        if self._fresh is not None:
+            self._fresh[which][layer].copy_(new)
         else:
-            store[self._rows[:, None], :, self.positions] = new.transpose(1, 2)
-        if self._slice is not None:
-            return store[self._slice, :, : self._n_keys]
-        return store[self._rows, :, : self._n_keys]
+            store = self._stores[which][layer]  # (R, K, capacity, D)
+            store[self._rows[:, None], :, self.positions] = new.transpose(1, 2).to(store.dtype)
+        if self._seen is not None:
+            return self._seen[which][layer]
+        return self._stores[which][layer][self._rows, :, : self._n_keys]

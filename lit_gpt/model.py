@@ -45,7 +45,7 @@ class GPT(nn.Module):
         elif config.position == "sinusoidal":
             self.wpe = PositionTable(sinusoidal_table(config.block_size, config.n_embd))
         self.rope = PositionTable(rope_table(config)) if config.position == "rope" else None
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config, config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_rows, bias=config.head_bias)
@@ -156,7 +156,7 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.ln_2 = make_norm(config, config.n_embd)
         self.mlp = MLP(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: CacheStep | None = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
@@ -172,22 +172,17 @@ class Attention(nn.Module):
         self.layer = layer
         self.dropout = config.dropout
         self.head_dim = config.head_size
-        self.sizes = [
-            config.n_head * self.head_dim,
-            config.kv_heads * self.head_dim,
-            config.kv_heads * self.head_dim,
-        ]
-        self.c_attn = nn.Linear(config.n_embd, sum(self.sizes), bias=config.qkv_bias)
-        self.c_proj = nn.Linear(self.sizes[0], config.n_embd, bias=config.proj_bias)
+        self.heads = [config.n_head, config.kv_heads, config.kv_heads]
+        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * self.head_dim, bias=config.qkv_bias)
+        self.c_proj = nn.Linear(config.n_head * self.head_dim, config.n_embd, bias=config.proj_bias)
         self.q_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.grouped = config.kv_heads != config.n_head
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: CacheStep | None = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        q, k, v = (
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.c_attn(x).split(self.sizes, -1)
-        )
+        heads = self.c_attn(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2K, T, D)
+        q, k, v = heads.split(self.heads, 1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:

@@ -42,6 +42,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight, scale = quantize_rows(linear.weight.detach().float())
         bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
+        self._n_in = linear.in_features
         self.bias = bias  # (N,)
         self.scale = scale.squeeze(1) / 127**2  # (N,), of weights and inputs
         self._weight = weight.t()  # (K, N), a view: every output's weights stand together
@@ -54,18 +55,17 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) → (…, N). A row of zeros divides zero by zero, and is multiplied by zero in the end."""
-        rows = x.reshape(-1, x.size(-1))
-        largest = rows.abs().amax(-1, True)  # (M, 1); the norm of that name takes ten times as long
-        if len(rows) == 1:
-            q = torch.addcdiv(self._round, rows, largest, value=127).view(torch.int32).to(torch.int8)
-            y = torch._int_mm(q, self._weight) * self.scale
+        largest = x.abs().amax(-1, True)  # (…, 1); the norm of that name takes ten times as long
+        if x.numel() == self._n_in:
+            q = torch.addcdiv(self._round, x, largest, value=127).view(torch.int32).to(torch.int8)
+            y = torch._int_mm(q.view(1, -1), self._weight) * self.scale
         else:
-            q = (rows * (127 / largest)).add_(_ROUND + 128).view(torch.int32).to(torch.uint8)
+            q = (x * (127 / largest)).add_(_ROUND + 128).view(torch.int32).to(torch.uint8)
             y = self._packed_product(q)
-        return torch.addcmul(self.bias, y, largest).view(*x.shape[:-1], -1)
+        return torch.addcmul(self.bias, y, largest)
 
     def _packed_product(self, q: Tensor) -> Tensor:
-        """(M, K) unsigned rows → their (M, N) scaled products."""
+        """(…, K) unsigned rows → their (…, N) scaled products."""
         return self._product(
             q, 1.0, 0, self._packed, self.scale, self._zero_points, self._offset, 1.0, 0, torch.float32, "none", [], ""
         )
