@@ -132,6 +132,7 @@ def run(argv: list[str]) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=75,  # longer than clients keep idle connections, or both hang up at the same moment
             timeout_graceful_shutdown=int(drain) + 5,
             lifespan="on",
         ),

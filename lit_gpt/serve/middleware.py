@@ -27,6 +27,9 @@ MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
 """A body that has not arrived by then never will; its connection is worth more to others."""
 
+_PATIENCE = 8
+"""How many times too large a body may be and still be read to its end."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OPEN_PATHS = ("/health", "/page/", "/favicon.ico")
 
@@ -188,22 +191,30 @@ class BodyLimit:
         await self.app(scope, replay, send)
 
     async def read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body, or None if the client left."""
+        """The body, or None if the client left.
+
+        What is too large is still read, and dropped, up to a point: a client that is cut off while it sends would see a
+        broken connection and not the answer.
+        """
         too_large = ApiError(413, f"the body is larger than {self.max_bytes} bytes: split it", code="body_too_large")
         length = Headers(scope=scope).get("content-length", "0")
-        if length.isdecimal() and int(length) > self.max_bytes:
+        most = _PATIENCE * self.max_bytes
+        if length.isdecimal() and int(length) > most:
             raise too_large
-        parts, size = [], 0
-        while True:
+        parts, size, more = [], 0, True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self.max_bytes:
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= self.max_bytes:
+                parts.append(part)
+            elif size > most:
                 raise too_large
-            if not message.get("more_body", False):
-                return b"".join(parts)
+        if size > self.max_bytes:
+            raise too_large
+        return b"".join(parts)
 
     async def refuse(self, fault: ApiError, scope: Scope, send: Send) -> None:
         """Answer and close: what is left of the body would have to be read before the connection served again."""
