@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,33 @@ class Endings(Callback):
                 where = _short(_log_root(trainer))
                 note(f"curves: tensorboard --logdir {where}, then open http://localhost:6006 (run {logger.version})")
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take SIGTERM over. Lightning's handler communicates inside the signal, which can lock the ranks up, and
+        stops between two micro-batches of one step, whose gradient is then lost."""
+        self._asked_to_stop = False
+
+        def ask(number: int, frame: Any) -> None:
+            launcher = trainer.strategy.launcher
+            if launcher is not None and not self._asked_to_stop:
+                launcher.kill(number)  # the processes that this one has started
+            self._asked_to_stop = True
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ask)  # Lightning puts back what was there before the run
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After each optimizer step the ranks agree on whether one of them was told to stop."""
+        assert isinstance(pl_module, LitGPT)
+        if not pl_module.stepped:
+            return
+        asked = self._asked_to_stop
+        if trainer.world_size > 1:
+            flag = torch.tensor(int(asked), device=pl_module.device)
+            asked = bool(trainer.strategy.reduce(flag, reduce_op="max"))
+        trainer._signal_connector.received_sigterm = asked  # Lightning ends the run with this batch
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the hyperparameters with the final figures, TensorBoard's table of runs."""
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -224,9 +253,12 @@ class Endings(Callback):
                 logger.log_hyperparams(dict(pl_module.hparams), final)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Exit with 143 after SIGTERM: whoever sent it must see that the run has not come to its end."""
+        """Exit with 143 after SIGTERM: whoever sent it must see that the run has not come to its end.
+
+        Processes that rank 0 has started leave with 0: Lightning's watcher kills rank 0 when one of them fails.
+        """
         if isinstance(exception, SIGTERMException):
-            exception.code = 143
+            exception.code = 0 if trainer.strategy.launcher is not None and trainer.local_rank > 0 else 143
 
 
 def _good_checkpoint(trainer: L.Trainer) -> str:

@@ -175,8 +175,8 @@ class Attention(nn.Module):
         self.heads = [config.n_head, config.kv_heads, config.kv_heads]
         self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * self.head_dim, bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_head * self.head_dim, config.n_embd, bias=config.proj_bias)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.grouped = config.kv_heads != config.n_head
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: CacheStep | None = None) -> Tensor:
@@ -265,8 +265,16 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def make_norm(config: GPTConfig, size: int) -> nn.Module:
     """The config's norm over the last axis of `size`."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(size, eps=config.norm_eps)
+        return RMSNorm(size, eps=config.norm_eps)
     return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm that follows its input's dtype: under autocast the fused kernel takes no bf16 input with fp32 weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, C)."""
+        return F.rms_norm(x, tuple(self.normalized_shape), self.weight.to(x.dtype), self.eps)
 
 
 class PositionTable(nn.Module):

@@ -40,6 +40,7 @@ class LitGPT(L.LightningModule):
         tokenizer: what the ids mean; set it before `fit`, a checkpoint restores it. None for bare ids.
         initial_weights: tensors by the names of `GPT.state_dict` to start from instead of random ones.
         precision_reason: why the run has the precision that it has, for the checkpoint.
+        stepped: whether the micro-batch that has just been made ended an optimizer step.
         seed: of dropout; the run's `seed_everything`, kept over a resume.
         generation: how `predict` continues its prompts.
         observer: told of every token that `predict` decides on, if not None.
@@ -90,7 +91,7 @@ class LitGPT(L.LightningModule):
         self.metric = LanguageModelMetric()
         self._byte_lengths: Tensor | None = None
         self._micro_losses: list[Tensor] = []
-        self._stepped = False
+        self.stepped = False
         self._step_loss: Tensor | None = None
         self._gradient_norm: Tensor | None = None
         # Plain values: a dataclass in a checkpoint could not be read without running code.
@@ -170,7 +171,7 @@ class LitGPT(L.LightningModule):
         """Clip, and keep the norm for the log. Lightning's own way refuses fused AdamW under bf16-mixed."""
         self._step_loss = torch.stack(self._micro_losses).mean()
         self._micro_losses.clear()
-        self._stepped = True
+        self.stepped = True
         if gradient_clip_algorithm == "value" and gradient_clip_val is not None:
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
             gradient_clip_val = None
@@ -180,7 +181,7 @@ class LitGPT(L.LightningModule):
     @property
     def logs_now(self) -> bool:
         """Whether an optimizer step has just been made and its turn in the log has come."""
-        return self._stepped and self.global_step % self._log_interval == 0
+        return self.stepped and self.global_step % self._log_interval == 0
 
     @property
     def _log_interval(self) -> int:
@@ -189,7 +190,7 @@ class LitGPT(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """No optimizer step yet."""
-        self._stepped = False
+        self.stepped = False
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the step that has just been made, if its turn has come. Between turns nothing waits for the device."""

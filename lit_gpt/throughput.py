@@ -52,6 +52,7 @@ class Throughput(Callback):
         self._waited = 0.0  # of these, seconds between batches
         self._mark: float | None = None  # when the last batch ended; None where other work came between
         self._start = 0.0
+        self._began = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The tokens, so that a resumed run goes on counting."""
@@ -64,6 +65,10 @@ class Throughput(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look up or measure the device's peak."""
         self.peak = peak_flops(trainer.strategy.root_device, str(trainer.precision)) * trainer.world_size
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The clock of this run starts."""
+        self._began = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -105,11 +110,13 @@ class Throughput(Callback):
             "speed/peak_memory_gib": peak_memory(module.device) / 2**30,
         }
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """One line about the whole run."""
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One line about the whole run, compilation, validation and checkpoints included."""
         if trainer.is_global_zero:
             memory = peak_memory(trainer.strategy.root_device) / 2**30
-            note(f"{trainer.global_step:,} steps, {self.tokens:,} tokens, peak memory {memory:.2f} GiB")
+            seconds = time.perf_counter() - self._began
+            done = f"{trainer.global_step:,} steps, {self.tokens:,} tokens in {seconds:.1f} s"
+            note(f"{done}, peak memory {memory:.2f} GiB")
 
 
 def peak_memory(device: torch.device) -> int:
