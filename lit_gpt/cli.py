@@ -97,6 +97,8 @@ class Program(LightningCLI):
         text = "start from these weights: a path or Hugging Face id, anything that `lit_gpt convert` reads"
         if self.name == "fit":
             parser.add_lightning_class_args(Samples, "samples")
+            remember = "log at each validation how much of some samples is verbatim training text"
+            parser.add_argument("--remix", type=bool, default=False, help=remember)
         if self.name == "predict":
             add_predict_arguments(parser)
         parser.add_argument("--init_from", type=str | None, default=None, help=text)
@@ -245,6 +247,10 @@ class Program(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Hand the module what is not a flag: its tokenizer and the weights to start from."""
         self.model.tokenizer = self.tokenizer or self._tokenizer_of_weights()
+        if self.name == "fit" and self.options.remix:
+            from lit_gpt.insight.remix_callback import RemixFigures
+
+            self.trainer.callbacks.append(RemixFigures(self.options.data.path))  # type: ignore[attr-defined]
         self.model.precision_reason = self.precision_reason
         if self.source is not None:
             self.model.initial_weights = self.source.load().state_dict()

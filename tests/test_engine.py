@@ -212,7 +212,7 @@ def test_a_nan_in_the_cache_does_not_outlive_its_request() -> None:
     engine.rows._cache.v[:, 0] = math.nan
     last = finals(engine)
     assert (last[victim].finish_reason, last[other].finish_reason) == ("error", "length")
-    prompts = [[8, 9, 10], [11]]
+    prompts = [[11], [8, 9, 10]]  # the shorter one is in the wiped row, and padded
     requests = [engine.submit(prompt, greedy(20)) for prompt in prompts]
     ids = collect(engine)
     assert [ids[request, 0] for request in requests] == [uncached_greedy(model, prompt, 20) for prompt in prompts]

@@ -16,6 +16,7 @@ from lit_gpt.config import GPTConfig
 from lit_gpt.decoding.complete import Completion, complete
 from lit_gpt.decoding.contrastive import contrastive_scores
 from lit_gpt.decoding.engine import Draft, Engine
+from lit_gpt.decoding.mcts import Node, leaf_value, revalue
 from lit_gpt.decoding.params import GenerationConfig
 from lit_gpt.decoding.speculative import look_up
 from lit_gpt.model import GPT
@@ -217,6 +218,16 @@ def test_tree_search_looks_ahead_where_greedy_does_not() -> None:
     ((found,),) = run(engine, [[2]], strategy="mcts", num_simulations=30, rollout_length=4, max_new_tokens=5)
     assert (greedy.ids[0], found.ids) == (0, [1, 1, 1, 1, 1])
     assert mean_logprob(found.ids) > mean_logprob(greedy.ids)
+
+
+def test_a_leaf_is_worth_its_path_too_and_a_kept_subtree_is_valued_from_its_new_root() -> None:
+    leaf = Node(1, math.log(0.5), ends=1, ahead=(0.0, 3))  # a certain tail of three tokens
+    path = math.log(0.001) + leaf.logprob
+    assert leaf_value(leaf, path, 2) == pytest.approx(math.exp(path / 5))
+    child = Node(0, math.log(0.001), [leaf], visits=2, total=9.0, ends=1, ahead=(math.log(0.25), 1))
+    revalue(child, -child.logprob, -1)
+    assert leaf.total == pytest.approx(math.exp(math.log(0.5) / 4))
+    assert child.total == pytest.approx(0.25 + leaf.total)
 
 
 def test_tree_search_follows_the_callers_reward() -> None:

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -61,7 +62,7 @@ class Cursor:
 
 
 class TrainLoader:
-    """Micro-batches of this rank, from the cursor on and without end.
+    """Micro-batches of this rank, from the cursor on: as many as an epoch has, whether or not they cross its edge.
 
     The cursor moves in the process that trains, before a batch is handed out: a checkpoint made after the batch has it
     behind. It is read at the first `next`, not at `iter`, which Lightning calls before it restores anything. It counts
@@ -95,7 +96,8 @@ class TrainLoader:
         return self._order.samples // self._share.step * self._share.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        for epoch, position, batch in prefetched(lambda: self._batches(self._cursor.epoch, self._cursor.position)):
+        batches = prefetched(lambda: self._batches(self._cursor.epoch, self._cursor.position))
+        for epoch, position, batch in islice(batches, len(self)):
             self._cursor.move(epoch, position)
             yield batch
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from lit_gpt.data.index import INDEX, Shard, ShardIndex
 from lit_gpt.data.shards import HEADER_BYTES, check_hash, compare, describe, index_of
@@ -73,31 +74,36 @@ class RemoteFolder:
         if file is not None:
             index = ShardIndex.from_json(file.read_text("utf-8"), f"{self.url}/{INDEX}")
         else:
-            index = self._retried(self.url, self._list)
+            try:
+                index = self._retried(self.url, self._list)
+            except MISSING as error:
+                raise UserError(f"{self.url}: no {INDEX} there, and no list of shards; check the address") from error
         self._dtype = index.dtype
         return index
 
     def fetch_optional(self, name: str) -> Path | None:
-        """A small file of the folder, fetched anew; None where it has none."""
-        target = self.folder / name
+        """A small JSON file of the folder, fetched anew; None where it has none."""
 
-        def get() -> Path:
-            with atomic_write(target) as file:
-                self._get(name, file)
-            return target
+        def get() -> bytes:
+            system, root = self._connect()
+            data = system.cat_file(f"{root.rstrip('/')}/{name}")
+            json.loads(data)  # what a server cut short is fetched again
+            return data
 
         try:
             with self._locked():
-                return self._retried(f"{self.url}/{name}", get)
+                data = self._retried(f"{self.url}/{name}", get)
+                with atomic_write(self.folder / name) as file:
+                    file.write(data)
         except MISSING:
             return None
+        return self.folder / name
 
     def _list(self) -> ShardIndex:
         system, root = self._connect()
-        try:
+        entries = []
+        with suppress(*MISSING):
             entries = system.ls(root, detail=True)
-        except MISSING as error:
-            raise UserError(f"{self.url}: no {INDEX} there, and no list of its files; check the address") from error
         found = []
         for path in sorted(entry["name"] for entry in entries):
             name = path.rstrip("/").rpartition("/")[2]
@@ -105,6 +111,8 @@ class RemoteFolder:
                 size = system.info(path)["size"]
                 head = system.cat_file(path, start=0, end=min(size, HEADER_BYTES))
                 found.append(describe(name, head[:HEADER_BYTES], size, f"{self.url}/{name}"))
+        if not found:
+            raise FileNotFoundError(self.url)
         return index_of(found, self.url)
 
     # Shards -------------------------------------------------------------------------------------------------------
@@ -148,7 +156,8 @@ class RemoteFolder:
         partial = path.with_name(f".{path.name}.partial")  # one at a time, under the lock: no other name is needed
         try:
             with partial.open("wb") as file:
-                self._get(shard.name, file)
+                system, root = self._connect()
+                system.get_file(f"{root.rstrip('/')}/{shard.name}", file)
                 file.flush()
                 os.fsync(file.fileno())
             compare(
@@ -196,10 +205,6 @@ class RemoteFolder:
             return url_to_fs(self.url, **options)
         except (ImportError, ValueError) as error:
             raise UserError(f"{self.url}: {error}") from error
-
-    def _get(self, name: str, file: IO[bytes]) -> None:
-        system, root = self._connect()
-        system.get_file(f"{root.rstrip('/')}/{name}", file)
 
     def _retried(self, what: str, attempt: Callable[[], Value]) -> Value:
         """The result of `attempt`, tried again with back-off.

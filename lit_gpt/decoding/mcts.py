@@ -60,7 +60,7 @@ def mcts(run: Run) -> Steps:
             return
         text.append(best.token)
         root = best
-        _revalue(root, -root.logprob, -1)  # the path now begins after it
+        revalue(root, -root.logprob, -1)  # the path now begins after it
 
 
 def _simulate(run: Run, row: Row, root: Node, text: list[int]) -> Generator[list[Feed], list[Feed], None]:
@@ -75,7 +75,7 @@ def _simulate(run: Run, row: Row, root: Node, text: list[int]) -> Generator[list
             written = yield from _look_ahead(run, row, leaf, text, ids)
         if run.value is not None:
             leaf.reward = float(run.value([*text, *ids, *written]))
-    value = _value(leaf, sum(node.logprob for node in path[1:]), len(ids))
+    value = leaf_value(leaf, sum(node.logprob for node in path[1:]), len(ids))
     leaf.ends += 1
     for node in path:
         node.visits += 1
@@ -133,7 +133,7 @@ def _expand(run: Run, node: Node, path: list[int], logits: Tensor) -> None:
         node.logits = logits
 
 
-def _value(leaf: Node, logprob: float, n: int) -> float:
+def leaf_value(leaf: Node, logprob: float, n: int) -> float:
     """exp of the mean log-probability of the path and the roll-out, in [0, 1], or the caller's reward.
 
     Without the path, tails that repeat themselves would be the most valuable.
@@ -143,11 +143,11 @@ def _value(leaf: Node, logprob: float, n: int) -> float:
     return math.exp((logprob + leaf.ahead[0]) / max(1, n + leaf.ahead[1]))
 
 
-def _revalue(node: Node, logprob: float, n: int) -> float:
+def revalue(node: Node, logprob: float, n: int) -> float:
     """Compute the totals of a kept subtree again, for paths that begin at its top: old and new values then compare.
 
     `logprob` and `n` are of the path above `node`.
     """
     logprob, n = logprob + node.logprob, n + 1
-    node.total = node.ends * _value(node, logprob, n) + sum(_revalue(child, logprob, n) for child in node.children)
+    node.total = node.ends * leaf_value(node, logprob, n) + sum(revalue(child, logprob, n) for child in node.children)
     return node.total
