@@ -18,7 +18,7 @@ from lit_gpt.__main__ import main as run_main
 from lit_gpt.cache import KVCache
 from lit_gpt.checkpoint import save_model
 from lit_gpt.config import GPTConfig
-from lit_gpt.insight.info import Subject, describe, subject_from_config, subject_from_preset
+from lit_gpt.insight.info import Subject, describe, subject_from_config, subject_from_preset, subject_from_source
 from lit_gpt.insight.memory import block_activation_bytes
 from lit_gpt.model import GPT, Block, rope_table
 
@@ -178,6 +178,16 @@ def test_a_checkpoint_is_described_as_it_was_trained(tmp_path: Path, program: Ru
     assert [row["name"] for row in shown["tensors"]] == list(tiny_model.state_dict())
     wanted = {"batch_size": 3, "context": 16, "precision": "bf16-mixed", "optimizer": "muon"}
     assert wanted.items() <= shown["training"].items()
+
+
+def test_a_model_of_another_project_is_described(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel(
+        GPT2Config(vocab_size=99, n_positions=16, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    )
+    theirs.save_pretrained(tmp_path)
+    assert describe(subject_from_source(str(tmp_path))).total == theirs.num_parameters()
 
 
 def test_a_configuration_for_fit_is_described(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,13 @@ def subject_from_checkpoint(path: str) -> Subject:
     return Subject(str(file), header.config, _known(training), dtypes)
 
 
+def subject_from_source(source: str) -> Subject:
+    """A model of another project, as `lit_gpt convert` reads it. Raises UserError if it is none."""
+    from lit_gpt.convert import open_source
+
+    return Subject(source, open_source(source).config)
+
+
 def subject_from_config(path: str) -> Subject:
     """A YAML file: one that `lit_gpt fit` takes, or a bare mapping of `GPTConfig`'s fields (and `preset`).
 
@@ -283,11 +291,13 @@ def main(argv: list[str]) -> int | None:
     from lit_gpt.insight.info_table import print_hardware, print_info
 
     args = _parser().parse_args(argv)
-    sources = {name: args[name] for name in ("preset", "config", "ckpt_path") if args[name] is not None}
+    sources = {name: args[name] for name in _SOURCES if args[name] is not None}
     if args.format not in ("table", "json"):
         raise UserError(f"format {args.format!r} is unknown: {nearest(args.format, ['table', 'json'])}")
     if len(sources) != 1 and not (args.hardware and not sources):
-        raise UserError(f"give one of --preset, --config and --ckpt_path, not {len(sources)}: presets are {_presets()}")
+        raise UserError(
+            f"give one of --preset, --config, --ckpt_path and --init_from, not {len(sources)}: presets are {_presets()}"
+        )
     results: dict[str, Any] = {}
     if args.hardware:
         from lit_gpt.precision import hardware_table
@@ -295,11 +305,7 @@ def main(argv: list[str]) -> int | None:
         results["hardware"] = dict(hardware_table())
     if sources:
         name, value = sources.popitem()
-        subject = {
-            "preset": subject_from_preset,
-            "config": subject_from_config,
-            "ckpt_path": subject_from_checkpoint,
-        }[name](value)
+        subject = _SOURCES[name](value)
         info = describe(subject, **{name: args[name] for name in _SETTINGS})
         results = {**info.to_dict(), **results}
     if args.format == "json":
@@ -312,6 +318,12 @@ def main(argv: list[str]) -> int | None:
     return 0
 
 
+_SOURCES: dict[str, Callable[[str], Subject]] = {
+    "preset": subject_from_preset,
+    "config": subject_from_config,
+    "ckpt_path": subject_from_checkpoint,
+    "init_from": subject_from_source,
+}
 _SETTINGS = (
     "batch_size",
     "context",
@@ -338,6 +350,9 @@ def _parser() -> Any:
     parser.add_argument("--preset", type=str | None, help=f"a named shape: {_presets()}")
     parser.add_argument("--config", type=str | None, help="a YAML file for `lit_gpt fit`, or of GPTConfig's fields")
     parser.add_argument("--ckpt_path", type=str | None, help="a checkpoint, or last or best")
+    parser.add_argument(
+        "--init_from", type=str | None, help="what `lit_gpt convert` reads: a Hugging Face folder or id"
+    )
     parser.add_argument("--format", type=str, default="table", help="table or json")
     parser.add_argument("--hardware", action="store_true", help="what `precision: auto` looks at on this machine")
     parser.add_argument("--batch_size", type=int | None, help="sequences of a micro-batch, for the training memory")
