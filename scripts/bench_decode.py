@@ -239,9 +239,10 @@ def measure(arguments: argparse.Namespace, config: GPTConfig, batch: int) -> dic
             built[name] = build()
         except ImportError as error:
             print(f"left out: {name} ({error})", file=sys.stderr)
-    prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch, arguments.prompt)).tolist()
     best = dict.fromkeys(built, float("inf"))
     for turn in range(arguments.rounds + 1):  # the first warms up
+        # New prompts in every round: some engines remember what they have read.
+        prompts = np.random.default_rng(turn).integers(0, config.vocab_size, (batch, arguments.prompt)).tolist()
         for name, decode in built.items():
             time.sleep(0.3)  # the other engines' threads spin for a while after their work
             n = 3 if turn == 0 else arguments.new_tokens
