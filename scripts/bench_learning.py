@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench_learning"), help="folder for runs and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--configs", nargs="+", default=["shakespeare_char_cpu", "shakespeare_char_modern"])
-    parser.add_argument("--extra", nargs="*", default=[], help="more arguments for `lit_gpt fit`, for ablations")
+    parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="the rest goes to `lit_gpt fit`")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[tuple[float, float]]] = {}
