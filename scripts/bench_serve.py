@@ -93,7 +93,7 @@ def wait_for_server(process: subprocess.Popen[bytes], log: Path) -> str:
 
 async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[float, int]:
     """Seconds to the first token, and the number of tokens, of one streamed completion."""
-    began, first, tokens = time.perf_counter(), 0.0, 0
+    began, first, tokens, pieces = time.perf_counter(), 0.0, 0, 0
     body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with client.stream("POST", "/v1/completions", json=body) as answer:
         answer.raise_for_status()
@@ -103,8 +103,9 @@ async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[float
             chunk = json.loads(line[6:])
             if chunk["choices"] and not first:
                 first = time.perf_counter() - began
-            tokens += (chunk.get("usage") or {}).get("completion_tokens", 0) if not chunk["choices"] else 0
-    return first, tokens
+            tokens += (chunk.get("usage") or {}).get("completion_tokens", 0)
+            pieces += any(choice["text"] for choice in chunk["choices"])
+    return first, tokens or pieces  # not every server counts for its streams
 
 
 def a_client(url: str) -> httpx.AsyncClient:
