@@ -219,6 +219,9 @@ def test_the_log_has_counts_and_no_prompts(server: Serving, caplog: pytest.LogCa
             "/v1/completions", {"prompt": "a secret", "max_tokens": 3, "ignore_eos": True}, headers=headers
         )
         forged = server.get("/x%0d%0a2026-11-21 info forged%1b[31m", headers={"X-Request-Id": "a b"})
+        waited = time.monotonic() + 10  # a line is written after its answer has gone out
+        while len(caplog.records) < 2 and time.monotonic() < waited:
+            time.sleep(0.01)
     assert answer.headers["X-Request-Id"] == "mine-1" and forged.headers["X-Request-Id"] != "a b"
     first, second = (record.getMessage() for record in caplog.records)
     assert "request=mine-1" in first and "prompt_tokens=8" in first and "completion_tokens=3" in first
