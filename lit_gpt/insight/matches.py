@@ -7,6 +7,10 @@ each piece costs a few vectorised passes whatever the texts are, and every hit i
 counts. An index of the stream, a suffix array, would take 5 to 9 bytes a token on disk and far longer to build than
 the pass takes, and it would have to be built anew for every corpus.
 
+Measured on 100 M GPT-2 tokens of program text (2026-11-21, one core of a shared 2-core AMD EPYC (Zen 5)): 16 texts of
+256 tokens took 8.7 s of processor time, 87 ns a token, at a peak of 0.34 GB; time grows with the stream, memory with
+the texts only.
+
 Letters: S positions in all texts together, P places in a piece of the stream.
 """
 
