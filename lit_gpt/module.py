@@ -120,7 +120,10 @@ class LitGPT(L.LightningModule):
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh, str(self.trainer.precision), self._compiles())
         elif self._compiles():
-            self.model.compile()  # in place: names in the state dict stay what they are
+            # In place, so that names in the state dict stay what they are. On a CPU block by block: all blocks share
+            # one piece of code, which compiles several times faster than the whole model.
+            for part in self.model.h if self.trainer.strategy.root_device.type == "cpu" else [self.model]:
+                part.compile()
 
     def _compiles(self) -> bool:
         if self.compile_model == "auto":
