@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -363,5 +364,7 @@ def main(argv: list[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict`; its exit status."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(_NoAdvertising())
+    for noise in (".*LeafSpec.*", ".*callbacks used to create the checkpoint.*"):  # of no use to whoever reads it
+        warnings.filterwarnings("ignore", message=noise)
     program = Program(argv)
     return 1 if program.prediction is not None and program.prediction.writer.failed else 0
