@@ -93,6 +93,9 @@ class CacheStep:
     """One forward pass's window on a `KVCache`.
 
     Attributes:
+        stores: keys and values of the whole cache, (layers, R, K, capacity, D) each.
+        rows: the rows of the cache that take part.
+        starts: the tokens that each of them holds already.
         positions: (B, T) place of every new token in its row.
         mask: (B, 1, T, S) True where a query may look, or None where none is needed.
         is_causal: whether plain causal attention over T = S does instead of a mask.
@@ -100,8 +103,9 @@ class CacheStep:
 
     def __init__(self, cache: KVCache, rows: list[int], n_new: int) -> None:
         device = cache.k.device
-        starts = [cache.lengths[row] for row in rows]
-        self._stores = cache.k, cache.v
+        self.stores = cache.k, cache.v
+        self.rows = rows
+        self.starts = starts = [cache.lengths[row] for row in rows]
         self._n_keys = max(starts) + n_new
         self._first = starts[0] if len(set(starts)) == 1 else None  # all rows equally long: plain slices will do
         contiguous = rows == list(range(rows[0], rows[0] + len(rows)))
@@ -110,7 +114,7 @@ class CacheStep:
         self._seen: list[Tensor] | None = None
         self._fresh: list[Tensor] | None = None
         if self._slice is not None:
-            self._seen = [store[:, self._slice, :, : self._n_keys] for store in self._stores]  # (layers, B, K, S, D)
+            self._seen = [store[:, self._slice, :, : self._n_keys] for store in self.stores]  # (layers, B, K, S, D)
             if self._first is not None:
                 self._fresh = [store[:, :, :, self._first :] for store in self._seen]
         self._rows = torch.tensor(rows, device=device)
@@ -129,8 +133,8 @@ class CacheStep:
         if self._fresh is not None:
             self._fresh[which][layer].copy_(new)
         else:
-            store = self._stores[which][layer]  # (R, K, capacity, D)
+            store = self.stores[which][layer]  # (R, K, capacity, D)
             store[self._rows[:, None], :, self.positions] = new.transpose(1, 2).to(store.dtype)
         if self._seen is not None:
             return self._seen[which][layer]
-        return self._stores[which][layer][self._rows, :, : self._n_keys]
+        return self.stores[which][layer][self._rows, :, : self._n_keys]

@@ -14,6 +14,12 @@ from torch import Tensor
 IGNORE_INDEX = -100
 """Targets with this id are not counted."""
 
+CHUNK_BYTES = 1 << 28
+"""Logits of one chunk. Each chunk adds to the head's gradient, which costs as much as a hundred rows."""
+
+BLOCK_ROWS = 32
+"""Rows whose logits are in fp32 at once, in the cache."""
+
 
 def head_loss(
     x: Tensor,
@@ -59,13 +65,16 @@ class _HeadLoss(torch.autograd.Function):
         w, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         losses, grad_x, grad_weight, grad_bias = [], [], None, None
         for chunk, chunk_targets in zip(x.split(rows), targets.split(rows)):
-            loss, grad = _chunk(F.linear(chunk, w, b), chunk_targets, n_vocab, softcap)
-            losses.append(loss)
-            counted = (chunk_targets != IGNORE_INDEX)[:, None].to(grad.dtype)
-            grad_x.append((grad @ w).mul_(counted))
-            grad_weight = _add(grad_weight, grad.t() @ (chunk * counted))
+            logits = F.linear(chunk, w, b)
+            losses += [
+                _to_gradient(block, block_targets, n_vocab, softcap)
+                for block, block_targets in zip(logits.split(BLOCK_ROWS), chunk_targets.split(BLOCK_ROWS))
+            ]
+            grad_x.append(logits @ w)
+            grad_weight = _add(grad_weight, logits.t() @ chunk)
             if bias is not None:
-                grad_bias = _add(grad_bias, (counted.t() @ grad)[0])
+                grad_bias = _add(grad_bias, logits.sum(0))
+            del logits  # before the next chunk's
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
         ctx.save_for_backward(torch.cat(grad_x), grad_weight, grad_bias)
@@ -78,26 +87,27 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:
-    """Sums over chunks are kept in fp32 at least."""
-    return part.to(torch.promote_types(part.dtype, torch.float32)) if total is None else total.add_(part)
+    """Sums over chunks are kept in fp32 at least; piece by piece, for a sum of two dtypes copies the smaller first."""
+    if total is None:
+        return part.to(torch.promote_types(part.dtype, torch.float32))
+    for some, more in zip(total.split(BLOCK_ROWS * 32), part.split(BLOCK_ROWS * 32)):
+        some.add_(more)
+    return total
 
 
-def _chunk(logits: Tensor, targets: Tensor, n_vocab: int, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """(n, V) output of the head → its summed loss, in fp32 or more, and the gradient in its own dtype.
-
-    Rows that do not count have a gradient here too; masking it costs less after the product with the weight.
-    """
-    n_padding = logits.size(1) - n_vocab
-    dtype = logits.dtype
-    logits = logits[:, :n_vocab].to(torch.float64 if dtype == torch.float64 else torch.float32)
+def _to_gradient(logits: Tensor, targets: Tensor, n_vocab: int, softcap: float | None) -> Tensor:
+    """The summed loss of a few rows of the head's output (n, V), in fp32 or more; the rows become its gradient."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    scores = logits[:, :n_vocab].to(dtype)
     if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    logprobs = logits.log_softmax(-1)
+        scores = softcap * torch.tanh(scores / softcap)
+    logprobs = scores.log_softmax(-1)
     counted = (targets != IGNORE_INDEX)[:, None]
     index = targets[:, None].where(counted, 0)
     loss = -logprobs.gather(1, index).where(counted, 0).sum()
-    grad = logprobs.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=logprobs.dtype))
+    grad = logprobs.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=dtype))
     if softcap is not None:  # the derivative of c · tanh(z / c) is 1 - tanh²
-        grad *= 1 - (logits / softcap).square()
-    grad = grad.to(dtype)
-    return loss, F.pad(grad, (0, n_padding)) if n_padding else grad
+        grad *= 1 - (scores / softcap).square()
+    logits[:, :n_vocab] = grad.mul_(counted)
+    logits[:, n_vocab:] = 0
+    return loss

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,17 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.cache import CacheStep
 from lit_gpt.config import GPTConfig
-from lit_gpt.loss import IGNORE_INDEX, head_loss
+from lit_gpt.loss import CHUNK_BYTES, IGNORE_INDEX, head_loss
 
 __all__ = ["GPT", "IGNORE_INDEX"]
 
-_LOSS_CHUNK_BYTES = 1 << 26
-"""Logits of one chunk of the loss, in fp32: small against the activations, large enough to keep a matmul busy."""
+
+class Decoder(Protocol):
+    """All blocks as one call, for one new token in each row: (B, 1, C) → (B, 1, C)."""
+
+    cache_dtype: torch.dtype
+
+    def __call__(self, x: Tensor, cache: CacheStep) -> Tensor: ...
 
 
 class GPT(nn.Module):
@@ -32,12 +37,14 @@ class GPT(nn.Module):
     Attributes:
         config: its shape.
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        decoder: all blocks as one call, for inference with one new token in each row; None if there is no such form.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
+        self.decoder: Decoder | None = None
         self.wte = nn.Embedding(config.vocab_rows, config.n_embd)
         self.wpe: nn.Module | None = None
         if config.position == "learned":
@@ -56,6 +63,11 @@ class GPT(nn.Module):
         """Make `lm_head` share its weight with `wte` if the config says so; needed again after weights are assigned."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.wte.weight
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """What keys and values are best kept in."""
+        return self.wte.weight.dtype if self.decoder is None else self.decoder.cache_dtype
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -97,6 +109,7 @@ class GPT(nn.Module):
             (B, T, V), or with `return_hidden` the pair of logits and hidden states (B, T, C). V is `vocab_size`: logits
             of padded vocabulary rows are cut off.
         """
+        decoder = self.decoder if positions is None and idx.size(1) == 1 else None
         if positions is None:
             positions = torch.arange(idx.size(1), device=idx.device) if cache is None else cache.positions
         if cache is not None:  # right padding of a ragged step may stand past the last position; it is never read
@@ -105,9 +118,12 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions).to(x.dtype)
         x = self.drop(x)
-        rotation = None if self.rope is None else self.rope(positions)
-        for block in self.h:
-            x = self._run_block(block, x, rotation, cache)
+        if decoder is not None and cache is not None:
+            x = decoder(x, cache)
+        else:
+            rotation = None if self.rope is None else self.rope(positions)
+            for block in self.h:
+                x = self._run_block(block, x, rotation, cache)
         if isinstance(last_only, Tensor):
             x = x[torch.arange(len(x), device=x.device), last_only][:, None]
         elif last_only:
@@ -132,7 +148,7 @@ class GPT(nn.Module):
     def _loss(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of (N, C) hidden states in chunks: the (N, V) logits never exist at once."""
         config = self.config
-        rows = max(1, _LOSS_CHUNK_BYTES // (4 * config.vocab_rows))
+        rows = max(1, CHUNK_BYTES // (x.dtype.itemsize * config.vocab_rows))
         count = (targets != IGNORE_INDEX).sum()
         if torch.is_grad_enabled():
             weight, bias = self.lm_head.weight, self.lm_head.bias

@@ -66,7 +66,7 @@ class LitGPT(L.LightningModule):
             preset: a named shape, used where `config` is left at its default.
             optimizer: AdamW or Muon, and their rates.
             schedule: warm-up and decay of the learning rate.
-            compile: `torch.compile` the model; `auto` does so on a GPU.
+            compile: `torch.compile` the model; `auto` does so on a GPU, and on a CPU where the run is long enough.
             activation_checkpointing: keep one activation per block and compute the rest again: less memory, a third
                 more work.
         """

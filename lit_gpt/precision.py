@@ -1,19 +1,23 @@
-"""The autocast hardware target: which precision is fastest and safe on this machine for this model.
+"""The autocast hardware target: which precision is fastest and safe on this machine for this model; what to compile.
 
-What the hardware settles is looked up, what it does not settle is timed. bf16 autocast on one and the same CPU was
-3.3 times faster than fp32 at 124M parameters and 10 times slower at 0.8M.
+What the hardware settles is looked up, what it does not settle is timed: on one and the same CPU bf16 autocast won or
+lost by factors, depending on the shapes and on which kernels PyTorch has for them.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import sysconfig
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_gpt import kernels
 from lit_gpt.config import GPTConfig
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.model import GPT
@@ -43,6 +47,7 @@ _ALIASES = {
 }
 _MARGIN = 1.05  # bf16 must win by this much: at a tie fp32 is the safer one
 _PROBE_SECONDS = 2.0
+_COMPILE_PAYS_SECONDS = 300.0
 _PROBE_FLOPS = 5e11  # of a probed step: a few seconds for a CPU
 
 
@@ -185,6 +190,22 @@ def _step_seconds(model: GPT, idx: Tensor, precision: str) -> float:
     return time.perf_counter() - start
 
 
+def compiling_pays(device: str, seconds: float) -> bool:
+    """Whether `torch.compile` earns its time back in a training run that lasts `seconds` without it.
+
+    On a GPU it does in any run; MPS is left alone. On a CPU compiling takes 20 to 40 s and saves a tenth or two.
+    """
+    if device == "cuda":
+        return True
+    return device == "cpu" and seconds > _COMPILE_PAYS_SECONDS and _cpu_compiler()
+
+
+def _cpu_compiler() -> bool:
+    """Whether torch.compile finds what it needs for a CPU: a C++ compiler and Python's headers."""
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and headers.is_file()
+
+
 def hardware_table() -> list[tuple[str, str]]:
     """What `auto` looks at, as (name, value) rows for people."""
     rows = [
@@ -192,6 +213,8 @@ def hardware_table() -> list[tuple[str, str]]:
         ("AMX tiles", _yes(torch.cpu._is_amx_tile_supported())),
         ("AVX512-BF16", _yes(torch.cpu._is_avx512_bf16_supported())),
         ("AVX512-VNNI", _yes(torch.cpu._is_vnni_supported())),
+        ("decoding kernels", kernels.status()),
+        ("torch.compile on the CPU", _yes(_cpu_compiler())),
         ("MPS", _yes(torch.backends.mps.is_available())),
         ("CUDA", f"{torch.cuda.device_count()} devices" if torch.cuda.is_available() else "no"),
     ]

@@ -1,11 +1,11 @@
-"""Decode speed beside other engines: the same random GPT-2 124M weights, the same work, one process, in turn.
+"""Decode speed beside other engines: the same random GPT-2 124M weights, the same work, in turn.
 
     pip install -e ".[bench]" && git clone https://github.com/karpathy/nanoGPT /tmp/nanoGPT
     python scripts/bench_decode.py --nanogpt /tmp/nanoGPT --plot docs/decode.svg
 
-Every engine reads a prompt of random ids and draws new tokens with top-k 200. Rounds go through all engines in turn; an
-engine's figure is its fastest round, so that a busy machine shows as little as it can. An engine that is not installed
-is left out.
+Every engine reads a prompt of random ids and draws new tokens with top-k 200. Each has a process of its own, and rounds
+go through all of them in turn; an engine's figure is its fastest round, so that a busy machine shows as little as it
+can. An engine that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -231,29 +232,77 @@ def engines(arguments: argparse.Namespace, config: GPTConfig, batch: int) -> dic
     return found
 
 
+class Worker:
+    """One engine in a process of its own: the pools of threads of two engines would wait on each other's cores."""
+
+    def __init__(self, name: str, batch: int) -> None:
+        command = [sys.executable, __file__, *sys.argv[1:], "--batches", str(batch), "--worker", name]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ready = self._answer() == READY
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        while line := self._process.stdout.readline():
+            if line.startswith(MARK):
+                return line[len(MARK) :].strip()
+        raise RuntimeError(f"a worker ended: {self._process.args}")
+
+    def seconds(self, prompts: list[list[int]], n: int) -> float:
+        """What decoding took."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([prompts, n]) + "\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+MARK, READY = "bench: ", "ready"
+
+
+def work(arguments: argparse.Namespace, config: GPTConfig) -> None:
+    """The other side of `Worker`: build one engine, decode what is asked for on stdin, say how long it took."""
+    try:
+        decode = engines(arguments, config, arguments.batches[0])[arguments.worker]()
+    except ImportError as error:
+        print(f"{MARK}{error}", flush=True)
+        return
+    print(f"{MARK}{READY}", flush=True)
+    for line in sys.stdin:
+        prompts, n = json.loads(line)
+        start = time.perf_counter()
+        decode(prompts, n)
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
+        print(f"{MARK}{time.perf_counter() - start}", flush=True)
+
+
 def measure(arguments: argparse.Namespace, config: GPTConfig, batch: int) -> dict[str, float]:
     """Tokens per second of every engine at `batch` prompts."""
-    built: dict[str, Decode] = {}
-    for name, build in engines(arguments, config, batch).items():
-        try:
-            built[name] = build()
-        except ImportError as error:
-            print(f"left out: {name} ({error})", file=sys.stderr)
-    best = dict.fromkeys(built, float("inf"))
+    workers = {}
+    for name in engines(arguments, config, batch):
+        worker = Worker(name, batch)
+        if worker.ready:
+            workers[name] = worker
+        else:
+            print(f"left out: {name}", file=sys.stderr)
+    taken: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(arguments.rounds + 1):  # the first warms up
         # New prompts in every round: some engines remember what they have read.
         prompts = np.random.default_rng(turn).integers(0, config.vocab_size, (batch, arguments.prompt)).tolist()
-        for name, decode in built.items():
-            time.sleep(0.3)  # the other engines' threads spin for a while after their work
-            n = 3 if turn == 0 else arguments.new_tokens
-            start = time.perf_counter()
-            decode(prompts, n)
-            if arguments.device == "cuda":
-                torch.cuda.synchronize()
+        for name, worker in workers.items():
+            time.sleep(0.2)  # threads spin for a while after their work
+            seconds = worker.seconds(prompts, 3 if turn == 0 else arguments.new_tokens)
             if turn:
-                best[name] = min(best[name], time.perf_counter() - start)
+                taken[name].append(seconds)
         print(f"batch {batch}, round {turn} of {arguments.rounds}", file=sys.stderr, flush=True)
-    return {name: batch * arguments.new_tokens / seconds for name, seconds in best.items()}
+    for worker in workers.values():
+        worker.close()
+    return {name: batch * arguments.new_tokens / min(seconds) for name, seconds in taken.items()}
 
 
 TARGETS = [
@@ -313,9 +362,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="engines whose name holds one of these")
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--plot", help="write an SVG here")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = GPTConfig.from_preset(arguments.preset)
+    if arguments.worker:
+        work(arguments, config)
+        return
     results = {batch: measure(arguments, config, batch) for batch in arguments.batches}
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, PyTorch {torch.__version__}")
     report(results)

@@ -18,7 +18,8 @@ from lit_gpt.__main__ import main as run_main
 from lit_gpt.cache import KVCache
 from lit_gpt.checkpoint import save_model
 from lit_gpt.config import GPTConfig
-from lit_gpt.insight.info import Subject, describe, subject_from_config, subject_from_preset, subject_from_source
+from lit_gpt.insight.describe import Subject, describe
+from lit_gpt.insight.info import subject_from_config, subject_from_preset, subject_from_source
 from lit_gpt.insight.memory import block_activation_bytes
 from lit_gpt.model import GPT, Block, rope_table
 

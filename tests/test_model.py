@@ -125,7 +125,7 @@ def test_loss_is_the_cross_entropy_of_the_logits(shape: dict[str, Any], monkeypa
     )
     (expected_gradient,) = torch.autograd.grad(expected, [model.wte.weight])
     for chunk_bytes in (1 << 30, 4 * 64 * 5):  # one chunk, and chunks of five rows or so
-        monkeypatch.setattr("lit_gpt.model._LOSS_CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr("lit_gpt.model.CHUNK_BYTES", chunk_bytes)
         loss, count = model(idx, targets)
         (gradient,) = torch.autograd.grad(loss, [model.wte.weight])
         assert count.item() == 26

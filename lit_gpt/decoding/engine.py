@@ -323,10 +323,10 @@ def check_draft(draft: Draft, config: GPTConfig, tokenizer: Tokenizer | None) ->
 
 
 def _whereabouts(model: Any) -> tuple[torch.dtype, torch.device]:
-    """Dtype and device of a module's floating weights; fp32 on the CPU for what has none."""
+    """Dtype of a module's cache and device of its weights; fp32 on the CPU for what has none."""
     for parameter in model.parameters() if isinstance(model, torch.nn.Module) else ():
         if parameter.is_floating_point():
-            return parameter.dtype, parameter.device
+            return getattr(model, "cache_dtype", parameter.dtype), parameter.device
     return torch.float32, torch.device("cpu")
 
 

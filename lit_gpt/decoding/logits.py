@@ -22,6 +22,7 @@ _FIRST_LOOK = 256
 """Tokens that hold the nucleus nearly always, which saves sorting the whole vocabulary."""
 
 _BLOCK = 256
+_GROUP = 16
 _CACHED = 1 << 18
 """Logits beyond which a CPU is faster row by row: fresh pages for large temporaries cost more than the arithmetic."""
 
@@ -73,16 +74,17 @@ def min_p(logits: Tensor, p: float | Tensor) -> Tensor:
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + share.log(), -math.inf)
 
 
-def shortlist(logits: Tensor, k: int | None, p: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def shortlist(logits: Tensor, k: int | None, p: float | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """The candidates that top-k `k` and top-p `p` leave a chance, without sorting more than is needed.
 
     Returns:
-        values (B, n), largest first; their ids (B, n); and the (B, 1) log of the mass that top-p is a share of.
+        values (B, n), largest first; their ids (B, n); and the (B, 1) log of the mass that top-p is a share of, None
+        where that is the mass of the values.
     """
     V = logits.size(-1)
     if k is not None:
-        values, ids = logits.topk(min(k, V), dim=-1)
-        return values, ids, values.logsumexp(-1, keepdim=True)
+        values, ids = largest(logits, min(k, V))
+        return values, ids, None
     total = logits.logsumexp(-1, keepdim=True)
     if V > _FIRST_LOOK:
         values, ids = logits.topk(_FIRST_LOOK, dim=-1)
@@ -93,8 +95,26 @@ def shortlist(logits: Tensor, k: int | None, p: float | Tensor) -> tuple[Tensor,
     return values, ids, total
 
 
-def nucleus(values: Tensor, p: float | Tensor, total: Tensor) -> Tensor:
-    """Top-p of `values` (B, n), largest first, whose masses are shares of exp(`total`)."""
+def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of (B, V), in order, and their ids; on a CPU in half of `topk`'s time.
+
+    The k largest stand in the k groups of `_GROUP` with the largest maxima, and those are fast to find.
+    """
+    V = logits.size(-1)
+    n = V // _GROUP
+    if logits.device.type != "cpu" or k > n // 8:
+        return logits.topk(k, dim=-1)
+    groups = logits[:, : n * _GROUP].unflatten(-1, (_GROUP, n)).amax(1).topk(k, sorted=False).indices  # (B, k)
+    ids = (groups[:, None] + torch.arange(0, n * _GROUP, n)[:, None]).flatten(1)
+    if n * _GROUP < V:
+        ids = torch.cat([ids, torch.arange(n * _GROUP, V).expand(len(ids), -1)], 1)
+    values, places = logits.gather(1, ids).topk(k, dim=-1)
+    return values, ids.gather(1, places)
+
+
+def nucleus(values: Tensor, p: float | Tensor, total: Tensor | None = None) -> Tensor:
+    """Top-p of `values` (B, n), largest first, whose masses are shares of exp(`total`), by default all of them."""
+    total = values.logsumexp(-1, keepdim=True) if total is None else total
     mass = (values - total).exp()
     before = mass.cumsum(-1) - mass
     out = before >= p
@@ -115,6 +135,8 @@ def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
     """
     if len(logits) > 1 and logits.numel() > _CACHED and logits.device.type == "cpu":
         return torch.cat([choose(row[None], place[None]) for row, place in zip(logits, uniforms)])
+    if logits.size(-1) <= 4 * _BLOCK:
+        return _invert(logits.softmax(-1).to(widest(logits)), uniforms.to(widest(logits)))[0]
     blocks = _blocks(logits.softmax(-1), 0.0)  # (B, n / 256, 256)
     block, rest = _invert(blocks.sum(-1, dtype=widest(logits)), uniforms.to(widest(logits)))
     inside = blocks[torch.arange(len(blocks), device=logits.device), block].to(widest(logits))

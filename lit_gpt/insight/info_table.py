@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from lit_gpt.insight.info import ModelInfo, TensorInfo
+from lit_gpt.insight.describe import ModelInfo, TensorInfo
 from lit_gpt.insight.memory import TrainingMemory
 
 
@@ -84,7 +84,7 @@ def _parts(memory: TrainingMemory) -> dict[str, int]:
 
 
 def _serving(info: ModelInfo) -> Table:
-    table = Table("dtype", title="Serving", title_justify="left")
+    table = Table("precision", title="Serving", title_justify="left")
     for column in ("weights", "cache per token", f"cache per slot of {info.config.block_size:,} tokens"):
         table.add_column(column, justify="right")
     for name, figures in info.serving.items():

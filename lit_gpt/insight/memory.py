@@ -12,12 +12,10 @@ from typing import Literal, get_args
 
 from lit_gpt.config import GPTConfig
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.loss import BLOCK_ROWS, CHUNK_BYTES
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 OptimizerName = Literal["adamw", "muon"]
-
-_LOSS_CHUNK_BYTES = 1 << 26
-"""`model.py` splits the loss when fp32 logits would exceed this."""
 
 
 @dataclass(frozen=True)
@@ -189,16 +187,16 @@ def _cast_bytes(config: GPTConfig, precision: Precision, activation_checkpointin
 def _workspace_bytes(config: GPTConfig, tokens: int, precision: Precision, recomputed: int) -> int:
     """The largest short-lived tensors, at one of two moments.
 
-    In the loss: the head's gradient, and either two fp32 tables of a chunk's logits (with their low-precision gradient)
-    or the share of one more chunk in the head's gradient. At the turn to the backward pass: the head's gradient twice,
-    and the largest tensor inside a block, with the block's activations if they are `recomputed` (bytes) there.
+    In the loss: a chunk's logits with a few rows of them in fp32, the head's gradient, and its share from one chunk
+    where that is not the whole. At the turn to the backward pass: the head's gradient twice, and the largest tensor
+    inside a block, with the block's activations if they are `recomputed` (bytes) there.
     """
     size, small = _master_bytes(precision), _compute_bytes(precision)
-    rows = min(tokens, max(1, _LOSS_CHUNK_BYTES // (4 * config.vocab_rows)))
+    rows = min(tokens, max(1, CHUNK_BYTES // (small * config.vocab_rows)))
     weight = config.vocab_rows * config.n_embd
     cast = small * weight if small < size else 0
-    tables = rows * config.vocab_rows * (2 * max(4, size) + (small if small < 4 else 0))
-    share = weight * small + rows * config.vocab_rows * small + (weight * size if small < size else 0)
-    loss = weight * size + cast + max(tables, share if tokens > rows else 0)
+    tables = config.vocab_rows * (rows * small + 3 * min(rows, BLOCK_ROWS) * max(4, size))
+    share = weight * small if small < size or tokens > rows else 0
+    loss = weight * size + cast + tables + share
     turn = 2 * weight * size + recomputed + tokens * config.mlp_size * small
     return max(loss, turn)
