@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from lit_gpt.decoding.params import GenerationConfig
     from lit_gpt.model import GPT
     from lit_gpt.module import LitGPT
+
+# Large tensors in huge pages: a training step on a CPU spends up to a third of its time on faults of small ones. torch
+# reads this when it first allocates.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
     "GPT": "lit_gpt.model",

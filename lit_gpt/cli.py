@@ -32,7 +32,7 @@ from lit_gpt.decoding.engine import Draft, check_draft
 from lit_gpt.errors import UserError
 from lit_gpt.launch import decide_once, is_rank_zero
 from lit_gpt.module import LitGPT
-from lit_gpt.precision import resolve_precision
+from lit_gpt.precision import Decision, compiling_pays, device_type, resolve_precision
 from lit_gpt.prediction import Prediction, add_predict_arguments
 from lit_gpt.tokenizer import Tokenizer
 
@@ -68,6 +68,7 @@ class Program(LightningCLI):
         self.source: Source | None = None  # of --init_from
         self.tokenizer: Tokenizer | None = None  # of the data
         self.precision_reason = "as asked for"
+        self._decision: Decision | None = None  # on the rank that made it
         self.prediction: Prediction | None = None
         self.draft: Source | None = None  # of speculative decoding
         options = {"default_env": True, "env_prefix": "LIT_GPT", "allow_abbrev": False}
@@ -162,12 +163,13 @@ class Program(LightningCLI):
     # Settling what must be known before the Trainer is built --------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
-        """Prepare the data if there is none, then settle vocabulary and precision: the Trainer fixes both."""
+        """Prepare the data if there is none, then settle vocabulary, precision and compilation."""
         if self.name == "predict":
             self._settle_prediction()
         else:
             self._settle_data()
         self._settle_precision()
+        self._settle_compile()
 
     def _settle_prediction(self) -> None:
         """Read and check prompts and settings."""
@@ -234,14 +236,42 @@ class Program(LightningCLI):
 
     def _decide_precision(self) -> str:
         options = self.options
-        decision = resolve_precision(
+        self._decision = resolve_precision(
             "auto",
             GPTConfig.from_dict(options.model.config.as_dict()),
-            options.data.batch_size,
+            max(1, options.data.batch_size // self._n_rank),
             accelerator=options.trainer.accelerator,
             activation_checkpointing=options.model.activation_checkpointing,
         )
-        return f"{decision.precision}: {decision.reason}"
+        return f"{self._decision.precision}: {self._decision.reason}"
+
+    @property
+    def _n_rank(self) -> int:
+        """Processes that share a batch, as far as the options say."""
+        devices = self.options.trainer.devices
+        count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
+        return max(1, count) * self.options.trainer.num_nodes
+
+    def _settle_compile(self) -> None:
+        """`auto` becomes what pays: a GPU's compiler always does, a CPU's in a run that lasts longer than it takes."""
+        model = self.options.model
+        if self.name != "fit" or model.compile != "auto":
+            return
+        model.compile = decide_once("compile", self._decide_compile) == "on"
+        if model.compile and is_rank_zero():
+            note("compile: on (model.compile)")
+
+    def _decide_compile(self) -> str:
+        options = self.options
+        steps = options.trainer.max_steps
+        timings = [] if self._decision is None else self._decision.timings
+        chosen = [timing for timing in timings if timing.precision == options.trainer.precision]
+        seconds = 0.0
+        if chosen and steps > 0:
+            micro_batch = max(1, options.data.batch_size // self._n_rank) * options.model.config.block_size
+            tokens = steps * options.trainer.accumulate_grad_batches * micro_batch
+            seconds = tokens / chosen[0].tokens_per_second
+        return "on" if compiling_pays(device_type(options.trainer.accelerator), seconds) else "off"
 
     # Building and running -------------------------------------------------------------------------------------------
 

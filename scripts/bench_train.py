@@ -1,12 +1,13 @@
-"""Training steps beside nanoGPT: the same shape, the same batch, one process, in turn; and the peak memory of each.
+"""Training steps beside nanoGPT: the same shape, the same batch, in turn; and the peak memory of each.
 
     git clone https://github.com/karpathy/nanoGPT /tmp/nanoGPT
     python scripts/bench_train.py --nanogpt /tmp/nanoGPT --plot docs/training.svg
 
 A step is forward and backward pass, gradient clipping, the optimizer, and clearing the gradients. nanoGPT runs as its
 train.py does on the device: fp32 on a CPU, bf16 autocast on a GPU. lit_gpt runs in the precision that `auto` finds, and
-in fp32. All see the same random batch. A figure is the fastest step of all rounds, which a busy machine hurts least.
-Memory is the largest resident set of a process that does nothing else (on a GPU: the most that was allocated).
+in fp32. All see the same random batch, each in a process of its own. A figure is the fastest step of all rounds, which
+a busy machine hurts least. Memory is the largest resident set of a process that does nothing else (on a GPU: the most
+that was allocated).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import platform
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -50,8 +52,9 @@ class Work(NamedTuple):
 WORKS = {
     "124M, 2 × 512": Work(GPTConfig(), 2, 512, 1, 3.5),
     "0.8M, 12 × 64": Work(GPTConfig(**NANO), 12, 64, 20, 1.15),  # type: ignore[arg-type]
+    "124M, 8 × 1,024": Work(GPTConfig(), 8, 1024, 1, 0.6),
 }
-MEMORY_WORK = Work(GPTConfig(), 8, 1024, 1, 0.6)
+*TIMED, MEMORY = WORKS
 
 
 def ours(work: Work, precision: str, device: str, compile: bool = False, checkpointing: bool = False) -> Step:
@@ -60,8 +63,9 @@ def ours(work: Work, precision: str, device: str, compile: bool = False, checkpo
     model = GPT(work.config).to(device).train()
     model.activation_checkpointing = checkpointing
     optimizer = make_optimizer(model, OptimizerConfig(), fused=True)
-    if compile:
-        model.compile()
+    if compile:  # on a CPU block by block, as `fit` does
+        for part in model.h if device == "cpu" else [model]:
+            part.compile()
     autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
 
     def step(idx: Tensor, targets: Tensor) -> float:
@@ -112,56 +116,87 @@ def batch_of(work: Work, device: str) -> tuple[Tensor, Tensor]:
     return ids[0].to(device), ids[1].to(device)
 
 
-def measure(work: Work, arguments: argparse.Namespace) -> dict[str, float]:
-    """Tokens per second of every way to train `work`."""
-    device = arguments.device
+class Worker:
+    """One way to train, in a process of its own: what one does for its memory and threads is no gift to the others."""
+
+    def __init__(self, way: str, work: str, arguments: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--device", arguments.device, "--worker", way, "--works", work]
+        if arguments.nanogpt:
+            command += ["--nanogpt", arguments.nanogpt]
+        # Huge pages are asked for by lit_gpt as it is imported; nanoGPT as published does not.
+        env = {**os.environ, **({"THP_MEM_ALLOC_ENABLE": "0"} if way.startswith("nanoGPT") else {})}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def ask(self, what: str) -> float:
+        """Seconds of the fastest of so many steps, or with "memory" the peak in GiB."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """The other side of `Worker`."""
+    way, device, work = arguments.worker, arguments.device, WORKS[arguments.works[0]]
+    compile, checkpointing = "compiled" in way, "checkpointing" in way
+    if way.startswith("nanoGPT"):
+        step = nanogpt(work, arguments.nanogpt, device, compile)
+    else:
+        step = ours(work, "32-true" if "32-true" in way else "bf16-mixed", device, compile, checkpointing)
+    batch = batch_of(work, device)
+    for line in sys.stdin:
+        if line.strip() == "memory":
+            print(torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else peak_gib(), flush=True)
+            continue
+        best = float("inf")
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            step(*batch)  # ends with the loss on the host, hence with the device's work done
+            best = min(best, time.perf_counter() - start)
+        print(best, flush=True)
+
+
+def peak_gib() -> float:
+    """The most that this process has had resident. Not getrusage: that counts what the process was forked from."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Tokens per second of every way to do a work."""
+    work, device = WORKS[name], arguments.device
     decision = resolve_precision("auto", work.config, work.batch, work.length, device)
     print(decision, file=sys.stderr)
-    ways = {
-        f"lit_gpt auto ({decision.precision})": ours(work, decision.precision, device),
-        "lit_gpt 32-true": ours(work, "32-true", device),
-    }
-    if arguments.compile:
-        ways[f"lit_gpt auto ({decision.precision}), compiled"] = ours(work, decision.precision, device, compile=True)
-        ways["lit_gpt 32-true, compiled"] = ours(work, "32-true", device, compile=True)
+    ways = [f"lit_gpt auto ({decision.precision})", "lit_gpt 32-true"]
+    ways += [f"{way}, compiled" for way in ways if arguments.compile]
     if arguments.nanogpt:
-        ways["nanoGPT"] = nanogpt(work, arguments.nanogpt, device)
-        if arguments.compile:
-            ways["nanoGPT, compiled"] = nanogpt(work, arguments.nanogpt, device, compile=True)
-    idx, targets = batch_of(work, device)
+        ways += ["nanoGPT", "nanoGPT, compiled"] if arguments.compile else ["nanoGPT"]
+    workers = {way: Worker(way, name, arguments) for way in ways}
     best = dict.fromkeys(ways, float("inf"))
     for turn in range(arguments.rounds + 1):  # the first warms up
-        for name, step in ways.items():
-            for _ in range(work.steps):
-                start = time.perf_counter()
-                step(idx, targets)  # ends with the loss on the host, hence with the device's work done
-                best[name] = min(best[name], time.perf_counter() - start if turn else float("inf"))
+        for way, worker in workers.items():
+            seconds = worker.ask(str(work.steps))
+            best[way] = min(best[way], seconds if turn else float("inf"))
+            time.sleep(0.2)  # threads spin for a while after their work
         print(f"round {turn} of {arguments.rounds}", file=sys.stderr, flush=True)
-    return {name: idx.numel() / seconds for name, seconds in best.items()}
+    for worker in workers.values():
+        worker.close()
+    return {way: work.batch * work.length / seconds for way, seconds in best.items()}
 
 
 def peak_memory(way: str, arguments: argparse.Namespace) -> float:
-    """GiB that two steps of `MEMORY_WORK` take, in a process of their own."""
-    command = [sys.executable, __file__, "--device", arguments.device, "--memory_of", way]
-    if arguments.nanogpt:
-        command += ["--nanogpt", arguments.nanogpt]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
-
-
-def print_peak_memory(way: str, arguments: argparse.Namespace) -> None:
-    """The other side of `peak_memory`."""
-    device = arguments.device
-    if way == "nanoGPT":
-        step = nanogpt(MEMORY_WORK, arguments.nanogpt, device)
-    else:
-        step = ours(MEMORY_WORK, "bf16-mixed", device, checkpointing="checkpointing" in way)
-    for _ in range(2):
-        step(*batch_of(MEMORY_WORK, device))
-    if device == "cuda":
-        print(torch.cuda.max_memory_allocated() / 2**30)
-    else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    """GiB that two steps of the memory's work take, in a process of their own."""
+    worker = Worker(way, MEMORY, arguments)
+    worker.ask("2")
+    size = worker.ask("memory")
+    worker.close()
+    return size
 
 
 def report(speeds: dict[str, dict[str, float]], memory: dict[str, float]) -> None:
@@ -176,7 +211,7 @@ def report(speeds: dict[str, dict[str, float]], memory: dict[str, float]) -> Non
         print("\n| peak memory, 124M, 8 × 1,024 | GiB | ratio to nanoGPT |\n|---|---|---|")
         for way, size in memory.items():
             print(f"| {way} | {size:.2f} | {size / memory.get('nanoGPT', float('nan')):.2f} |")
-        print(f"\nAim: at most {MEMORY_WORK.aim}.")
+        print(f"\nAim: at most {WORKS[MEMORY].aim}.")
 
 
 def plot(speeds: dict[str, dict[str, float]], path: str) -> None:
@@ -203,19 +238,19 @@ def main() -> None:
     """Measure, print, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of karpathy/nanoGPT")
-    parser.add_argument("--works", nargs="*", choices=list(WORKS), default=list(WORKS))
+    parser.add_argument("--works", nargs="*", choices=list(WORKS), default=TIMED)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="time compiled models too")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too: some minutes and 16 GiB")
-    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--plot", help="write an SVG here")
     arguments = parser.parse_args()
-    if arguments.memory_of:
-        print_peak_memory(arguments.memory_of, arguments)
+    if arguments.worker:
+        serve(arguments)
         return
-    speeds = {name: measure(WORKS[name], arguments) for name in arguments.works}
+    speeds = {name: measure(name, arguments) for name in arguments.works}
     ways = ["lit_gpt", "lit_gpt, activation checkpointing", *(["nanoGPT"] if arguments.nanogpt else [])]
     memory = {way: peak_memory(way, arguments) for way in ways} if arguments.memory else {}
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
