@@ -7,12 +7,14 @@ defaults, so that the order stays jsonargparse's own: checkpoint or preset < env
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -32,7 +34,7 @@ from lit_gpt.decoding.engine import Draft, check_draft
 from lit_gpt.errors import UserError
 from lit_gpt.launch import decide_once, is_rank_zero
 from lit_gpt.module import LitGPT
-from lit_gpt.precision import Decision, compiling_pays, device_type, resolve_precision
+from lit_gpt.precision import Decision, device_type, resolve_compile, resolve_precision
 from lit_gpt.prediction import Prediction, add_predict_arguments
 from lit_gpt.tokenizer import Tokenizer
 
@@ -164,12 +166,34 @@ class Program(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Prepare the data if there is none, then settle vocabulary, precision and compilation."""
+        self._check_machine()
         if self.name == "predict":
             self._settle_prediction()
         else:
             self._settle_data()
         self._settle_precision()
         self._settle_compile()
+
+    def _check_machine(self) -> None:
+        """Refuse what this machine or the batch cannot do, before the data is prepared."""
+        trainer, data = self.options.trainer, self.options.get("data")
+        there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        device = device_type(trainer.accelerator)
+        if there.get(device) == 0 or (trainer.accelerator == "gpu" and device == "cpu"):
+            raise UserError(
+                f"trainer.accelerator={trainer.accelerator}: this machine has none; leave it out, or use cpu"
+            )
+        most = {**there, "cpu": os.cpu_count()}.get(device)
+        if most is not None and self._n_rank // trainer.num_nodes > most:
+            kind = "CPU cores" if device == "cpu" else f"{device} devices"
+            raise UserError(f"trainer.devices={trainer.devices}: this machine has {most} {kind}; take at most {most}")
+        if trainer.accumulate_grad_batches < 1:
+            raise UserError(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} must be at least 1")
+        if self.name == "fit" and data is not None and data.batch_size % self._n_rank:
+            more = -(-data.batch_size // self._n_rank) * self._n_rank
+            raise UserError(
+                f"data.batch_size={data.batch_size} can't be divided among {self._n_rank} ranks: take {more}"
+            )
 
     def _settle_prediction(self) -> None:
         """Read and check prompts and settings."""
@@ -248,30 +272,36 @@ class Program(LightningCLI):
     @property
     def _n_rank(self) -> int:
         """Processes that share a batch, as far as the options say."""
-        devices = self.options.trainer.devices
-        count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
-        return max(1, count) * self.options.trainer.num_nodes
+        trainer = self.options.trainer
+        devices = trainer.devices if isinstance(trainer.devices, list) else str(trainer.devices).split(",")
+        count = int(devices[0]) if len(devices) == 1 and str(devices[0]).isdecimal() else len(devices)
+        return max(1, count) * max(1, trainer.num_nodes)
 
     def _settle_compile(self) -> None:
-        """`auto` becomes what pays: a GPU's compiler always does, a CPU's in a run that lasts longer than it takes."""
+        """`auto` becomes what pays."""
         model = self.options.model
         if self.name != "fit" or model.compile != "auto":
             return
-        model.compile = decide_once("compile", self._decide_compile) == "on"
-        if model.compile and is_rank_zero():
-            note("compile: on (model.compile)")
+        verdict, reason = decide_once("compile", self._decide_compile).split(": ", 1)
+        model.compile = verdict == "on"
+        if reason.startswith(("timed", "a GPU")) and is_rank_zero():
+            note(f"compile {verdict}: {reason}")
 
     def _decide_compile(self) -> str:
         options = self.options
-        steps = options.trainer.max_steps
-        timings = [] if self._decision is None else self._decision.timings
-        chosen = [timing for timing in timings if timing.precision == options.trainer.precision]
-        seconds = 0.0
-        if chosen and steps > 0:
-            micro_batch = max(1, options.data.batch_size // self._n_rank) * options.model.config.block_size
-            tokens = steps * options.trainer.accumulate_grad_batches * micro_batch
-            seconds = tokens / chosen[0].tokens_per_second
-        return "on" if compiling_pays(device_type(options.trainer.accelerator), seconds) else "off"
+        config = GPTConfig.from_dict(options.model.config.as_dict())
+        rows, precision = max(1, options.data.batch_size // self._n_rank), options.trainer.precision
+        timings = () if self._decision is None else self._decision.timings
+        pays, reason = resolve_compile(
+            config,
+            precision,
+            rows,
+            max(0, options.trainer.max_steps) * options.trainer.accumulate_grad_batches * rows * config.block_size,
+            next((timing for timing in timings if timing.precision == precision), None),
+            options.trainer.accelerator,
+            options.model.activation_checkpointing,
+        )
+        return f"{'on' if pays else 'off'}: {reason}"
 
     # Building and running -------------------------------------------------------------------------------------------
 
@@ -316,7 +346,7 @@ class Program(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
-            raise UserError(f"the trainer cannot be set up: {error}") from error
+            raise UserError(f"the trainer cannot be set up: {' '.join(str(error).split())}") from error
 
     def validate(self, **kwargs: Any) -> None:
         """Run the validation and print its figures."""

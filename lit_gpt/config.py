@@ -209,15 +209,15 @@ def _check_rope_scaling(scaling: dict[str, Any] | None) -> None:
         raise UserError(f"rope_scaling of rope_type {kind} lacks {', '.join(sorted(missing))}")
 
 
+# Each part has earned its place in an ablation, or costs nothing: docs/benchmarks.md
 _MODERN: dict[str, Any] = {
     "position": "rope",
     "norm": "rmsnorm",
-    "mlp": "relu2",
+    "mlp": "gelu",
     "qk_norm": True,
     "qkv_bias": False,
     "proj_bias": False,
     "mlp_bias": False,
-    "zero_init_proj": True,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

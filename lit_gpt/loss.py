@@ -17,8 +17,8 @@ IGNORE_INDEX = -100
 CHUNK_BYTES = 1 << 28
 """Logits of one chunk. Each chunk adds to the head's gradient, which costs as much as a hundred rows."""
 
-BLOCK_ROWS = 32
-"""Rows whose logits are in fp32 at once, in the cache."""
+BLOCK = 1 << 21
+"""Logits that are in fp32 at once: 8 MB, in the cache."""
 
 
 def head_loss(
@@ -66,9 +66,10 @@ class _HeadLoss(torch.autograd.Function):
         losses, grad_x, grad_weight, grad_bias = [], [], None, None
         for chunk, chunk_targets in zip(x.split(rows), targets.split(rows)):
             logits = F.linear(chunk, w, b)
+            size = max(1, BLOCK // len(weight))
             losses += [
                 _to_gradient(block, block_targets, n_vocab, softcap)
-                for block, block_targets in zip(logits.split(BLOCK_ROWS), chunk_targets.split(BLOCK_ROWS))
+                for block, block_targets in zip(logits.split(size), chunk_targets.split(size))
             ]
             grad_x.append(logits @ w)
             grad_weight = _add(grad_weight, logits.t() @ chunk)
@@ -90,7 +91,7 @@ def _add(total: Tensor | None, part: Tensor) -> Tensor:
     """Sums over chunks are kept in fp32 at least; piece by piece, for a sum of two dtypes copies the smaller first."""
     if total is None:
         return part.to(torch.promote_types(part.dtype, torch.float32))
-    for some, more in zip(total.split(BLOCK_ROWS * 32), part.split(BLOCK_ROWS * 32)):
+    for some, more in zip(total.flatten().split(BLOCK), part.flatten().split(BLOCK)):
         some.add_(more)
     return total
 

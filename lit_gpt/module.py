@@ -66,7 +66,8 @@ class LitGPT(L.LightningModule):
             preset: a named shape, used where `config` is left at its default.
             optimizer: AdamW or Muon, and their rates.
             schedule: warm-up and decay of the learning rate.
-            compile: `torch.compile` the model; `auto` does so on a GPU, and on a CPU where the run is long enough.
+            compile: `torch.compile` the model; `auto` does so on a GPU, and on a CPU the program times it where the run
+                is long enough to earn it back.
             activation_checkpointing: keep one activation per block and compute the rest again: less memory, a third
                 more work.
         """
@@ -126,6 +127,8 @@ class LitGPT(L.LightningModule):
                 part.compile()
 
     def _compiles(self) -> bool:
+        if self.trainer.state.fn != "fit":  # one pass, or decoding, which has a form of its own
+            return False
         if self.compile_model == "auto":
             return self.trainer.strategy.root_device.type == "cuda"
         return self.compile_model

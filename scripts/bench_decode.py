@@ -225,7 +225,7 @@ def engines(arguments: argparse.Namespace, config: GPTConfig, batch: int) -> dic
             found[f"CTranslate2 {kind}"] = lambda kind=kind: ctranslate2(config, kind, threads)
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         found[f"transformers {name}"] = lambda dtype=dtype: hugging_face(config, dtype, device)
-    if arguments.nanogpt:
+    if arguments.nanogpt and batch == 1:  # it computes the whole context again for each token: minutes at 16
         found["nanoGPT generate"] = lambda: nanogpt(config, arguments.nanogpt, device, arguments.compile)
     if arguments.only:
         found = {name: build for name, build in found.items() if any(part in name for part in arguments.only)}

@@ -7,13 +7,18 @@ Each run is a process of its own. Its training time is counted from the first ba
 compilation, validation and checkpoints on the way are in it, the start of Python is not. Afterwards both models are
 judged by one function: fp32 loss over the whole held-out tenth, in windows of the block's length, none overlapping.
 nanoGPT is run from the folder that is given and not changed; only its data folder and its output are added.
+
+With `--quickstart` it is configs/quickstart.yaml against nanoGPT's recipe on the same bytes: the quickstart first, then
+nanoGPT, reading bytes, with as many steps as fit into the same time. Both are judged in bits per byte of held-out text.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import pickle
 import re
 import statistics
 import subprocess
@@ -21,10 +26,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lit_gpt.api import load
+from lit_gpt.data.shards import open_tokens
 from lit_gpt.model import IGNORE_INDEX
+from lit_gpt.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 NANOGPT = [
@@ -37,24 +45,28 @@ NANOGPT = [
     "--n_layer=4",
     "--n_head=4",
     "--n_embd=128",
-    "--max_iters=2000",
-    "--lr_decay_iters=2000",
     "--dropout=0.0",
 ]
-"""The arguments that nanoGPT's README gives for a laptop."""
+"""The arguments that nanoGPT's README gives for a laptop, less the 2,000 steps."""
 
 
 def main() -> None:
     """Run all, print a line for each run and the means at the end, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT; without it only ours runs")
-    parser.add_argument("--text", type=Path, required=True, help="tinyshakespeare.txt")
+    parser.add_argument("--text", type=Path, help="tinyshakespeare.txt")
+    parser.add_argument("--quickstart", action="store_true", help="compare on the quickstart's own text instead")
     parser.add_argument("--output", type=Path, default=Path("bench_learning"), help="folder for runs and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--configs", nargs="+", default=["shakespeare_char_cpu", "shakespeare_char_modern"])
     parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="the rest goes to `lit_gpt fit`")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.quickstart:
+        compare_quickstart(options)
+        return
+    if options.text is None:
+        parser.error("--text is needed: where tinyshakespeare.txt is")
     results: dict[str, list[tuple[float, float]]] = {}
     for seed in options.seeds:
         if options.nanogpt is not None:
@@ -74,33 +86,96 @@ def record(results: dict[str, list[tuple[float, float]]], name: str, seed: int, 
 
 
 def run_nanogpt(folder: Path, options: argparse.Namespace, seed: int) -> tuple[float, float]:
-    """(seconds, loss) of nanoGPT's recipe. Its seed is a number in its source, so it is replaced on the way in."""
+    """(seconds, loss) of nanoGPT's recipe."""
     data = folder / "data" / "shakespeare_char"
     if not (data / "val.bin").exists():
         (data / "input.txt").write_text(options.text.read_text())
         subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, stdout=subprocess.DEVNULL)
-    source = (folder / "train.py").read_text().replace("manual_seed(1337 +", f"manual_seed({1336 + seed} +")
-    out = (options.output / f"nanogpt_{seed}").resolve()
-    command = [sys.executable, "-c", source, "config/train_shakespeare_char.py", *NANOGPT, f"--out_dir={out}"]
-    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    seconds = sum(float(found) for found in re.findall(r"time ([\d.]+)ms", done.stdout)) / 1000
+    seconds, out = run_nanogpt_on("shakespeare_char", 2000, options, seed)
     return seconds, held_out_loss(out / "ckpt.pt", options)
+
+
+def run_nanogpt_on(dataset: str, n_step: int, options: argparse.Namespace, seed: int) -> tuple[float, Path]:
+    """(seconds, output) of its recipe. Its seed is a number in its source, so it is replaced on the way in."""
+    folder, out = options.nanogpt.resolve(), (options.output / f"nanogpt_{dataset}_{seed}").resolve()
+    source = (folder / "train.py").read_text().replace("manual_seed(1337 +", f"manual_seed({1336 + seed} +")
+    length = [f"--max_iters={n_step}", f"--lr_decay_iters={n_step}", f"--dataset={dataset}", f"--out_dir={out}"]
+    command = [sys.executable, "-c", source, "config/train_shakespeare_char.py", *NANOGPT, *length]
+    # lit_gpt asks for huge pages; nanoGPT as published does not
+    env = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0"}
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, env=env)
+    return sum(float(found) for found in re.findall(r"time ([\d.]+)ms", done.stdout)) / 1000, out
 
 
 def run_ours(config: str, options: argparse.Namespace, seed: int) -> tuple[float, float]:
     """(seconds, loss) of `lit_gpt fit` with one of our configurations."""
     root = options.output / f"{config}_{seed}_{time.time_ns()}"
-    command = [
-        sys.executable, "-m", "lit_gpt", "fit", "--config", str(ROOT / "configs" / f"{config}.yaml"),
+    words = [
+        "fit", "--config", str(ROOT / "configs" / f"{config}.yaml"),
         "--data.source", str(options.text), "--data.path", str(options.output / "tokens"),
         "--seed_everything", str(seed), "--data.seed", str(seed), "--trainer.default_root_dir", str(root),
         "--samples.prompts", "[]", "--trainer.enable_progress_bar", "false", *options.extra,
     ]  # fmt: skip
+    return training_seconds(program(words).stderr), held_out_loss(next(root.rglob("last.ckpt")), options)
+
+
+def compare_quickstart(options: argparse.Namespace) -> None:
+    """Print seconds and bits per byte of both; each seed trains both anew."""
+    for seed in options.seeds:
+        root, tokens = options.output / f"quickstart_{seed}_{time.time_ns()}", options.output / "stdlib"
+        flags = ["--data.path", str(tokens), "--samples.prompts", "[]", "--trainer.enable_progress_bar", "false"]
+        fit = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), "--seed_everything", str(seed), *flags]
+        fit += ["--trainer.default_root_dir", str(root)]
+        seconds = training_seconds(program(fit).stderr)
+        checkpoint = str(next(root.rglob("last.ckpt")))
+        validate = ["validate", "--ckpt_path", checkpoint, *flags[:2]]
+        found = re.search(r"val/bits_per_byte ([\d.]+)", program(validate).stdout)
+        assert found is not None
+        print(f"quickstart seed {seed}: {float(found[1]):.4f} bits per byte in {seconds:.1f} s", flush=True)
+        write_bytes(tokens, options.nanogpt.resolve() / "data" / "stdlib_bytes")
+        short = run_nanogpt_on("stdlib_bytes", 251, options, seed)[0]  # one evaluation on the way, as the long run has
+        n_step = int(251 * seconds / short)
+        taken, out = run_nanogpt_on("stdlib_bytes", n_step, options, seed)
+        bits = held_out_bits(out / "ckpt.pt", options.nanogpt.resolve() / "data" / "stdlib_bytes" / "val.bin")
+        print(f"nanoGPT seed {seed}: {bits:.4f} bits per byte in {taken:.1f} s, {n_step} steps", flush=True)
+
+
+def write_bytes(tokens: Path, folder: Path) -> None:
+    """The text of a prepared folder as nanoGPT reads it: a token is a byte."""
+    folder.mkdir(exist_ok=True)
+    tokenizer = Tokenizer.load(tokens)
+    for split in ("train", "val"):
+        stream = open_tokens(tokens, split)
+        ids = stream.read(0, len(stream))
+        text = tokenizer.decode_bytes(ids[ids != tokenizer.eot_id].tolist())
+        np.frombuffer(text, np.uint8).astype(np.uint16).tofile(folder / f"{split}.bin")
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 256}))
+
+
+@torch.inference_mode()
+def held_out_bits(checkpoint: Path, text: Path) -> float:
+    """Bits per byte of a model of bytes, in windows of its block, none overlapping."""
+    gpt = load(str(checkpoint), precision="fp32", device="cpu")
+    ids, size = torch.from_numpy(np.fromfile(text, np.uint16).astype(np.int64)), gpt.config.block_size
+    n_row = (len(ids) - 1) // size
+    idx, targets = ids[: n_row * size].view(n_row, size), ids[1 : n_row * size + 1].view(n_row, size)
+    nll = sum(float(gpt.model(*rows)[0]) for rows in zip(idx.split(256), targets.split(256)))
+    return nll / math.log(2) / (n_row * size)
+
+
+def program(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run `lit_gpt` on this checkout."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
-    found = re.search(r"tokens in ([\d.]+) s", done.stderr)
-    assert found is not None, done.stderr
-    return float(found[1]), held_out_loss(next(root.rglob("last.ckpt")), options)
+    return subprocess.run(
+        [sys.executable, "-m", "lit_gpt", *words], check=True, capture_output=True, text=True, env=env
+    )
+
+
+def training_seconds(said: str) -> float:
+    """What `fit` says of its time."""
+    found = re.search(r"tokens in ([\d.]+) s", said)
+    assert found is not None, said
+    return float(found[1])
 
 
 @torch.inference_mode()

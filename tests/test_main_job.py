@@ -30,6 +30,9 @@ samples: {prompts: ["def "], max_new_tokens: 20, print_at_end: 2}
 """
 
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine can do it")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -87,6 +90,31 @@ def test_a_checkpoint_settles_the_model_but_not_the_training(folder: Path, capsy
     assert main(["fit", "--config", "small.yaml", "--ckpt_path", "last", "--trainer.max_steps", "20"]) == 0
     assert read_header(last).step == 20
     assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["version_0"], "it goes on in its folder"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trainer.devices", "10000"], "trainer.devices=10000: this machine has"),
+        (
+            ["--data.batch_size", "3", "--trainer.devices", "2"],
+            "data.batch_size=3 can't be divided among 2 ranks: take 4",
+        ),
+        (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches=0 must be at least 1"),
+        (["--trainer.strategy", "dpp"], "dpp"),
+        pytest.param(["--trainer.strategy", "fsdp"], "fsdp", marks=no_gpu),
+        pytest.param(["--trainer.accelerator", "gpu"], "trainer.accelerator=gpu: this machine has none", marks=no_gpu),
+    ],
+    ids=str,
+)
+def test_what_the_machine_or_the_batch_cannot_do_is_refused_before_any_work(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", "small.yaml", *arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
+    assert lines[-1].startswith("lit_gpt: error: ") or lines[-1].startswith("error: ") or ": error: " in lines[-1]
+    assert not (folder / "lightning_logs").exists()
 
 
 def test_fine_tuning_takes_the_weights_shape_and_tokenizer_and_starts_anew(

@@ -183,3 +183,10 @@ def test_presets_fill_an_unset_config() -> None:
     assert LitGPT(preset="nano", config=TINY).config == TINY
     with pytest.raises(UserError, match='did you mean "nano"'):
         LitGPT(preset="nanno")
+
+
+def test_only_training_compiles(tmp_path: Path) -> None:
+    """Decoding has a form of its own, which the compiler cannot read."""
+    model = module(compile=True)
+    trainer(tmp_path).validate(model, Batches(8, 4), verbose=False)
+    assert model.model.h[0]._compiled_call_impl is None

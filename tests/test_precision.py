@@ -11,7 +11,7 @@ import torch
 from lit_gpt import precision
 from lit_gpt.config import GPTConfig
 from lit_gpt.errors import UserError
-from lit_gpt.precision import Timing, resolve_precision
+from lit_gpt.precision import Timing, resolve_compile, resolve_precision
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, native: bool = False, cpu_bf16: bool = False) -> None:
@@ -107,3 +107,51 @@ def test_hardware_table_says_what_auto_would_do(monkeypatch: pytest.MonkeyPatch)
     assert table["cuda:0"] == "Tesla X, 16 GiB"
     assert table["native bf16"] == "no"
     assert "16-mixed" in table["training auto"]
+
+
+@pytest.mark.parametrize(("compiled", "expected"), [(0.5, True), (0.99, False), (2.0, False)])
+def test_compiling_is_timed_where_the_run_is_long_and_taken_if_it_is_faster(
+    compiled: float, expected: bool, monkeypatch: pytest.MonkeyPatch, tiny_config: GPTConfig
+) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setattr(precision, "_cpu_compiler", lambda: True)
+    asked = []
+
+    def timed(config: GPTConfig, kind: str, rows: int, checkpointing: bool, compile: bool = False) -> Timing:
+        asked.append(compile)
+        return Timing(kind, compiled if compile else 1.0, rows * 32, rows)
+
+    monkeypatch.setattr(precision, "_time_steps", timed)
+    assert resolve_compile(tiny_config, "32-true", 2, 10**9)[0] is expected
+    assert asked == [False, True]
+    assert resolve_compile(tiny_config, "32-true", 2, 10**9, Timing("32-true", 1.0, 64, 2))[0] is expected
+    assert asked == [False, True, True]
+
+
+def test_a_short_run_is_not_compiled_and_not_timed(monkeypatch: pytest.MonkeyPatch, tiny_config: GPTConfig) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setattr(precision, "_cpu_compiler", lambda: True)
+    monkeypatch.setattr(precision, "_time_steps", lambda *_: pytest.fail("timed"))
+    assert resolve_compile(tiny_config, "32-true", 2, 1000)[0] is False
+    assert resolve_compile(tiny_config, "32-true", 2, 10**9, Timing("32-true", 1e-7, 64, 2))[0] is False
+
+
+def test_without_a_compiler_nothing_is_compiled_and_on_a_gpu_everything(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: GPTConfig
+) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setattr(precision, "_cpu_compiler", lambda: False)
+    assert resolve_compile(tiny_config, "32-true", 2, 10**12)[0] is False
+    pretend(monkeypatch, cuda=True, native=True)
+    assert resolve_compile(tiny_config, "bf16-mixed", 2, 0)[0] is True
+
+
+def test_steps_are_timed_with_and_without_compiling_and_leave_no_trace(tiny_config: GPTConfig) -> None:
+    if not precision._cpu_compiler():
+        pytest.skip("no compiler")
+    state = torch.random.get_rng_state()
+    for compile in (False, True):
+        timing = precision._time_steps(tiny_config, "32-true", 2, False, compile)
+        assert timing.seconds > 0
+        assert (timing.tokens, timing.rows) == (2 * tiny_config.block_size, 2)
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -12,7 +12,8 @@ from typing import Literal, get_args
 
 from lit_gpt.config import GPTConfig
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.loss import BLOCK_ROWS, CHUNK_BYTES
+from lit_gpt.loss import BLOCK, CHUNK_BYTES
+from lit_gpt.model import SHORT_CONTEXT
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 OptimizerName = Literal["adamw", "muon"]
@@ -70,7 +71,7 @@ def training_memory(
         optimizer: `adamw`, or `muon` with AdamW for what is no matrix of a block.
         accumulate_grad_batches: with more than one, gradients outlive the micro-batch.
         activation_checkpointing: keep each block's input only.
-        device: `cpu`, whose bf16 attention keeps its scores, or another, whose fused kernel does not.
+        device: `cpu`, whose bf16 attention keeps the scores of a short context, or another, whose does not.
 
     Raises:
         UserError: for a number below 1, an unknown precision, or a context beyond the model's.
@@ -149,7 +150,9 @@ def _attention_bytes(config: GPTConfig, context: int, precision: Precision, devi
     apart = config.position == "rope" or config.qk_norm  # q and k are no longer slices of what c_attn returned
     if config.dropout:  # no fused kernel: scaled q and k, v, and three tables of scores
         total += wide * (3 * q + 3 * config.n_head * context)
-    elif device == "cpu" and "bf16" in precision and q == kv:  # two plain products: q, k, v and the scores
+    elif (
+        device == "cpu" and "bf16" in precision and q == kv and context <= SHORT_CONTEXT
+    ):  # two plain products: q, k, v and the scores
         total += small * (3 * q + config.n_head * context)
     else:
         total += small * (q + 2 * kv) + wide * config.n_head
@@ -195,7 +198,7 @@ def _workspace_bytes(config: GPTConfig, tokens: int, precision: Precision, recom
     rows = min(tokens, max(1, CHUNK_BYTES // (small * config.vocab_rows)))
     weight = config.vocab_rows * config.n_embd
     cast = small * weight if small < size else 0
-    tables = config.vocab_rows * (rows * small + 3 * min(rows, BLOCK_ROWS) * max(4, size))
+    tables = config.vocab_rows * rows * small + 3 * min(config.vocab_rows * rows, BLOCK) * max(4, size)
     share = weight * small if small < size or tokens > rows else 0
     loss = weight * size + cast + tables + share
     turn = 2 * weight * size + recomputed + tokens * config.mlp_size * small
