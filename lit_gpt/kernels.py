@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fopenmp", "-fPIC")
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
     "linear_layer": [_POINTER] * 4 + [_LONG, _INT],
@@ -91,23 +91,29 @@ def _load() -> ctypes.CDLL:
         raise Unavailable("they are written for Linux on x86-64")
     if not torch.cpu._is_vnni_supported():
         raise Unavailable("this CPU has no AVX512-VNNI")
-    maps = Path("/proc/self/maps").read_text()
-    if "libgomp" not in maps or "libiomp" in maps:  # two pools of threads would wait for each other's cores
-        raise Unavailable("PyTorch's threads are not GNU OpenMP's")
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise Unavailable("no g++ was found (set CXX to one)")
-    library = ctypes.CDLL(str(_compiled(compiler)))
+    library = ctypes.CDLL(str(_compiled(compiler, _openmp())))
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
     return library
 
 
-def _compiled(compiler: str) -> Path:
+def _openmp() -> str:
+    """PyTorch's own OpenMP, to be linked to: a second pool of threads would wait for the first one's cores."""
+    mapped = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    found = sorted((path for path in mapped if "libgomp" in path), key=lambda path: "torch" not in path)
+    if not found or any("libiomp" in path for path in mapped):
+        raise Unavailable("PyTorch's threads are not GNU OpenMP's")
+    return found[0]
+
+
+def _compiled(compiler: str, openmp: str) -> Path:
     """The shared library, compiled unless it is there already; its name says from what, with what and for what CPU."""
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    stamp = f"{compiler} {os.stat(compiler).st_mtime_ns} {_FLAGS} {cpu}".encode()
+    stamp = f"{compiler} {os.stat(compiler).st_mtime_ns} {openmp} {_FLAGS} {cpu}".encode()
     name = f"kernels-{hashlib.sha256(_SOURCE.read_bytes() + stamp).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gpt"
     target = folder / name
@@ -116,9 +122,9 @@ def _compiled(compiler: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as building:
-            made = Path(building) / name
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=_COMPILE_SECONDS)
+            part, made = Path(building) / "kernels.o", Path(building) / name
+            _run([compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(part)])
+            _run([compiler, "-shared", str(part), openmp, "-o", str(made)])
             made.replace(target)  # whole, whoever else is compiling the same
     except OSError as error:
         raise Unavailable(f"{folder} cannot be written: {error.strerror}") from error
@@ -126,3 +132,7 @@ def _compiled(compiler: str) -> Path:
         said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
         raise Unavailable(f"{compiler} failed: {said[0] if said else error}") from error
     return target
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=_COMPILE_SECONDS)

@@ -30,6 +30,9 @@ class Decoder(Protocol):
 
     cache_dtype: torch.dtype
 
+    def takes(self, cache: CacheStep) -> bool:
+        """Whether it can work on this cache."""
+
     def __call__(self, x: Tensor, cache: CacheStep) -> Tensor: ...
 
 
@@ -122,7 +125,7 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions).to(x.dtype)
         x = self.drop(x)
-        if decoder is not None and cache is not None:
+        if decoder is not None and cache is not None and decoder.takes(cache):
             x = decoder(x, cache)
         else:
             rotation = None if self.rope is None else self.rope(positions)

@@ -109,7 +109,12 @@ class BlockDecoder:
         widest = max(config.n_embd, attended)
         self._floats = widest + attended + 2 * config.kv_heads * config.head_size + config.mlp_size  # for each row
         self._bytes = max(widest, config.mlp_size) + 4
+        self._n_position = config.block_size
         self._work = library.decode
+
+    def takes(self, cache: CacheStep) -> bool:
+        """Whether the cache is of a dtype, and every place within the positions, that the kernels know."""
+        return cache.stores[0].dtype in (torch.float32, torch.bfloat16) and max(cache.starts) < self._n_position
 
     def __call__(self, x: Tensor, cache: CacheStep) -> Tensor:
         """(B, 1, C) → (B, 1, C), fp32; writes this token's keys and values."""

@@ -239,6 +239,20 @@ def test_blocks_in_one_call_are_the_blocks(
         assert (got - wanted).norm() <= tolerance * wanted.norm()
 
 
+@needs_kernels
+@torch.inference_mode()
+def test_a_cache_of_another_dtype_is_left_to_pytorch() -> None:
+    model = prepare_for_inference(small(), "fp32")
+    idx = torch.randint(50, (1, 9))
+    expected = model(idx)[:, -1:]
+    for dtype, tolerance in ((torch.float64, 1e-5), (torch.float16, 0.02)):
+        cache = KVCache(model.config, 1, 32, dtype)
+        model(idx[:, :8], cache=cache.step([0], 8))
+        cache.extend([0], 8)
+        got = model(idx[:, 8:], cache=cache.step([0], 1))
+        assert (got - expected).norm() <= tolerance * expected.norm()
+
+
 @needs_vnni
 def test_int8_text_alone_and_in_company_is_the_same(by: str) -> None:
     model = prepare_for_inference(small(), "int8")
