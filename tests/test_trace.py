@@ -142,7 +142,7 @@ def test_predict_shows_and_writes_its_trace(tmp_path: Path, model: GPT, program:
     save_model(tmp_path / "x.ckpt", GPT(model.config), get_tokenizer("byte"))
     run = program(
         "predict", "--ckpt_path", "x.ckpt", "--start", "ab", "--num_samples", 2, "--max_new_tokens", 5, "--trace",
-        "--trace_output", "t.jsonl", "--trace_html", "t.html", "--top_k", 9,
+        "--trace_output", "t.jsonl", "--trace_html", "t.html", "--top_k", 9, "--min_new_tokens", 5, "--seed", 1,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "prompt 1, sample 2" in run.stdout and "ab" in run.stdout

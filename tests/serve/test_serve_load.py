@@ -219,11 +219,14 @@ def test_the_log_has_counts_and_no_prompts(server: Serving, caplog: pytest.LogCa
             "/v1/completions", {"prompt": "a secret", "max_tokens": 3, "ignore_eos": True}, headers=headers
         )
         forged = server.get("/x%0d%0a2026-11-21 info forged%1b[31m", headers={"X-Request-Id": "a b"})
-        waited = time.monotonic() + 10  # a line is written after its answer has gone out
-        while len(caplog.records) < 2 and time.monotonic() < waited:
+        waited = time.monotonic() + 10  # a line is written after its answer has gone out, maybe one of an earlier test
+        lines: list[str] = []
+        while len(lines) < 2 and time.monotonic() < waited:
             time.sleep(0.01)
+            said = [record.getMessage() for record in caplog.records]
+            lines = [line for line in said if "POST /v1/completions" in line or "forged" in line]
     assert answer.headers["X-Request-Id"] == "mine-1" and forged.headers["X-Request-Id"] != "a b"
-    first, second = (record.getMessage() for record in caplog.records)
+    first, second = lines
     assert "request=mine-1" in first and "prompt_tokens=8" in first and "completion_tokens=3" in first
     assert "secret" not in caplog.text
     assert second.isprintable() and "\\r\\n" in second
