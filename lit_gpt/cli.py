@@ -29,7 +29,7 @@ from lit_gpt.command import OneLineErrors, note, parser_keys
 from lit_gpt.config import GPTConfig, preset_values
 from lit_gpt.convert.recognise import open_source
 from lit_gpt.convert.source import Source
-from lit_gpt.data.datamodule import TokenDataModule
+from lit_gpt.data.datamodule import TokenDataModule, check_divisible
 from lit_gpt.decoding.engine import Draft, check_draft
 from lit_gpt.errors import UserError
 from lit_gpt.launch import decide_once, is_rank_zero
@@ -177,6 +177,9 @@ class Program(LightningCLI):
     def _check_machine(self) -> None:
         """Refuse what this machine or the batch cannot do, before the data is prepared."""
         trainer, data = self.options.trainer, self.options.get("data")
+        for name in ("num_nodes", "accumulate_grad_batches"):
+            if trainer[name] < 1:
+                raise UserError(f"trainer.{name}={trainer[name]} must be at least 1")
         there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
         device = device_type(trainer.accelerator)
         if there.get(device) == 0 or (trainer.accelerator == "gpu" and device == "cpu"):
@@ -187,13 +190,8 @@ class Program(LightningCLI):
         if most is not None and self._n_rank // trainer.num_nodes > most:
             kind = "CPU cores" if device == "cpu" else f"{device} devices"
             raise UserError(f"trainer.devices={trainer.devices}: this machine has {most} {kind}; take at most {most}")
-        if trainer.accumulate_grad_batches < 1:
-            raise UserError(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} must be at least 1")
-        if self.name == "fit" and data is not None and data.batch_size % self._n_rank:
-            more = -(-data.batch_size // self._n_rank) * self._n_rank
-            raise UserError(
-                f"data.batch_size={data.batch_size} can't be divided among {self._n_rank} ranks: take {more}"
-            )
+        if self.name == "fit" and data is not None:
+            check_divisible(data.batch_size, self._n_rank)
 
     def _settle_prediction(self) -> None:
         """Read and check prompts and settings."""
@@ -273,26 +271,28 @@ class Program(LightningCLI):
     def _n_rank(self) -> int:
         """Processes that share a batch, as far as the options say."""
         trainer = self.options.trainer
-        devices = trainer.devices if isinstance(trainer.devices, list) else str(trainer.devices).split(",")
-        count = int(devices[0]) if len(devices) == 1 and str(devices[0]).isdecimal() else len(devices)
-        return max(1, count) * max(1, trainer.num_nodes)
+        devices = trainer.devices  # a number, a list of indices, or either as text
+        if isinstance(devices, str) and "," in devices:
+            devices = [index for index in devices.split(",") if index.strip()]
+        count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
+        return max(1, count) * trainer.num_nodes
 
     def _settle_compile(self) -> None:
         """`auto` becomes what pays."""
         model = self.options.model
         if self.name != "fit" or model.compile != "auto":
             return
-        verdict, reason = decide_once("compile", self._decide_compile).split(": ", 1)
+        verdict, timing = decide_once("compile", self._decide_compile).split(": ", 1)
         model.compile = verdict == "on"
-        if reason.startswith(("timed", "a GPU")) and is_rank_zero():
-            note(f"compile {verdict}: {reason}")
+        if timing and is_rank_zero():
+            note(f"compile {verdict}: {timing}")
 
     def _decide_compile(self) -> str:
         options = self.options
         config = GPTConfig.from_dict(options.model.config.as_dict())
         rows, precision = max(1, options.data.batch_size // self._n_rank), options.trainer.precision
         timings = () if self._decision is None else self._decision.timings
-        pays, reason = resolve_compile(
+        pays, timing = resolve_compile(
             config,
             precision,
             rows,
@@ -301,7 +301,7 @@ class Program(LightningCLI):
             options.trainer.accelerator,
             options.model.activation_checkpointing,
         )
-        return f"{'on' if pays else 'off'}: {reason}"
+        return f"{'on' if pays else 'off'}: {timing}"
 
     # Building and running -------------------------------------------------------------------------------------------
 

@@ -208,11 +208,8 @@ class TokenDataModule(L.LightningDataModule):
         if trainer is None:
             return Share(self.batch_size)
         ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
-        if train and self.batch_size % ranks:
-            raise UserError(
-                f"data.batch_size={self.batch_size} can't be divided among {ranks} ranks: take "
-                f"{-(-self.batch_size // ranks) * ranks}"
-            )
+        if train:
+            check_divisible(self.batch_size, ranks)
         pin = trainer.strategy.root_device.type == "cuda"
         return Share(max(1, self.batch_size // ranks), ranks, trainer.global_rank, accumulate if train else 1, pin)
 
@@ -290,6 +287,14 @@ class TokenDataModule(L.LightningDataModule):
         return (
             f"data.{key} gives {name} {now}, the run's is {saved}, and the order of samples depends on it: leave it "
             "out, or start a new run with --init_from"
+        )
+
+
+def check_divisible(batch_size: int, ranks: int) -> None:
+    """Refuse a training batch that can't be divided evenly among `ranks`. Raises UserError with one that can."""
+    if batch_size % ranks:
+        raise UserError(
+            f"data.batch_size={batch_size} can't be divided among {ranks} ranks: take {-(-batch_size // ranks) * ranks}"
         )
 
 
