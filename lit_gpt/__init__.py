@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_gpt.api import load
-    from lit_gpt.config import GPTConfig
     from lit_gpt.data.datamodule import TokenDataModule
-    from lit_gpt.decoding.params import GenerationConfig
-    from lit_gpt.model import GPT
-    from lit_gpt.module import LitGPT
+    from lit_gpt.generation.generation_config import GenerationConfig
+    from lit_gpt.model.config import GPTConfig
+    from lit_gpt.model.gpt import GPT
+    from lit_gpt.train.module import LitGPT
 
 # Large tensors in huge pages: a training step on a CPU spends up to a third of its time on faults of small ones. torch
 # reads this when it first allocates.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
-    "GPT": "lit_gpt.model",
-    "GPTConfig": "lit_gpt.config",
-    "GenerationConfig": "lit_gpt.decoding.params",
-    "LitGPT": "lit_gpt.module",
+    "GPT": "lit_gpt.model.gpt",
+    "GPTConfig": "lit_gpt.model.config",
+    "GenerationConfig": "lit_gpt.generation.generation_config",
+    "LitGPT": "lit_gpt.train.module",
     "TokenDataModule": "lit_gpt.data.datamodule",
     "load": "lit_gpt.api",
 }

@@ -24,25 +24,27 @@ COMMANDS = {
         "lit_gpt prepare my_texts/ --output data/mine --tokenizer bpe:4096",
         "lit_gpt.data.prepare:main",
     ),
-    "fit": Command("train a model", "lit_gpt fit --config configs/quickstart.yaml", "lit_gpt.cli:main"),
+    "fit": Command("train a model", "lit_gpt fit --config configs/quickstart.yaml", "lit_gpt.cli.lightning:main"),
     "validate": Command(
-        "loss of a checkpoint on validation data", "lit_gpt validate --ckpt_path last", "lit_gpt.cli:main"
+        "loss of a checkpoint on validation data", "lit_gpt validate --ckpt_path last", "lit_gpt.cli.lightning:main"
     ),
-    "test": Command("loss of a checkpoint on test data", "lit_gpt test --ckpt_path last", "lit_gpt.cli:main"),
+    "test": Command("loss of a checkpoint on test data", "lit_gpt test --ckpt_path last", "lit_gpt.cli.lightning:main"),
     "predict": Command(
         "continue prompts with a checkpoint",
         'lit_gpt predict --ckpt_path last --start "def " --num_samples 3',
-        "lit_gpt.cli:main",
+        "lit_gpt.cli.lightning:main",
     ),
     "serve": Command(
         "an OpenAI-compatible server and a web page",
         "lit_gpt serve --ckpt_path last --port 8000",
-        "lit_gpt.serve.app:main",
+        "lit_gpt.serve.main:main",
     ),
     "convert": Command(
-        "checkpoints from and to other projects", "lit_gpt convert gpt2 gpt2.ckpt", "lit_gpt.convert:main"
+        "checkpoints from and to other projects", "lit_gpt convert gpt2 gpt2.ckpt", "lit_gpt.convert.main:main"
     ),
-    "info": Command("parameters, shapes, memory, FLOPs", "lit_gpt info --preset gpt2-xl", "lit_gpt.insight.info:main"),
+    "info": Command(
+        "parameters, shapes, memory, FLOPs", "lit_gpt info --preset gpt2-xl", "lit_gpt.insight.info.main:main"
+    ),
     "tokenize": Command(
         "text to pieces and ids, and back",
         'lit_gpt tokenize "你好, world" --tokenizer gpt2',
@@ -51,7 +53,7 @@ COMMANDS = {
     "remix": Command(
         "how much of what a model writes is verbatim",
         "lit_gpt remix --ckpt_path last --data.path data/mine",
-        "lit_gpt.insight.remix:main",
+        "lit_gpt.insight.remix.main:main",
     ),
 }
 
@@ -88,7 +90,7 @@ def run(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         raise UserError(f'unknown command "{argv[0]}": {nearest(argv[0], COMMANDS)}')
     module, function = COMMANDS[argv[0]].target.split(":")
-    arguments = argv if module == "lit_gpt.cli" else argv[1:]
+    arguments = argv if module == "lit_gpt.cli.lightning" else argv[1:]
     return getattr(importlib.import_module(module), function)(arguments) or 0
 
 

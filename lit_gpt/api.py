@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 
-from lit_gpt.checkpoint import load_model, resolve_ckpt_path
-from lit_gpt.config import GPTConfig
-from lit_gpt.convert import load_source
-from lit_gpt.decoding.complete import Completion, Prompt, complete, encode_prompt
-from lit_gpt.decoding.engine import Draft, Engine
-from lit_gpt.decoding.output import Token
-from lit_gpt.decoding.params import NGRAM, GenerationConfig
-from lit_gpt.decoding.run import Value
+from lit_gpt.checkpoint.format import load_model, resolve_ckpt_path
+from lit_gpt.convert.recognise import load_source
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT
-from lit_gpt.precision import prepare_for_inference
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.generation.complete import Completion, Prompt, complete, encode_prompt
+from lit_gpt.generation.engine import Draft, Engine
+from lit_gpt.generation.generation import Value
+from lit_gpt.generation.generation_config import NGRAM, GenerationConfig
+from lit_gpt.generation.outputs import Token
+from lit_gpt.inference.prepare import prepare_for_inference
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 
 def load(path_or_id: str, precision: str = "auto", device: str = "auto") -> Generator:

@@ -25,11 +25,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from lit_gpt.config import GPTConfig
-from lit_gpt.files import atomic_write
-from lit_gpt.model import GPT
-from lit_gpt.optim import OptimizerConfig, ScheduleConfig, clip_gradients, make_optimizer
-from lit_gpt.precision import cpu_has_bf16
+from lit_gpt.atomic import atomic_write
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.train.optim import OptimizerConfig, ScheduleConfig, clip_gradients, make_optimizer
+from lit_gpt.train.precision import cpu_has_bf16
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "shakespeare_char_modern.yaml"
 

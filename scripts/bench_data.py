@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lit_gpt.config import GPTConfig
 from lit_gpt.data.loader import Batch, Cursor, Share, TrainLoader
-from lit_gpt.data.order import Order
 from lit_gpt.data.shards import FORMATS, HEADER_BYTES, MAX_TOKENS, TokenStream, open_tokens, write_shard
-from lit_gpt.model import GPT
+from lit_gpt.data.shuffle import Order
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
 
 ROWS, BLOCK, VOCABULARY = 12, 1024, 4096
 HUGE = 100_000_000_000

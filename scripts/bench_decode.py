@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lit_gpt.config import GPTConfig
-from lit_gpt.decoding.engine import Engine
-from lit_gpt.decoding.params import GenerationConfig
-from lit_gpt.files import atomic_write
-from lit_gpt.model import GPT
-from lit_gpt.precision import prepare_for_inference
+from lit_gpt.atomic import atomic_write
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.inference.prepare import prepare_for_inference
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
 
 TOP_K = 200
 Decode = Callable[[list[list[int]], int], None]

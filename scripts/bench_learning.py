@@ -31,8 +31,8 @@ import torch
 
 from lit_gpt.api import load
 from lit_gpt.data.shards import open_tokens
-from lit_gpt.model import IGNORE_INDEX
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.model.gpt import IGNORE_INDEX
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 NANOGPT = [

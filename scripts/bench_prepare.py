@@ -24,7 +24,7 @@ import numpy as np
 
 from lit_gpt.data.prepare import prepare
 from lit_gpt.data.sources import find_sources
-from lit_gpt.tokenizer import Tokenizer, get_tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 
 def corpus(folder: Path, megabytes: int) -> list[Path]:

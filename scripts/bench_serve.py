@@ -39,10 +39,10 @@ def make_checkpoint(folder: Path, preset: str, tokenizer: str) -> Path:
     """Random weights: the work is the same, whatever the text."""
     import torch
 
-    from lit_gpt.checkpoint import save_model
-    from lit_gpt.config import GPTConfig
-    from lit_gpt.model import GPT
-    from lit_gpt.tokenizer import get_tokenizer
+    from lit_gpt.checkpoint.format import save_model
+    from lit_gpt.model.config import GPTConfig
+    from lit_gpt.model.gpt import GPT
+    from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
     torch.manual_seed(0)
     words = get_tokenizer(tokenizer)

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_gpt.config import GPTConfig
-from lit_gpt.files import atomic_write
-from lit_gpt.model import GPT
-from lit_gpt.optim import OptimizerConfig, make_optimizer
-from lit_gpt.precision import resolve_precision
+from lit_gpt.atomic import atomic_write
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.train.optim import OptimizerConfig, make_optimizer
+from lit_gpt.train.precision import resolve_precision
 
 Step = Callable[[Tensor, Tensor], float]
 """One training step on (idx, targets); its loss."""

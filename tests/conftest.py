@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from environment import ROOT, RunProgram
 from hypothesis import settings
 
-from lit_gpt.config import GPTConfig
-from lit_gpt.model import GPT
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
 settings.register_profile("lit_gpt", deadline=None)  # a slow machine is not a wrong result
 settings.load_profile("lit_gpt")
-RunProgram = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import torch
 
 import lit_gpt
 from lit_gpt.api import Generator, load
-from lit_gpt.checkpoint import save_model
-from lit_gpt.config import GPTConfig
+from lit_gpt.checkpoint.format import save_model
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT
-from lit_gpt.tokenizer import get_tokenizer
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from conftest import ROOT
+from environment import ROOT
 
 
 def test_import_contracts_hold(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from environment import ROOT
 
 from lit_gpt.__main__ import COMMANDS, main
 
@@ -26,17 +26,30 @@ def summary(path: Path) -> str:
     return " ".join(docstring.split("\n\n")[0].split())
 
 
-def test_the_map_has_every_file_of_the_package_with_the_first_line_of_its_docstring() -> None:
-    for path in sorted((ROOT / "lit_gpt").rglob("*.py")):
-        line = f"{path.relative_to(ROOT).as_posix():<38} {summary(path)}"
+def test_the_map_has_every_file_with_the_first_line_of_its_docstring() -> None:
+    sections = re.split(r"^## ", (ROOT / "docs/map.md").read_text("utf-8"), flags=re.MULTILINE)
+    rows = {section.split("\n", 1)[0].rstrip("/"): section for section in sections}
+    for path in [*sorted((ROOT / "lit_gpt").rglob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]:
+        line = f"| `{path.name}` | {summary(path)} |"
         assert summary(path), f"{path} has no docstring"
-        assert line in README, f"the README's map lacks, or tells otherwise:\n{line}"
+        assert line in rows[path.parent.relative_to(ROOT).as_posix()], f"docs/map.md lacks, or tells otherwise:\n{line}"
 
 
-def test_everything_that_the_readme_names_exists() -> None:
+def test_the_map_names_nothing_that_is_gone() -> None:
+    folder, gone = "", []
+    for line in (ROOT / "docs/map.md").read_text("utf-8").splitlines():
+        if line.startswith("## "):
+            folder = line[3:].strip()
+        elif found := re.match(r"\| `([^`]+)`", line):
+            gone += [] if (ROOT / folder / found[1]).exists() else [f"{folder}{found[1]}"]
+    assert gone == []
+
+
+def test_the_readme_has_every_folder_and_names_nothing_that_is_gone() -> None:
     named = re.findall(r"^((?:lit_gpt|configs|scripts|tests|docs|\.ci)/[\w./-]*)", README, flags=re.MULTILINE)
+    packages = [path.parent.relative_to(ROOT).as_posix() + "/" for path in (ROOT / "lit_gpt").glob("*/__init__.py")]
+    assert set(packages) <= set(named)
     named += re.findall(r"\]\(((?!http)[\w./-]+)\)", README)
-    assert len(named) > 60
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
@@ -55,7 +68,7 @@ def test_the_commands_run_one_after_another(
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "my_texts").mkdir()
     (tmp_path / "my_texts/a.txt").write_text("春眠不觉晓，处处闻啼鸟。\n" * 300, "utf-8")
-    (tmp_path / "text.py").write_text((ROOT / "lit_gpt/model.py").read_text("utf-8"), "utf-8")
+    (tmp_path / "text.py").write_text((ROOT / "lit_gpt/model/gpt.py").read_text("utf-8"), "utf-8")
     short = "--trainer.max_steps 4 --trainer.val_check_interval 2 --trainer.accelerator cpu --data.batch_size 2 "
     short += "--model.config.n_layer 1 --model.config.n_embd 16 --model.config.n_head 2 --model.config.block_size 16 "
     short += "--trainer.precision 32-true --samples.max_new_tokens 5 --data.tokenizer bpe:300"

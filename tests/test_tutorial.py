@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from environment import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gpt.__main__ import main
@@ -102,8 +102,8 @@ def test_every_command_of_the_tutorial_runs(
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     shutil.copytree(DOCS / "tutorial", tmp_path / "docs" / "tutorial")
     (tmp_path / "texts").mkdir()
-    for name in ("pieces", "novelty", "trace"):
-        shutil.copy(ROOT / "lit_gpt" / "insight" / f"{name}.py", tmp_path / "texts")
+    for name in ("tokenizer/printable", "insight/remix/novelty", "generation/trace"):
+        shutil.copy(ROOT / "lit_gpt" / f"{name}.py", tmp_path / "texts")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for line in commands(DOCS / "tutorial.md"):

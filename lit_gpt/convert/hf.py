@@ -9,13 +9,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lit_gpt.config import GPTConfig
 from lit_gpt.convert.hf_config import HINTS, read_config, read_json
 from lit_gpt.convert.source import Source
 from lit_gpt.convert.tokenizer_json import read_tokenizer
 from lit_gpt.convert.weights import Entry, Stored, Table, entries, gather
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 GPT2_TABLE: Table = {
     "wte": "transformer.wte",

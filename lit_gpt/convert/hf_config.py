@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.config import GPTConfig
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.model.config import GPTConfig
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from lit_gpt.command import note
+from lit_gpt.console import note
 from lit_gpt.convert.hf import shard_of
 from lit_gpt.errors import UserError
 

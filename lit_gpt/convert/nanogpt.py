@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.command import note
-from lit_gpt.config import GPTConfig
+from lit_gpt.console import note
 from lit_gpt.convert.pickles import load_plain_pickle, stored_tensors, strip_prefix
 from lit_gpt.convert.source import Source, named_tokenizer
 from lit_gpt.convert.weights import Table, entries, gather
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import CHARACTERS, EVERY_BYTE, Tokenizer
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.tokenizer.tokenizer import CHARACTERS, EVERY_BYTE, Tokenizer
 
 TABLE: Table = {
     "wte": "transformer.wte",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lit_gpt.checkpoint import KEY, read_header
+from lit_gpt.checkpoint.format import KEY, read_header
 from lit_gpt.convert import nanogpt, textbooks
 from lit_gpt.convert.hf import open_hf
 from lit_gpt.convert.hub import fetch_description, fetch_weights
@@ -13,13 +14,32 @@ from lit_gpt.convert.pickles import load_torch, stored_tensors, strip_prefix
 from lit_gpt.convert.source import Source
 from lit_gpt.convert.weights import Entry, gather, model_shapes
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import Tokenizer, get_tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from lit_gpt.model.gpt import GPT
 
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
 
 
 def open_source(source: str, tokenizer: str | None = None, n_head: int | None = None) -> Source:
-    """Recognise `source` and read everything but its weights. See `lit_gpt.convert.open_source`."""
+    """Recognise a checkpoint of any kind and read everything but its weights.
+
+    Args:
+        source: a Hugging Face folder or id, nanoGPT's `ckpt.pt`, a `.pth` of "LLMs from scratch", the transformer
+            book's `model.ckpt`, or a checkpoint of ours. An id that is not in the cache is downloaded.
+        tokenizer: to use instead of the source's: what `get_tokenizer` takes, or the path of nanoGPT's `meta.pkl`.
+        n_head: number of heads, where the source does not say.
+
+    Returns:
+        An object with `config`, `tokenizer` (None where there is none), `weights` (read when asked) and `load()`.
+
+    Raises:
+        UserError: if it is none of these, cannot be had, is damaged, wants to run code, or describes a model that this
+            project does not express (naming the field).
+    """
     path = Path(source).expanduser()
     chosen = None if tokenizer is None else _chosen_tokenizer(tokenizer)
     if path.is_dir():
@@ -32,6 +52,20 @@ def open_source(source: str, tokenizer: str | None = None, n_head: int | None = 
         )
     folder = fetch_description(source)
     return open_hf(folder, source, chosen, lambda: fetch_weights(source, folder))
+
+
+def load_source(source: str, dtype: str | torch.dtype | None = None) -> tuple[GPT, Tokenizer | None]:
+    """The model (on the CPU, in eval mode) and tokenizer of a checkpoint of any kind; what `--init_from` takes.
+
+    Args:
+        source: as for `open_source`.
+        dtype: of the weights; None keeps the source's.
+
+    Raises:
+        UserError: as `open_source`, or for an unknown dtype.
+    """
+    opened = open_source(source).to(dtype)
+    return opened.load(), opened.tokenizer
 
 
 def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> Source:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lit_gpt.checkpoint import build_model
-from lit_gpt.command import note
-from lit_gpt.config import GPTConfig
+from lit_gpt.checkpoint.format import build_model
+from lit_gpt.console import note
 from lit_gpt.convert.weights import DTYPES, Stored
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.model import GPT
-from lit_gpt.tokenizer import Tokenizer, get_tokenizer
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 
 @dataclass(frozen=True)

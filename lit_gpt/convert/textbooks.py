@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.config import PRESETS, GPTConfig
 from lit_gpt.convert.pickles import stored_tensors, strip_prefix
 from lit_gpt.convert.source import Source, named_tokenizer
 from lit_gpt.convert.weights import Stored, Table, entries, gather
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.model.config import PRESETS, GPTConfig
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 RASCHKA_TABLE: Table = {
     "wte": "tok_emb",

@@ -15,11 +15,11 @@ from typing import Any
 
 import tokenizers
 
-from lit_gpt.command import note
+from lit_gpt.console import note
 from lit_gpt.convert import patterns
 from lit_gpt.convert.hf_config import read_json
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import Tokenizer, byte_alphabet
+from lit_gpt.tokenizer.tokenizer import Tokenizer, byte_alphabet
 
 LETTER_OF = {byte: letter for letter, byte in byte_alphabet().items()}
 BYTE_OF = byte_alphabet()

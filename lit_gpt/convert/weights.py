@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lit_gpt.config import GPTConfig
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
 
 Table = Mapping[str, "str | tuple[str, ...]"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

@@ -16,15 +16,15 @@ from typing import IO, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lit_gpt.checkpoint import model_checkpoint
-from lit_gpt.command import note
+from lit_gpt.atomic import atomic_write, sync_folder
+from lit_gpt.checkpoint.format import model_checkpoint
+from lit_gpt.console import note
 from lit_gpt.convert.hf import plan_of
 from lit_gpt.convert.hf_config import read_config, write_config
 from lit_gpt.convert.source import Source
 from lit_gpt.convert.tokenizer_json import write_tokenizer, write_tokenizer_config
 from lit_gpt.convert.weights import Stored, model_shapes, scatter
 from lit_gpt.errors import UserError
-from lit_gpt.files import atomic_write, sync_folder
 
 SHARD_BYTES = 5_000_000_000
 _NOTE_BYTES = 1 << 30  # a remark for each GiB

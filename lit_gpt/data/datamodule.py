@@ -8,15 +8,15 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_gpt.command import note
+from lit_gpt.console import note
 from lit_gpt.data.index import ShardIndex
 from lit_gpt.data.loader import Cursor, EvalLoader, Share, TrainLoader
-from lit_gpt.data.order import Order
 from lit_gpt.data.remote import RemoteFolder, is_remote
 from lit_gpt.data.shards import TokenStream, is_prepared, load_index, stream_of
+from lit_gpt.data.shuffle import Order
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import FILE_NAME as TOKENIZER
-from lit_gpt.tokenizer import Tokenizer, get_tokenizer, is_trained
+from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained
 
 REMOTE_WINDOW = 1 << 25  # tokens: shuffled at least so far when shards are fetched
 

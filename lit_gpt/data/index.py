@@ -8,8 +8,8 @@ import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from lit_gpt.atomic import atomic_write
 from lit_gpt.errors import UserError
-from lit_gpt.files import atomic_write
 
 INDEX = "index.json"
 INDEX_VERSION = 1

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gpt.data.order import Order
 from lit_gpt.data.shards import TokenStream, check_ids
+from lit_gpt.data.shuffle import Order
 
 Batch = tuple[Tensor, Tensor]  # idx and targets, int64 (B, T)
 IGNORE = -100  # a target that does not count

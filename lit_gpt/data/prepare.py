@@ -16,19 +16,20 @@ from typing import Any
 
 from jsonargparse import ActionYesNo
 
-from lit_gpt.command import make_parser, note
+from lit_gpt.console import note
 from lit_gpt.data.index import Shard, ShardIndex
-from lit_gpt.data.journal import DOWNLOADS, Journal, locked
+from lit_gpt.data.inspect_shards import check, show
+from lit_gpt.data.merge_sample import sample
+from lit_gpt.data.prepare_state import DOWNLOADS, Journal, locked
 from lit_gpt.data.readers import DOCUMENT, Text, read_texts
-from lit_gpt.data.sample import sample
 from lit_gpt.data.shards import ShardWriter, dtype_for, load_index, write_shard
-from lit_gpt.data.show import check, show
 from lit_gpt.data.sources import OnRead, Source, fetch, find_sources
 from lit_gpt.data.splits import ENOUGH, Piece, Split
 from lit_gpt.data.workers import Job, Result, Workers
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import FILE_NAME as TOKENIZER
-from lit_gpt.tokenizer import Tokenizer, get_tokenizer, is_trained, train_tokenizer
+from lit_gpt.options import make_parser
+from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained, train_tokenizer
 
 RULES = 1  # raise it when the same input is to give other shards
 JOB = 1 << 19  # characters that a worker gets at a time

@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lit_gpt.atomic import atomic_write
 from lit_gpt.data.index import INDEX, Shard, ShardIndex
 from lit_gpt.data.shards import HEADER_BYTES, check_hash, compare, describe, index_of
 from lit_gpt.errors import UserError
-from lit_gpt.files import atomic_write
 
 ATTEMPTS = 5
 FIRST_DELAY = 1.0  # seconds before the second attempt; each later one waits twice as long

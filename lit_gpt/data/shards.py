@@ -22,9 +22,9 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from lit_gpt.atomic import atomic_write
 from lit_gpt.data.index import INDEX, Shard, ShardIndex
 from lit_gpt.errors import UserError
-from lit_gpt.files import atomic_write
 
 Tokens = npt.NDArray[np.unsignedinteger]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_gpt.atomic import atomic_write
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.files import atomic_write
 
 STDLIB = "stdlib"
 TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}

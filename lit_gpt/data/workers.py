@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 START = "import lit_gpt.data.workers as workers; workers.serve()"
 AHEAD = 2  # jobs a worker may have waiting, so that it never waits itself

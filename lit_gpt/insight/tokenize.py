@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.command import make_parser, note
+from lit_gpt.console import note
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.insight.pieces import show_bytes, show_token
-from lit_gpt.tokenizer import Tokenizer, get_tokenizer, is_trained, train_tokenizer
+from lit_gpt.options import make_parser
+from lit_gpt.tokenizer.printable import show_bytes, show_token
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained, train_tokenizer
 
 FILE = "FILE:"
 """A text that starts so names a file instead, as in `predict --start`."""
@@ -97,7 +98,7 @@ def _tokenizers(args: Any, text: str | None) -> list[Tokenizer]:
 
 
 def _from_checkpoint(path: str) -> Tokenizer:
-    from lit_gpt.checkpoint import read_header, resolve_ckpt_path
+    from lit_gpt.checkpoint.format import read_header, resolve_ckpt_path
 
     header = read_header(resolve_ckpt_path(path))
     if header.tokenizer is None:

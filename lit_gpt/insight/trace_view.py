@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lit_gpt.atomic import atomic_write
 from lit_gpt.data.prompts import Prompt
-from lit_gpt.decoding.complete import Completion
 from lit_gpt.errors import UserError
-from lit_gpt.files import atomic_write
-from lit_gpt.insight.trace import Candidate, Step, Trace, Tracer, traces
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.generation.complete import Completion
+from lit_gpt.generation.trace import Candidate, Step, Trace, Tracer, traces
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 _SHOWN = 5  # candidates in a row of the terminal's table
 

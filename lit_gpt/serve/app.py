@@ -1,4 +1,4 @@
-"""The routes, and `lit_gpt serve`."""
+"""The routes of the server."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from starlette.exceptions import HTTPException
 
 from lit_gpt.errors import UserError
 from lit_gpt.serve import protocol as P
+from lit_gpt.serve.api_errors import ApiError, bad_request, from_router, from_validation
 from lit_gpt.serve.chat import plan_chat
-from lit_gpt.serve.coin import next_token
 from lit_gpt.serve.completions import Plan, plan_completion, streamed, whole
-from lit_gpt.serve.faults import ApiError, bad_request, from_router, from_validation
-from lit_gpt.serve.metrics import CONTENT_TYPE
 from lit_gpt.serve.middleware import BodyLimit, Gate, RequestLog
+from lit_gpt.serve.next_token import next_token
+from lit_gpt.serve.prometheus import CONTENT_TYPE
 from lit_gpt.serve.service import Service, as_prompts
 from lit_gpt.serve.streaming import EventStream, answer
 
@@ -202,14 +202,3 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
-
-
-def main(argv: list[str]) -> int:
-    """Run `lit_gpt serve`.
-
-    Raises:
-        UserError: for options that make no sense, before anything is loaded.
-    """
-    from lit_gpt.serve.launch import run
-
-    return run(argv)

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lit_gpt.decoding.output import Token
+from lit_gpt.generation.outputs import Token
+from lit_gpt.serve.api_errors import bad_request
 from lit_gpt.serve.completions import Entry, Piece, Plan, Shape, finite
-from lit_gpt.serve.faults import bad_request
 from lit_gpt.serve.protocol import ChatRequest, Message
 from lit_gpt.serve.service import Service
 

@@ -9,12 +9,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lit_gpt.decoding.output import Output, Token
-from lit_gpt.decoding.params import GenerationConfig
-from lit_gpt.serve.faults import ApiError
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.generation.outputs import Output, Token
+from lit_gpt.serve.api_errors import ApiError
 from lit_gpt.serve.protocol import CompletionRequest, Sampling
 from lit_gpt.serve.service import Service
-from lit_gpt.tokenizer import TextStream
+from lit_gpt.tokenizer.tokenizer import TextStream
 
 
 class Entry(NamedTuple):

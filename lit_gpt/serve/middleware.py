@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lit_gpt.serve.faults import ApiError
-from lit_gpt.serve.metrics import Metrics
+from lit_gpt.serve.api_errors import ApiError
+from lit_gpt.serve.prometheus import Metrics
 
 log = logging.getLogger("lit_gpt.serve")
 

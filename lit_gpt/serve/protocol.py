@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from lit_gpt.decoding.params import GenerationConfig
-from lit_gpt.serve.faults import bad_request
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.serve.api_errors import bad_request
 
 
 def _encodable(text: str) -> str:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_gpt.config import GPTConfig
-from lit_gpt.decoding.complete import encode_prompt
-from lit_gpt.serve.faults import ApiError, bad_request
-from lit_gpt.serve.metrics import Metrics
+from lit_gpt.generation.complete import encode_prompt
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.serve.api_errors import ApiError, bad_request
+from lit_gpt.serve.prometheus import Metrics
 from lit_gpt.serve.protocol import Prompt, Sampling
 from lit_gpt.serve.worker import Worker
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 _LONG_TEXT = 4096
 """Characters from which on tokenising leaves the event loop: shorter ones take less than the hand-over."""

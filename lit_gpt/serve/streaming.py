@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lit_gpt.serve.faults import ApiError
-from lit_gpt.serve.metrics import Metrics
+from lit_gpt.serve.api_errors import ApiError
 from lit_gpt.serve.middleware import where_it_failed
+from lit_gpt.serve.prometheus import Metrics
 
 log = logging.getLogger("lit_gpt.serve")
 

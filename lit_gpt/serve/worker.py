@@ -15,14 +15,14 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from lit_gpt.decoding.engine import Engine
-from lit_gpt.decoding.output import Output
-from lit_gpt.decoding.params import GenerationConfig
-from lit_gpt.decoding.run import Strategy
 from lit_gpt.errors import UserError
-from lit_gpt.serve.faults import ApiError, bad_request
-from lit_gpt.serve.metrics import Metrics
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.generation import Strategy
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.generation.outputs import Output
+from lit_gpt.serve.api_errors import ApiError, bad_request
 from lit_gpt.serve.middleware import where_it_failed
+from lit_gpt.serve.prometheus import Metrics
 
 log = logging.getLogger("lit_gpt.serve")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lit_gpt.config import GPTConfig
-from lit_gpt.decoding.complete import complete
-from lit_gpt.decoding.engine import Engine
-from lit_gpt.decoding.params import GenerationConfig
-from lit_gpt.model import GPT
+from lit_gpt.generation.complete import complete
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
 
 V, BLOCK, EOS = 97, 256, 5
 PROMPTS = [[1, 2, 3], [7], [9, 8, 7, 6, 5, 4, 3, 2]]

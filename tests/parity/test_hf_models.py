@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gpt.convert import load_source, open_source
+from lit_gpt.convert.recognise import load_source, open_source
 from lit_gpt.convert.write import write_hf, write_lit_gpt
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT
+from lit_gpt.model.gpt import GPT
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()

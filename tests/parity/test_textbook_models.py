@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gpt.convert import load_source, open_source
+from lit_gpt.convert.recognise import load_source, open_source
 from lit_gpt.convert.write import write_hf, write_lit_gpt
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import CHARACTERS, EVERY_BYTE, Tokenizer
+from lit_gpt.tokenizer.tokenizer import CHARACTERS, EVERY_BYTE, Tokenizer
 
 V, C, H, N, T = 65, 32, 4, 2, 24
 

@@ -1,0 +1,198 @@
+"""Our checkpoint on disk ↔ model and tokenizer, safely and whole. Knows no Lightning, so that serving starts fast.
+
+The file is what Lightning writes (`torch.save` of plain values and tensors) with one entry of ours, "lit_gpt", which
+makes it complete: shape, tokenizer, precision. It is always read with `weights_only=True`: no code in it can run.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gpt.atomic import atomic_write
+from lit_gpt.errors import UserError
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+KEY = "lit_gpt"
+_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says of itself, read without its weights.
+
+    Attributes:
+        path: the file.
+        config: the model's shape.
+        tokenizer: `Tokenizer.to_dict()`, or None for a model that was trained on bare ids.
+        precision: the Trainer precision that it was trained with, if known.
+        hyper_parameters: the LightningModule's, plain values.
+        data: the DataModule's, plain values.
+        step: optimizer steps taken.
+    """
+
+    path: Path
+    config: GPTConfig
+    tokenizer: dict[str, Any] | None
+    precision: str | None
+    hyper_parameters: dict[str, Any]
+    data: dict[str, Any]
+    step: int
+
+
+def header_entry(config: GPTConfig, tokenizer: Tokenizer | None, precision: str | None = None) -> dict[str, Any]:
+    """The value of the checkpoint's "lit_gpt" entry."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "config": config.to_dict(),
+        "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
+        "precision": precision,
+    }
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read everything but the weights, in milliseconds whatever the model's size.
+
+    Raises:
+        UserError: if the file is missing, truncated, not a checkpoint of ours or of a newer format.
+    """
+    checkpoint = load_checkpoint(path, "meta")
+    entry = checkpoint[KEY]
+    return Header(
+        path=Path(path),
+        config=GPTConfig.from_dict(entry["config"]),
+        tokenizer=entry["tokenizer"],
+        precision=entry.get("precision"),
+        hyper_parameters=checkpoint.get("hyper_parameters") or {},
+        data=checkpoint.get("datamodule_hyper_parameters") or {},
+        step=checkpoint.get("global_step", 0),
+    )
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The model's tensors by the names of `GPT.state_dict`, mapped from the file rather than copied."""
+    state = load_checkpoint(path)["state_dict"]
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[GPT, Tokenizer | None]:
+    """The model (on the CPU, in the dtype it was saved in, in eval mode) and its tokenizer.
+
+    Raises:
+        UserError: as `read_header`, or if the weights do not fit the shape that the file itself states.
+    """
+    header = read_header(path)
+    model = build_model(header.config, read_weights(path), str(path))
+    return model, None if header.tokenizer is None else Tokenizer.from_dict(header.tokenizer)
+
+
+def build_model(config: GPTConfig, weights: dict[str, Tensor], source: str) -> GPT:
+    """A GPT in eval mode that uses `weights` as they are, without a second copy in memory.
+
+    Raises:
+        UserError: listing every missing, unexpected and misshapen tensor of `source`.
+    """
+    with torch.device("meta"):
+        model = GPT(config)
+    if config.tie_embeddings and "wte.weight" in weights:
+        weights = {**weights, "lm_head.weight": weights["wte.weight"]}
+    check_weights(model, weights, source)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+def check_weights(model: GPT, weights: dict[str, Tensor], source: str) -> None:
+    """Hold `weights` against the model's names and shapes.
+
+    Raises:
+        UserError: listing every missing, unexpected and misshapen tensor.
+    """
+    wanted = model.state_dict()
+    faults = [f"{name} is missing" for name in wanted if name not in weights]
+    faults += [f"{name} is not part of this model" for name in weights if name not in wanted]
+    faults += [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if faults:
+        raise UserError(f"the weights in {source} do not fit the model: {'; '.join(faults)}")
+
+
+def save_model(path: str | os.PathLike[str], model: GPT, tokenizer: Tokenizer | None) -> None:
+    """Write model and tokenizer as a checkpoint that every command takes, without training state."""
+    save_checkpoint(path, model_checkpoint(model.config, tokenizer, model.state_dict()))
+
+
+def model_checkpoint(config: GPTConfig, tokenizer: Tokenizer | None, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The checkpoint dict of a model without training state; `state` is by the names of `GPT.state_dict`."""
+    return {
+        "state_dict": {_PREFIX + name: tensor for name, tensor in state.items()},
+        "hyper_parameters": {"config": config.to_dict()},
+        "epoch": 0,
+        "global_step": 0,
+        # Lightning refuses to read a checkpoint that does not say which Lightning wrote it.
+        "pytorch-lightning_version": version("lightning"),
+        KEY: header_entry(config, tokenizer),
+    }
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint dict whole: beside its place, flushed, then renamed into it."""
+    with atomic_write(path) as file:
+        torch.save(checkpoint, file)
+
+
+def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, Any]:
+    """The checkpoint's dict, tensors mapped from the file (or without data, on the meta device).
+
+    Raises:
+        UserError: if the file is missing, truncated, not a checkpoint of ours or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        where = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        raise UserError(f"checkpoint {path} {where}: give the path of a .ckpt file, or `last` for the newest run")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it wants to run {wanted.group(1)}" if wanted else "it holds more than plain values and tensors"
+        raise UserError(f"checkpoint {path} is refused: {what}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError):
+        raise UserError(f"checkpoint {path} is truncated or no checkpoint: use another, or write it again") from None
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+        raise UserError(f"{path} is not a lit_gpt checkpoint: `lit_gpt convert` reads those of other projects")
+    found = checkpoint[KEY].get("format_version")
+    if found != FORMAT_VERSION:
+        raise UserError(
+            f"checkpoint {path} has format version {found}, this lit_gpt reads {FORMAT_VERSION}: upgrade it"
+        )
+    return checkpoint
+
+
+def resolve_ckpt_path(ckpt_path: str, root: str | os.PathLike[str] = ".") -> Path:
+    """`last` and `best` → the newest such checkpoint under `root`/lightning_logs; anything else is a path.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if ckpt_path not in ("last", "best"):
+        return Path(ckpt_path)
+    logs = Path(root) / "lightning_logs"
+    found = [path for path in logs.rglob(f"{ckpt_path}*.ckpt") if path.exists()]
+    if not found:
+        raise UserError(f"ckpt_path={ckpt_path}: no run under {logs} has written a checkpoint yet; give a path")
+    return max(found, key=lambda path: path.stat().st_mtime_ns)

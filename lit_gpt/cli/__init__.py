@@ -1,0 +1,1 @@
+"""The subcommands that Lightning's CLI drives: fit, validate, test, predict."""

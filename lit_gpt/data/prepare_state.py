@@ -1,0 +1,154 @@
+"""What a preparation remembers while it is under way, so that a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.atomic import atomic_write
+from lit_gpt.data.index import INDEX, Shard
+from lit_gpt.data.shards import JOURNAL, describe_file, is_prepared
+from lit_gpt.data.splits import Split
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
+
+DOWNLOADS = ".downloads"
+
+
+@dataclass
+class Journal:
+    """The state of a preparation, in `prepare.json`.
+
+    It stays beside the finished index: the same command then knows that there is nothing to do.
+
+    Attributes:
+        folder: where the shards are.
+        recipe: hash of all that decides what the shards contain.
+        split: the rule, settled; None before that.
+        size: bytes of text that the rule reckons with.
+        jobs: how many jobs the finished shards hold.
+        shards: the finished ones, in order of writing.
+    """
+
+    folder: Path
+    recipe: str
+    split: Split | None = None
+    size: int = 0
+    jobs: int = 0
+    shards: list[Shard] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: Path, recipe: dict[str, Any], overwrite: bool) -> Journal:
+        """Go on with what `folder` holds, or begin in an empty one.
+
+        Raises:
+            UserError: it holds something else, and `overwrite` is false.
+        """
+        wanted = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        journal = cls._read(folder)
+        complete = (folder / INDEX).exists()
+        if journal and journal.recipe == wanted and not (complete and overwrite):
+            return journal
+        occupied = is_prepared(folder) or any((folder / name).exists() for name in (JOURNAL, TOKENIZER))
+        if occupied and not overwrite:
+            what = "shards made otherwise" if complete or not journal else "an unfinished preparation of something else"
+            raise UserError(f"{folder} already holds {what}: choose another --output, or replace them with --overwrite")
+        return cls(folder, wanted)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Journal | None:
+        """The journal in `folder`, if there is one that can be gone on with."""
+        if not (folder / JOURNAL).exists():
+            return None
+        try:
+            values = json.loads((folder / JOURNAL).read_text("utf-8"))
+            shards = [Shard(**shard) for shard in values["shards"]]
+            intact = all(describe_file(folder / shard.name)[1].tokens == shard.tokens for shard in shards)
+            split = Split.parse(values["val_split"])
+            return cls(folder, values["recipe"] if intact else "", split, values["size"], values["jobs"], shards)
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(folder, "")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the index stands, which is written last."""
+        return (self.folder / INDEX).exists()
+
+    def begin(self, split: Split, size: int) -> None:
+        """Empty the folder and write down the plan."""
+        self._clear()
+        self.split, self.size = split, size
+        self._write()
+
+    def add(self, jobs: int, shards: list[Shard]) -> None:
+        """Some more jobs are in these shards, which are on disk."""
+        self.jobs += jobs
+        self.shards += shards
+        self._write()
+
+    def _write(self) -> None:
+        values = {
+            "recipe": self.recipe,
+            "val_split": str(self.split),
+            "size": self.size,
+            "jobs": self.jobs,
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+        with atomic_write(self.folder / JOURNAL, "w") as file:
+            json.dump(values, file, indent=1)
+
+    def abandon(self) -> None:
+        """Remove all that was written since `begin`; what stood there before it is left alone."""
+        self.remove_downloads()
+        if self.split:
+            self._clear()
+
+    def remove_downloads(self) -> None:
+        """Remove what was fetched."""
+        shutil.rmtree(self.folder / DOWNLOADS, ignore_errors=True)
+
+    def _clear(self) -> None:
+        """Remove what makes a folder of shards, the index first: without it nothing is taken for complete."""
+        (self.folder / INDEX).unlink(missing_ok=True)
+        for path in self.folder.glob("*.bin"):
+            if Shard(path.name, 0, 0).split:
+                path.unlink()
+        for name in (TOKENIZER, JOURNAL):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder` and keep others out of it; what a killed process left half-written in it is removed.
+
+    A folder that was made here and is still empty at the end is removed again.
+
+    Raises:
+        UserError: it cannot be made, or another process is writing to it.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be the output folder ({error.strerror}); choose another") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in [*folder.glob(".*.partial"), *folder.glob(f"{DOWNLOADS}/.*.partial")]:
+            path.unlink()
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another lit_gpt prepare is writing to it; wait for it to end") from error
+    finally:
+        os.close(descriptor)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()

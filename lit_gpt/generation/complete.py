@@ -1,0 +1,125 @@
+"""From prompts to finished texts: many prompts through one engine, each as soon as there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from lit_gpt.errors import UserError
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.generation import Value
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.generation.outputs import FinishReason, Output, Token
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+"""Text, or ids."""
+
+
+@dataclass
+class Completion:
+    """A whole continuation.
+
+    Attributes:
+        text: without the stop string; "" where there is no tokenizer.
+        tokens: with the log-probabilities that were asked for.
+        finish_reason: why it ended.
+        score: of a beam.
+        error: what went wrong, with finish_reason `error`.
+        prompt: the prompt's tokens, if `prompt_logprobs` asked for them and this is the first continuation.
+    """
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    score: float | None = None
+    error: str | None = None
+    prompt: list[Token] | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens' ids."""
+        return [token.id for token in self.tokens]
+
+    def add(self, output: Output) -> None:
+        """Take the news."""
+        self.text += output.text
+        self.tokens += output.tokens
+        self.finish_reason = output.finish_reason
+        self.score = output.score
+        self.error = output.error
+        self.prompt = output.prompt or self.prompt
+
+
+def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt) -> list[int]:
+    """Ids of a prompt. Text gets what must stand before every text in front; ids are taken as they are.
+
+    Raises:
+        UserError: for text where there is no tokenizer.
+    """
+    if not isinstance(prompt, str):
+        return [int(token) for token in prompt]
+    if tokenizer is None:
+        raise UserError("this model came without a tokenizer: give the prompt as token ids")
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return start + tokenizer.encode(prompt)
+
+
+Place = TypeVar("Place")
+
+
+class Completions(Generic[Place]):
+    """Prompts that are being continued with one engine and one set of settings, and which prompt is which."""
+
+    def __init__(self, engine: Engine, generation: GenerationConfig, value: Value | None = None) -> None:
+        self._engine = engine
+        self._generation = generation
+        self._value = value
+        self._places: dict[int, Place] = {}  # request → place
+        self._unfinished: dict[int, dict[int, Completion]] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another prompt would find work to be short: enough wait to fill the next free rows."""
+        return self._engine.n_waiting < max(1, self._engine.rows.n_row // 4)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a prompt is unfinished."""
+        return bool(self._unfinished)
+
+    def add(self, place: Place, ids: Sequence[int]) -> None:
+        """Begin with a prompt; `place` is the caller's name for it."""
+        request = self._engine.submit(ids, self._generation, self._value)
+        self._places[request], self._unfinished[request] = place, {}
+
+    def step(self) -> list[tuple[Place, list[Completion]]]:
+        """One step of the engine: the prompts that are finished now, with their continuations."""
+        outputs = self._engine.step()
+        for output in outputs:
+            self._unfinished[output.request].setdefault(output.index, Completion()).add(output)
+        finished = []
+        for request in dict.fromkeys(output.request for output in outputs):
+            made = self._unfinished[request]
+            if len(made) >= self._generation.continuations and all(one.finish_reason for one in made.values()):
+                del self._unfinished[request]
+                finished.append((self._places.pop(request), [made[index] for index in sorted(made)]))
+        return finished
+
+
+def complete(
+    engine: Engine, prompts: Iterable[Sequence[int]], generation: GenerationConfig, value: Value | None = None
+) -> Iterator[tuple[int, list[Completion]]]:
+    """Continue all prompts; they are taken from `prompts` only as there is room for them.
+
+    Yields:
+        (place of the prompt, its continuations), as they are finished.
+    """
+    completions: Completions[int] = Completions(engine, generation, value)
+    for place, ids in enumerate(prompts):
+        while not completions.has_room:
+            yield from completions.step()
+        completions.add(place, ids)
+    while completions.busy:
+        yield from completions.step()

@@ -1,0 +1,45 @@
+"""Contrastive search (Su et al. 2022, arXiv 2202.06417): likely, and unlike everything said so far."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_gpt.generation.generation import Run, Steps
+from lit_gpt.generation.rows import Feed
+
+
+def contrastive(run: Run) -> Steps:
+    """Among the k likeliest tokens v take the one with the largest (1 - α) · p(v | x) - α · max_j cos(h_v, h_j).
+
+    h_v is the hidden state after the final norm once v itself was fed; each candidate has its own, so all k are fed, in
+    one pass, to copies of the row. j runs over every token before, the prompt's included, each with the state it had
+    when it was read. The winner's row is the next text; the others' differ from it in one token, which is all that is
+    copied.
+    """
+    alpha, k = run.generation.penalty_alpha, run.generation.candidates
+    feed, states = yield from run.read_prompt(hidden=True)
+    assert states is not None
+    row, logits = feed.row, feed.logits
+    past = F.normalize(states, dim=-1)  # (S, C)
+    while True:
+        probabilities, ids = run.processors.shape(logits)[0].softmax(-1).topk(min(k, logits.size(-1)))
+        ids, probabilities = ids[probabilities > 0], probabilities[probabilities > 0]
+        rows = [row, *(run.fork(row) for _ in ids[1:])]
+        feeds = yield [Feed(one, [token], hidden=True) for one, token in zip(rows, ids.tolist())]
+        candidates = F.normalize(torch.cat([feed.states for feed in feeds]), dim=-1)  # (k, C)
+        chosen = int(contrastive_scores(probabilities, candidates, past, alpha).argmax())
+        if run.emit(run.processors.report(logits[-1], int(ids[chosen]))):
+            return
+        row, logits = rows[chosen], feeds[chosen].logits
+        for one in rows:
+            if one is not row:
+                run.free(one)
+        past = torch.cat([past, candidates[chosen : chosen + 1]])
+
+
+def contrastive_scores(probabilities: Tensor, candidates: Tensor, past: Tensor, alpha: float) -> Tensor:
+    """(k,) scores of k tokens, from their (k,) probabilities and unit states: theirs (k, C), the past's (S, C)."""
+    penalty = (candidates @ past.T).amax(-1)
+    return (1 - alpha) * probabilities - alpha * penalty.to(probabilities.dtype)

@@ -1,0 +1,1 @@
+"""`lit_gpt info`: parameters, shapes, memory, FLOPs."""

@@ -1,0 +1,199 @@
+"""`lit_gpt info`: what a model is made of and what it will cost, before a single weight exists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import UserError, nearest
+from lit_gpt.insight.info.describe import Subject, describe, dtype_name
+from lit_gpt.insight.info.table import print_hardware, print_info
+from lit_gpt.model.config import PRESETS, GPTConfig
+from lit_gpt.options import CommandParser
+
+# Where the shape comes from ------------------------------------------------------------------------------------------
+
+
+def subject_from_preset(preset: str) -> Subject:
+    """A named shape. Raises UserError, with the nearest right name, when there is none."""
+    return Subject(f"preset {preset}", GPTConfig.from_preset(preset))
+
+
+def subject_from_checkpoint(path: str) -> Subject:
+    """A checkpoint of ours, without reading its weights; `last` and `best` are the newest run's.
+
+    Raises:
+        UserError: if there is none, or it is no checkpoint.
+    """
+    from lit_gpt.checkpoint.format import load_checkpoint, read_header, resolve_ckpt_path
+
+    file = resolve_ckpt_path(path)
+    header = read_header(file)
+    state = load_checkpoint(file, "meta")["state_dict"]
+    dtypes = {name.removeprefix("model."): dtype_name(tensor) for name, tensor in state.items()}
+    values = header.hyper_parameters
+    training = {
+        "batch_size": header.data.get("batch_size"),
+        "precision": header.precision,
+        "optimizer": (values.get("optimizer") or {}).get("name"),
+        "activation_checkpointing": values.get("activation_checkpointing"),
+    }
+    return Subject(str(file), header.config, _known(training), dtypes)
+
+
+def subject_from_source(source: str) -> Subject:
+    """A model of another project, as `lit_gpt convert` reads it. Raises UserError if it is none."""
+    from lit_gpt.convert.recognise import open_source
+
+    return Subject(source, open_source(source).config)
+
+
+def subject_from_config(path: str) -> Subject:
+    """A YAML file: one that `lit_gpt fit` takes, or a bare mapping of `GPTConfig`'s fields (and `preset`).
+
+    Raises:
+        UserError: if it is missing, no mapping, or describes no model.
+    """
+    values = _read_yaml(path)
+    if "model" not in values:
+        if {"trainer", "data"} & values.keys():
+            raise UserError(f'{path} has no "model" section: give --preset, or add one')
+        return Subject(path, _shape(values, None, path))
+    model, data, trainer = (values.get(name) or {} for name in ("model", "data", "trainer"))
+    shape = {**(model.get("config") or {}), **({"preset": model["preset"]} if model.get("preset") else {})}
+    training = {
+        "batch_size": data.get("batch_size"),
+        "precision": trainer.get("precision"),
+        "optimizer": (model.get("optimizer") or {}).get("name"),
+        "accumulate_grad_batches": trainer.get("accumulate_grad_batches"),
+        "activation_checkpointing": model.get("activation_checkpointing"),
+    }
+    return Subject(path, _shape(shape, _vocabulary(data), path), _known(training))
+
+
+def _shape(values: dict[str, Any], vocabulary: int | None, path: str) -> GPTConfig:
+    rest = {name: value for name, value in values.items() if name != "preset"}
+    if vocabulary is not None and rest.get("vocab_size") is None:
+        rest["vocab_size"] = vocabulary
+    try:
+        if values.get("preset"):
+            return GPTConfig.from_preset(values["preset"], **rest)
+        return GPTConfig.from_dict(rest)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _vocabulary(data: dict[str, Any]) -> int | None:
+    """The number of ids that `fit` will find: the prepared folder's tokenizer, else the named one; None if unknown.
+
+    Characters are counted when the text is prepared, so their number is not known before that.
+    """
+    from lit_gpt.tokenizer.tokenizer import FILE_NAME, Tokenizer, get_tokenizer, is_trained
+
+    folder, spec = data.get("path"), data.get("tokenizer")
+    if folder and (Path(folder) / FILE_NAME).is_file():
+        return Tokenizer.load(folder).n_vocab
+    if not spec:
+        return None
+    if is_trained(spec):
+        return int(spec[4:]) if spec.startswith("bpe:") else None
+    return get_tokenizer(spec).n_vocab
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror or error}; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config {path} holds no mapping: give one that `lit_gpt fit` takes, or GPTConfig's fields")
+    return values
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# The program ---------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int | None:
+    """`lit_gpt info`."""
+    args = _parser().parse_args(argv)
+    sources = {name: args[name] for name in _SOURCES if args[name] is not None}
+    if args.format not in ("table", "json"):
+        raise UserError(f"format {args.format!r} is unknown: {nearest(args.format, ['table', 'json'])}")
+    if len(sources) != 1 and not (args.hardware and not sources):
+        raise UserError(
+            f"give one of --preset, --config, --ckpt_path and --init_from, not {len(sources)}: presets are {_presets()}"
+        )
+    results: dict[str, Any] = {}
+    if args.hardware:
+        from lit_gpt.train.precision import hardware_table
+
+        results["hardware"] = dict(hardware_table())
+    if sources:
+        name, value = sources.popitem()
+        subject = _SOURCES[name](value)
+        info = describe(subject, **{name: args[name] for name in _SETTINGS})
+        results = {**info.to_dict(), **results}
+    if args.format == "json":
+        print(json.dumps(results, indent=1))
+        return 0
+    if sources or "source" in results:
+        print_info(info)
+    if args.hardware:
+        print_hardware(results["hardware"])
+    return 0
+
+
+_SOURCES: dict[str, Callable[[str], Subject]] = {
+    "preset": subject_from_preset,
+    "config": subject_from_config,
+    "ckpt_path": subject_from_checkpoint,
+    "init_from": subject_from_source,
+}
+_SETTINGS = (
+    "batch_size",
+    "context",
+    "precision",
+    "optimizer",
+    "accumulate_grad_batches",
+    "activation_checkpointing",
+)
+
+
+def _presets() -> str:
+    return ", ".join(PRESETS)
+
+
+def _parser() -> Any:
+    # `--config` is the model to describe here, not a file of this command's options.
+    parser = CommandParser(
+        prog="lit_gpt info",
+        description="Parameters, shapes, memory and FLOPs of a checkpoint, a configuration or a preset.",
+        default_env=True,
+        env_prefix="LIT_GPT_INFO_",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--preset", type=str | None, help=f"a named shape: {_presets()}")
+    parser.add_argument("--config", type=str | None, help="a YAML file for `lit_gpt fit`, or of GPTConfig's fields")
+    parser.add_argument("--ckpt_path", type=str | None, help="a checkpoint, or last or best")
+    parser.add_argument(
+        "--init_from", type=str | None, help="what `lit_gpt convert` reads: a Hugging Face folder or id"
+    )
+    parser.add_argument("--format", type=str, default="table", help="table or json")
+    parser.add_argument("--hardware", action="store_true", help="what `precision: auto` looks at on this machine")
+    parser.add_argument("--batch_size", type=int | None, help="sequences of a micro-batch, for the training memory")
+    parser.add_argument("--context", type=int | None, help="tokens of a sequence; the model's block_size if left out")
+    parser.add_argument("--precision", type=str | None, help="of training: 32-true, bf16-mixed, …")
+    parser.add_argument("--optimizer", type=str | None, help="adamw or muon")
+    parser.add_argument("--accumulate_grad_batches", type=int | None, help="micro-batches of an optimizer step")
+    parser.add_argument("--activation_checkpointing", type=bool | None, help="keep one activation per block")
+    return parser

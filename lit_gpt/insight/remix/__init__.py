@@ -1,0 +1,1 @@
+"""`lit_gpt remix`: how much of what a model writes is verbatim training text."""

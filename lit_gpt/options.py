@@ -1,0 +1,64 @@
+"""What the plain subcommands (`prepare`, `serve`, `convert`, `info`, …) share: one parser, one manner."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from lit_gpt.errors import UserError
+
+
+class OneLineErrors:
+    """What makes a jsonargparse parser report bad input as one line that names the nearest right key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise `UserError`; the program turns it into one line and exit status 2."""
+        if isinstance(ex, UserError):
+            raise ex
+        line = " ".join(str(message).split())
+        unknown = re.search(r"(?:unrecognized arguments:|does not accept option|not expected:?) ['\"]?(-*[\w.]+)", line)
+        if unknown:
+            line = f'unknown option "{unknown[1]}": {self._nearest(unknown[1])}'
+        raise UserError(line)
+
+    def _nearest(self, option: str) -> str:
+        dashes = "--" if option.startswith("-") else ""
+        known = [dashes + key for parser in self._parsers() for key in parser_keys(parser)]
+        close = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
+        return f'did you mean "{close[0]}"?' if close else "--help lists them"
+
+    def _parsers(self) -> list[ArgumentParser]:
+        """This parser and its subcommands'."""
+        parsers: list[Any] = [self]
+        for action in self._actions:  # type: ignore[attr-defined]
+            if isinstance(action.choices, dict):
+                parsers += action.choices.values()
+        return parsers
+
+
+class CommandParser(OneLineErrors, ArgumentParser):
+    """The parser of a plain subcommand."""
+
+
+def parser_keys(parser: ArgumentParser) -> list[str]:
+    """Every dotted key that `parser` takes."""
+    return [action.dest for action in parser._actions]
+
+
+def make_parser(name: str, description: str) -> Any:
+    """A parser for `lit_gpt NAME`: `--config FILE` (repeatable), `--print_config`, `LIT_GPT_NAME__KEY`.
+
+    Precedence is jsonargparse's own: default < environment < file < flag.
+    """
+    parser = CommandParser(
+        prog=f"lit_gpt {name}",
+        description=description,
+        default_env=True,
+        env_prefix=f"LIT_GPT_{name.upper()}_",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of these options; can be given several times")
+    return parser

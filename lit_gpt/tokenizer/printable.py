@@ -1,0 +1,38 @@
+"""How a token is shown to people: text where its bytes are whole characters, the bytes themselves where not."""
+
+from __future__ import annotations
+
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+_SPACE = "␣"
+_CONTROL = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def show_bytes(data: bytes) -> str:
+    r"""The characters of `data`, with bytes that are no whole character as `\xe5`, never as U+FFFD.
+
+    Spaces at either end become visible; control characters and backslashes are escaped.
+
+    >>> print(show_bytes(b" world"), show_bytes("农".encode()[:2]), show_bytes(b"\n"))
+    ␣world \xe5\x86 \n
+    """
+    text = data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    shown = "".join(_CONTROL.get(c, c if c.isprintable() or c == " " else _escaped(c)) for c in text)
+    body = shown.strip(" ")
+    if not body:
+        return _SPACE * len(shown)
+    before = len(shown) - len(shown.lstrip(" "))
+    return _SPACE * before + body + _SPACE * (len(shown) - before - len(body))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def show_token(tokenizer: Tokenizer, token: int) -> str:
+    """One id as `show_bytes` shows its bytes; a special token by its name, an id that means nothing as `#id`."""
+    data = tokenizer.token_bytes(token)
+    if data:
+        return show_bytes(data)
+    names = {value: name for name, value in tokenizer.specials.items()}
+    return names.get(token, f"#{token}")

@@ -1,0 +1,320 @@
+"""LitGPT: the GPT as Lightning trains, validates and checkpoints it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from typing import Any, Literal
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_gpt.checkpoint.format import KEY, check_weights, header_entry
+from lit_gpt.data.datamodule import align_progress
+from lit_gpt.data.prompts import Prompt
+from lit_gpt.generation.complete import Completion, Completions, encode_prompt
+from lit_gpt.generation.engine import Draft, Engine
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.generation.sampling import Observer
+from lit_gpt.inference.prepare import prepare_for_inference
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.train.fsdp import shard
+from lit_gpt.train.lm_metrics import LanguageModelMetric, byte_lengths, count_bytes
+from lit_gpt.train.optim import OptimizerConfig, ScheduleConfig, clip_gradients, make_optimizer
+
+Batch = tuple[Tensor, Tensor]
+"""(idx, targets), both (B, T) int64; targets of padding are -100."""
+
+
+class LitGPT(L.LightningModule):
+    """A GPT in training.
+
+    Attributes:
+        model: the GPT; built in `configure_model`, None before.
+        tokenizer: what the ids mean; set it before `fit`, a checkpoint restores it. None for bare ids.
+        initial_weights: tensors by the names of `GPT.state_dict` to start from instead of random ones.
+        precision_reason: why the run has the precision that it has, for the checkpoint.
+        stepped: whether the micro-batch that has just been made ended an optimizer step.
+        seed: of dropout; the run's `seed_everything`, kept over a resume.
+        generation: how `predict` continues its prompts.
+        observer: told of every token that `predict` decides on, if not None.
+        inference_precision: of the weights in `predict`: `auto`, `fp32`, `bf16` or `int8`.
+        draft: what proposes tokens in speculative decoding, where it is a checkpoint.
+    """
+
+    model: GPT
+
+    def __init__(
+        self,
+        config: GPTConfig = GPTConfig(),  # noqa: B008 (frozen)
+        preset: str | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        compile: Literal["auto"] | bool = "auto",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        """A module without weights yet: they are made when the Trainer knows where they belong.
+
+        Args:
+            config: the model's shape.
+            preset: a named shape, used where `config` is left at its default.
+            optimizer: AdamW or Muon, and their rates.
+            schedule: warm-up and decay of the learning rate.
+            compile: `torch.compile` the model; `auto` does so on a GPU, and on a CPU the program times it where the run
+                is long enough to earn it back.
+            activation_checkpointing: keep one activation per block and compute the rest again: less memory, a third
+                more work.
+        """
+        super().__init__()
+        if preset is not None and config == GPTConfig():
+            config = GPTConfig.from_preset(preset)
+        self.config = config
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.compile_model = compile
+        self.activation_checkpointing = activation_checkpointing
+        self.model = None  # type: ignore[assignment]
+        self.tokenizer: Tokenizer | None = None
+        self.initial_weights: dict[str, Tensor] | None = None
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.generation = GenerationConfig()
+        self.observer: Observer | None = None
+        self.inference_precision = "auto"
+        self.draft: Draft | None = None
+        self._completions: Completions[Prompt] | None = None
+        self.precision_reason = "as asked for"
+        self.metric = LanguageModelMetric()
+        self._byte_lengths: Tensor | None = None
+        self._micro_losses: list[Tensor] = []
+        self.stepped = False
+        self._step_loss: Tensor | None = None
+        self._gradient_norm: Tensor | None = None
+        # Plain values: a dataclass in a checkpoint could not be read without running code.
+        values = {
+            "config": config.to_dict(),
+            "preset": preset,
+            "optimizer": dataclasses.asdict(optimizer),
+            "schedule": dataclasses.asdict(schedule),
+            "compile": compile,
+            "activation_checkpointing": activation_checkpointing,
+        }
+        self.save_hyperparameters(values)
+
+    # Building ----------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the GPT, once; shard it over the device mesh where the strategy has one."""
+        if self.model is not None:
+            return
+        self.model = GPT(self.config)
+        if self.initial_weights is not None:
+            check_weights(self.model, self.initial_weights, "initial_weights")
+            self.model.load_state_dict(self.initial_weights)
+            self.initial_weights = None
+        self.model.activation_checkpointing = self.activation_checkpointing
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh, str(self.trainer.precision), self._compiles())
+        elif self._compiles():
+            # In place, so that names in the state dict stay what they are. On a CPU block by block: all blocks share
+            # one piece of code, which compiles several times faster than the whole model.
+            for part in self.model.h if self.trainer.strategy.root_device.type == "cpu" else [self.model]:
+                part.compile()
+
+    def _compiles(self) -> bool:
+        if self.trainer.state.fn != "fit":  # one pass, or decoding, which has a form of its own
+            return False
+        if self.compile_model == "auto":
+            return self.trainer.strategy.root_device.type == "cuda"
+        return self.compile_model
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and its schedule, stepped once per optimizer step."""
+        fused = not str(self.trainer.precision).startswith("16")  # a gradient scaler is at work there
+        optimizer = make_optimizer(self.model, self.optimizer_config, fused)
+        factor = self.schedule_config.factor(self._total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole run; -1 if it has no end.
+
+        `estimated_stepping_batches` builds the data loader early, so that a resume would silently lose the loader's
+        state: it is read only where the number of steps is not given.
+        """
+        if self.trainer.max_steps > 0:
+            return self.trainer.max_steps
+        total = self.trainer.estimated_stepping_batches
+        return -1 if total == float("inf") else int(total)
+
+    # Training ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy of one micro-batch."""
+        if self.config.dropout > 0:
+            torch.manual_seed(self._dropout_seed(batch_idx))
+        nll, tokens = self.model(*batch)
+        loss = nll / tokens
+        self._micro_losses.append(loss.detach())
+        return loss
+
+    def _dropout_seed(self, batch_idx: int) -> int:
+        """A pure function of the place in the run: a resumed run drops what the uninterrupted one would have."""
+        micro_step = batch_idx % self.trainer.accumulate_grad_batches
+        place = f"{self.seed} {self.global_step} {micro_step} {self.global_rank}"
+        return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "little", signed=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and keep the norm for the log. Lightning's own way refuses fused AdamW under bf16-mixed."""
+        self._step_loss = torch.stack(self._micro_losses).mean()
+        self._micro_losses.clear()
+        self.stepped = True
+        if gradient_clip_algorithm == "value" and gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            gradient_clip_val = None
+        if gradient_clip_val is not None or (self.global_step + 1) % self._log_interval == 0:
+            self._gradient_norm = clip_gradients(self.parameters(), gradient_clip_val)
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether an optimizer step has just been made and its turn in the log has come."""
+        return self.stepped and self.global_step % self._log_interval == 0
+
+    @property
+    def _log_interval(self) -> int:
+        """Optimizer steps between two entries of the log."""
+        return self.trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """No optimizer step yet."""
+        self.stepped = False
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the step that has just been made, if its turn has come. Between turns nothing waits for the device."""
+        if not self.logs_now:
+            return
+        loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")
+        self.log("train/loss", loss, prog_bar=True, logger=False)
+        rates = {f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups}
+        self.write({"train/loss": loss, "train/gradient_norm": self._gradient_norm, **rates})
+
+    def write(self, figures: dict[str, Any]) -> None:
+        """Figures to the loggers, at the number of optimizer steps done.
+
+        `self.log` would count from 0 and, after a resume in the middle of an epoch, miss its own turns.
+        """
+        scalars = {name: float(value) for name, value in figures.items()}
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step=self.global_step)
+
+    # Validation and test -----------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew."""
+        self._start_counting()
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting anew."""
+        self._start_counting()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count one batch."""
+        self._count(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count one batch."""
+        self._count(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/loss`, `val/perplexity` and `val/bits_per_byte` over all batches of all ranks."""
+        self._log_figures("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the same figures for the test set."""
+        self._log_figures("test")
+
+    def _start_counting(self) -> None:
+        self.metric.reset()
+        if self.tokenizer is not None and self._byte_lengths is None:
+            self._byte_lengths = byte_lengths(self.tokenizer, self.config.vocab_size).to(self.device)
+
+    def _count(self, batch: Batch) -> None:
+        nll, tokens = self.model(*batch)
+        self.metric.update(nll, tokens, 0 if self._byte_lengths is None else count_bytes(batch[1], self._byte_lengths))
+
+    def _log_figures(self, stage: str) -> None:
+        figures = self.metric.compute()
+        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, prog_bar=stage == "val")
+        if self.trainer.training or self.trainer.state.fn == "fit":
+            self.log("step", float(self.global_step))  # the logger's x-axis: optimizer steps done
+
+    # Prediction --------------------------------------------------------------------------------------------------
+
+    def on_predict_start(self) -> None:
+        """Turn the model into its fastest form, and set up the engine."""
+        prepare_for_inference(self.model, self.inference_precision)
+        if self.draft is not None:
+            prepare_for_inference(self.draft.model.to(self.device), self.inference_precision)
+        engine = Engine(self.model, self.config, self.tokenizer, draft=self.draft, device=self.device)
+        engine.observer = self.observer
+        self._completions = Completions(engine, self.generation)
+
+    def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[tuple[Prompt, list[Completion]]]:
+        """Continue prompts; those that are finished by now, which may be of earlier batches.
+
+        A batch fills the engine's free rows and leaves when it begins to wait; the last one stays until all is done.
+        """
+        completions = self._completions
+        assert completions is not None
+        finished = []
+        for prompt in batch:
+            while not completions.has_room:
+                finished += completions.step()
+            completions.add(prompt, encode_prompt(self.tokenizer, prompt.prompt))
+        is_last = batch_idx + 1 == self.trainer.num_predict_batches[0]
+        while is_last and completions.busy:
+            finished += completions.step()
+        return finished
+
+    def on_predict_end(self) -> None:
+        """Give the cache's memory back."""
+        self._completions = None
+
+    # Checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what makes a checkpoint complete: shape, tokenizer, precision, seed."""
+        entry = header_entry(self.config, self.tokenizer, str(self.trainer.precision))
+        checkpoint[KEY] = {**entry, "seed": self.seed, "precision_reason": self.precision_reason}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take tokenizer and seed from a checkpoint."""
+        entry = checkpoint[KEY]
+        self.seed = entry.get("seed", self.seed)
+        self.precision_reason = entry.get("precision_reason", self.precision_reason)
+        if entry["tokenizer"] is not None:
+            self.tokenizer = Tokenizer.from_dict(entry["tokenizer"])
+        align_progress(checkpoint, self.trainer.accumulate_grad_batches)
+        if "loops" in checkpoint:
+            begin_next_epoch(checkpoint["loops"]["fit_loop"])
+
+
+def begin_next_epoch(fit_loop: dict[str, Any]) -> None:
+    """Mend the loop state of a run that ended with its epoch.
+
+    Lightning resets its count of batches when the next epoch starts, so that a checkpoint from after the last epoch
+    holds a full count: resumed to train on, it would make one batch of the next epoch and skip the rest (2.6.6).
+    """
+    epoch, batch = fit_loop["epoch_progress"]["current"], fit_loop["epoch_loop.batch_progress"]
+    if batch["is_last_batch"] and epoch["completed"] == epoch["ready"] > 0:
+        batch["current"] = dict.fromkeys(batch["current"], 0)
+        batch["is_last_batch"] = False

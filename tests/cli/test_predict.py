@@ -1,0 +1,199 @@
+"""`lit_gpt predict` as a user runs it: order, ranks, a killed run, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from environment import ROOT, RunProgram
+
+from lit_gpt.__main__ import main
+from lit_gpt.api import load
+from lit_gpt.checkpoint.format import save_model
+from lit_gpt.cli.predict import PartialFile, to_line, to_records
+from lit_gpt.data.prompts import PromptDataset
+from lit_gpt.errors import UserError
+from lit_gpt.generation.complete import Completion
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.tokenizer import get_tokenizer
+
+BLOCK = 32
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of bytes."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=257, block_size=BLOCK, n_layer=2, n_head=2, n_embd=32))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    path = tmp_path_factory.mktemp("ckpt") / "tiny.ckpt"
+    save_model(path, model, get_tokenizer("byte"))
+    return path
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Any:
+    """`program`, in this process: importing torch and Lightning takes longer than all else."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        status = main([str(word) for word in words])
+        captured = capfd.readouterr()
+        return subprocess.CompletedProcess([], status, captured.out, captured.err)
+
+    return run
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+SETTINGS = {"max_new_tokens": 8, "temperature": 0.9, "top_k": 40, "seed": 3}
+FLAGS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+
+
+def test_text_to_stdout_in_the_order_of_the_prompts(ckpt: Path, inside: Any, tmp_path: Path) -> None:
+    (tmp_path / "story.md").write_text("Once upon\na time")
+    starts = ["--start", "ROMEO:", "--start", "{a: b}", "--start", "FILE:story.md"]
+    result = inside("predict", "--ckpt_path", ckpt, *starts, *FLAGS, "--num_samples", 2)
+    assert result.returncode == 0, result.stderr
+    prompts = ["ROMEO:", "{a: b}", "Once upon\na time"]
+    texts = load(str(ckpt)).generate(prompts, num_samples=2, **SETTINGS)
+    expected = [prompt + text for prompt, pair in zip(prompts, texts) for text in pair]
+    assert result.stdout == "".join(f"{text}\n{'-' * 15}\n" for text in expected)
+
+
+def test_two_ranks_write_what_one_writes_in_the_order_of_the_input(
+    ckpt: Path, program: RunProgram, inside: Any, tmp_path: Path
+) -> None:
+    lines = [{"prompt": f"line {i}"} if i % 3 else {"prompt": [i % 257, 1, 2]} for i in range(150)]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    common = ["predict", "--ckpt_path", ckpt, "--prompts", "many.jsonl", *FLAGS, "--trainer.accelerator", "cpu"]
+    for devices, run in ((1, inside), (2, program)):
+        result = run(*common, "--output", f"out{devices}.jsonl", "--trainer.devices", devices)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == ""
+    one, two = read(tmp_path / "out1.jsonl"), read(tmp_path / "out2.jsonl")
+    assert one == two
+    assert [record["index"] for record in one] == list(range(150))
+    assert [record["prompt"] for record in one] == [line["prompt"] for line in lines]
+    assert list(tmp_path.glob("*.partial*")) == []
+    expected = load(str(ckpt)).complete([lines[i]["prompt"] for i in (0, 1, 149)], **SETTINGS)  # type: ignore[arg-type]
+    assert [one[i]["ids"] for i in (0, 1, 149)] == [completion.ids for (completion,) in expected]
+
+
+def test_a_killed_run_resumes_and_redoes_nothing(ckpt: Path, inside: Any, tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("".join(f"prompt {i}\n" for i in range(2000)))
+    words = ["predict", "--ckpt_path", str(ckpt), "--prompts", "many.txt", "--output", "out.jsonl", *FLAGS]
+    partial = tmp_path / "out.jsonl.partial"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lit_gpt", *words]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 240
+        while not (partial.exists() and partial.stat().st_size > 20_000) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "out.jsonl").exists()
+    partial.write_bytes(partial.read_bytes() + b'{"index": 1999, "sample": 0, "sam')  # torn by the kill
+    before = partial.read_bytes().splitlines()[1:-1]
+    assert 50 < len(before) < 2000
+
+    refused = inside(*words)
+    assert refused.returncode == 2
+    assert "is an unfinished run: go on with --resume, or delete it" in refused.stderr
+    other = inside(*words, "--temperature", 0.5, "--resume")
+    assert other.returncode == 2
+    assert "was begun with other prompts, settings or weights" in other.stderr
+
+    marked = [line.replace(b'"text": "', b'"text": "KEPT ') for line in before]
+    head = partial.read_bytes().splitlines()[0]
+    partial.write_bytes(b"\n".join([head, *marked]) + b"\n")
+    result = inside(*words, "--resume")
+    assert result.returncode == 0, result.stderr
+    records = read(tmp_path / "out.jsonl")
+    assert [record["index"] for record in records] == list(range(2000))
+    assert sum(record["text"].startswith("KEPT ") for record in records) == len(before)
+    assert not partial.exists()
+    again = inside(*words, "--resume")
+    assert (again.returncode, "is complete" in again.stderr) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--start", "a", "--temperature", "-1"], "temperature=-1.0 is outside [0, ∞)"),
+        (["--start", "a", "--stop", ""], "stop has an empty string"),
+        (["--start", "a" * 50, "--overflow", "stop"], "prompt 1 has 50 tokens, the model's context is 32"),
+        (["--prompts", "ids.jsonl"], "prompt 1 has token id 999, outside the vocabulary: use ids 0 … 256"),
+        ([], "there are no prompts: give --start"),
+        (["--start", "a", "--resume"], "--resume goes on with a file of results: name it with --output"),
+        (["--start", "a", "--strategy", "speculative", "--draft", "other.ckpt"], "use a draft with the same tokenizer"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_before_any_work(
+    words: list[str], message: str, ckpt: Path, tmp_path: Path, inside: Any
+) -> None:
+    (tmp_path / "ids.jsonl").write_text('{"prompt": [999]}\n')
+    small = GPT(GPTConfig(vocab_size=300, block_size=8, n_layer=1, n_head=1, n_embd=8))
+    save_model(tmp_path / "other.ckpt", small, None)
+    result = inside("predict", "--ckpt_path", ckpt, *words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    lines = tmp_path / "a.txt"
+    lines.write_bytes("one\r\n\n 二 \nlast".encode())
+    assert [prompt.prompt for prompt in PromptDataset(["first"], str(lines))] == ["first", "one", " 二 ", "last"]
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x\\ny", "id": 4}\n\n{"prompt": [1, 2]}\n')
+    assert [prompt.prompt for prompt in PromptDataset([], str(tmp_path / "a.jsonl"))] == ["x\ny", [1, 2]]
+    for content, message in [
+        (b"", "has no prompts"),
+        (b'{"prompt": 3}\n', 'prompt 1 has no "prompt" that is text or a list of token ids'),
+        (b'{"prompt": "a"}\n{prompt}\n', "prompt 2 is not JSON"),
+        (b'{"prompt": "a"}\n\xff\n', "prompt 2 is not UTF-8 text at its byte 0"),
+    ]:
+        (tmp_path / "bad.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            PromptDataset([], str(tmp_path / "bad.jsonl"))
+    with pytest.raises(UserError, match="No such file"):
+        PromptDataset(["FILE:missing.md"])
+
+
+def test_prompts_are_read_from_the_disk_when_they_are_needed(tmp_path: Path) -> None:
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"{i}{'x' * 1000}\n" for i in range(3000)))
+    dataset = PromptDataset([], str(path))
+    assert dataset._offsets.itemsize * len(dataset._offsets) < 30_000
+    assert dataset[2999].prompt == f"2999{'x' * 1000}"
+    assert dataset.fingerprint != PromptDataset(["a"], str(path)).fingerprint
+
+
+def test_only_whole_prompts_count_as_finished(tmp_path: Path) -> None:
+    partial = PartialFile(tmp_path / "out.jsonl", "run")
+    dataset = PromptDataset(["a", "b", "c"])
+    lines = [[to_line(record) for record in to_records(prompt, [Completion("x")] * 2)] for prompt in dataset]
+    with partial.append(0) as file:
+        file.write(b"".join(lines[2]) + lines[0][0])  # the second sample of prompt 0 is missing
+    with partial.append(1) as file:
+        file.write(b"".join(lines[1]))
+    assert partial.finished(resume=True, total=3) == {1, 2}
+    with partial.append(0) as file:
+        file.write(b"".join(lines[0]))
+    partial.finish()
+    assert [(line["index"], line["sample"]) for line in read(tmp_path / "out.jsonl")] == [
+        (i, j) for i in range(3) for j in range(2)
+    ]

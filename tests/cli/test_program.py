@@ -1,0 +1,68 @@
+"""The program's manners: fast help, one-line errors, exit statuses, nothing imported before it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environment import ROOT, RunProgram
+
+from lit_gpt.__main__ import COMMANDS, main
+
+
+def test_help_names_every_command_with_an_example_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom lit_gpt.__main__ import main\nassert main(['--help']) == 0\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'jsonargparse'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in done.stdout
+        assert command.summary in done.stdout
+        assert command.example in done.stdout
+
+
+def test_the_package_hands_on_its_names_without_importing_torch() -> None:
+    script = "import sys, lit_gpt\nassert 'torch' not in sys.modules\nlit_gpt.GPTConfig.from_preset('nano')\n"
+    script += "assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fitt"], 'unknown command "fitt": did you mean "fit"?'),
+        (["fit", "--model.preset", "gpt2-xxl"], 'unknown preset "gpt2-xxl": did you mean "gpt2-xl"?'),
+        (["fit", "--model.config.n_emb", "3"], 'did you mean "--model.config.n_embd"?'),
+        (["fit", "--config", "absent.yaml"], "absent.yaml"),
+        (["fit", "--ckpt_path", "last"], "no run under"),
+        (["fit", "--ckpt_path", "absent.ckpt"], "does not exist"),
+        (["validate"], "needs a model"),
+        (["fit", "--trainer.max_steps", "many"], "max_steps"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, printed.err
+    assert message in lines[0]
+
+
+def test_a_process_ends_with_status_2_and_without_a_traceback(program: RunProgram) -> None:
+    done = program("fit", "--ckpt_path", "last")
+    assert done.returncode == 2
+    assert done.stderr.startswith("lit_gpt: error: ckpt_path=last")
+    assert "Traceback" not in done.stderr

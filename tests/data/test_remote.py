@@ -1,0 +1,223 @@
+"""Shards behind an address, on a server of this machine that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from environment import ROOT
+
+from lit_gpt.data import remote
+from lit_gpt.data.datamodule import TokenDataModule
+from lit_gpt.data.index import ShardIndex
+from lit_gpt.data.remote import RemoteFolder
+from lit_gpt.data.shards import open_tokens, stream_of, write_shard
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.tokenizer import get_tokenizer
+
+NAMES = ["train_000000.bin", "train_000001.bin", "train_000002.bin", "val_000000.bin"]
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `folder`; `faults[name]` says what goes wrong with the next requests for a file, one after the other."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.faults, self.served = folder, dict[str, list[str]](), Counter[str]()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments, directory=str(arguments[2].folder))  # type: ignore[arg-type,attr-defined]
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        name = self.path.removeprefix("/")
+        if not name.endswith((".bin", ".json")) or not (self.server.folder / name).exists():
+            return super().do_GET()
+        self.server.served[name] += 1
+        waiting = self.server.faults.get(name, [])
+        fault = waiting.pop(0) if waiting else ""
+        if fault == "busy":
+            return self.send_error(503)
+        body = (self.server.folder / name).read_bytes()
+        if fault == "corrupt":
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body) // 2 if fault == "truncate" else len(body)))
+        self.end_headers()
+        if fault in ("truncate", "drop", "stall"):
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+        if fault == "stall":
+            self.wfile.flush()
+            time.sleep(2)
+        if fault in ("drop", "stall"):
+            self.close_connection = True
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    folder = tmp_path / "served"
+    generator, shards, tokenizer = np.random.default_rng(0), [], get_tokenizer("byte")
+    for name in NAMES:
+        with write_shard(folder / name, "uint16") as writer:
+            writer.add(generator.integers(0, 256, 5000))
+        shards.append(writer.shard)
+    tokenizer.save(folder / "tokenizer.json")
+    ShardIndex("uint16", tuple(shards), "byte", tokenizer.hash, tokenizer.n_vocab).save(folder)
+    monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(remote, "READ_SECONDS", 0.4)
+    server = Server(folder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def cached(folder: RemoteFolder) -> list[str]:
+    return sorted(path.name for path in folder.folder.iterdir() if path.name not in (".lock", "index.json"))
+
+
+def test_the_same_batches_as_from_a_folder(server: Server, tmp_path: Path) -> None:
+    modules = [
+        TokenDataModule(path, batch_size=4, block_size=32, shuffle_tokens=2048, cache_dir=str(tmp_path / "cache"))
+        for path in (server.url + "/", str(server.folder))
+    ]
+    for module in modules:
+        module.prepare_data()
+        module.setup("fit")
+    for loader in ("train_dataloader", "val_dataloader"):
+        batches = [list(getattr(module, loader)()) for module in modules]
+        assert len(batches[0]) == len(batches[1]) > 10
+        assert all(torch.equal(one[0], other[0]) for one, other in zip(*batches))
+    assert modules[0].tokenizer is not None and modules[0].tokenizer.name == "byte"
+    assert modules[0].state_dict()["fingerprint"] == modules[1].state_dict()["fingerprint"]
+    assert {server.served[name] for name in NAMES} == {1}
+
+
+@pytest.mark.parametrize("fault", ["busy", "drop", "truncate", "stall", "corrupt"])
+def test_a_fault_that_passes(server: Server, tmp_path: Path, fault: str) -> None:
+    server.faults = {name: [fault] for name in ("index.json", "train_000001.bin")}
+    if fault == "corrupt":
+        del server.faults["index.json"]  # its last byte is a line end: nothing to notice
+    folder = RemoteFolder(server.url, tmp_path / "cache")
+    index = folder.load_index()
+    stream = stream_of(index, "train", server.url, folder.locate, local=False)
+    whole = open_tokens(server.folder, "train")
+    assert np.array_equal(stream.read(0, len(whole)), whole.read(0, len(whole)))
+    assert server.served["train_000001.bin"] == 2 and server.served["train_000000.bin"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("busy", "503"),
+        ("drop", "payload|[Dd]isconnect|closed"),
+        ("truncate", "truncated"),
+        ("stall", "[Tt]imeout"),
+        ("corrupt", "sha256"),
+    ],
+)
+def test_a_fault_that_stays(
+    server: Server, tmp_path: Path, fault: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    server.faults = {"train_000001.bin": [fault] * 99}
+    folder = RemoteFolder(server.url, tmp_path / "cache")
+    index = folder.load_index()
+    with pytest.raises(UserError, match=reason) as caught:
+        folder.locate(index.shards[1])
+    assert f"{server.url}/train_000001.bin: cannot be fetched, tried 2 times" in str(caught.value)
+    assert cached(folder) == []  # nothing half-fetched, whatever its name
+    with pytest.raises(UserError, match="cannot be fetched"):
+        stream_of(index, "train", server.url, folder.locate, local=False).read(0, 6000)
+
+
+def test_what_is_not_there(server: Server, tmp_path: Path) -> None:
+    folder = RemoteFolder(server.url, tmp_path / "cache")
+    index = folder.load_index()
+    (server.folder / NAMES[2]).unlink()
+    with pytest.raises(UserError, match=r"train_000002.bin: not there, but index.json lists it"):
+        folder.locate(index.shards[2])
+    with pytest.raises(UserError, match=r"no index.json there"):
+        RemoteFolder(f"{server.url}/nowhere", tmp_path / "cache").load_index()
+    with pytest.raises(UserError, match="nonsense"):
+        RemoteFolder("nonsense://x", tmp_path / "cache").load_index()
+
+
+def test_a_name_that_leaves_the_cache_is_refused(server: Server, tmp_path: Path) -> None:
+    text = (server.folder / "index.json").read_text()
+    (server.folder / "index.json").write_text(text.replace("train_000000.bin", "../train_000000.bin"))
+    with pytest.raises(UserError, match="is not a file name"):
+        RemoteFolder(server.url, tmp_path / "cache").load_index()
+
+
+def test_a_public_set_without_an_index(server: Server, tmp_path: Path) -> None:
+    (server.folder / "index.json").unlink()
+    folder = RemoteFolder(server.url, tmp_path / "cache")
+    index = folder.load_index()
+    assert [(shard.name, shard.tokens) for shard in index.shards] == [(name, 5000) for name in NAMES]
+    whole = open_tokens(server.folder, "val")
+    stream = stream_of(index, "val", server.url, folder.locate, local=False)
+    assert np.array_equal(stream.read(0, 5000), whole.read(0, 5000))
+
+
+def test_the_least_recently_used_goes(server: Server, tmp_path: Path) -> None:
+    folder = RemoteFolder(server.url, tmp_path / "cache", cache_gb=2.5 * 11_024 / 1e9)  # room for two
+    zero, one, two = folder.load_index().shards[:3]
+    for shard in (zero, one, zero, two):  # zero was used after one
+        folder.locate(shard)
+        time.sleep(0.01)
+    assert cached(folder) == [zero.name, two.name]
+
+
+def test_an_open_shard_can_be_read_after_it_went(server: Server, tmp_path: Path) -> None:
+    folder = RemoteFolder(server.url, tmp_path / "cache", cache_gb=1e-9)
+    stream = stream_of(folder.load_index(), "train", server.url, folder.locate, local=False)
+    whole = open_tokens(server.folder, "train")
+    for start in (0, 5000, 10, 10_000, 20):
+        assert np.array_equal(stream.read(start, 100), whole.read(start, 100))
+    assert cached(folder) == [NAMES[2]]
+
+
+def test_fetched_ahead(server: Server, tmp_path: Path) -> None:
+    folder = RemoteFolder(server.url, tmp_path / "cache")
+    folder.want(list(folder.load_index().shards[1:3]))
+    for _ in range(500):
+        if cached(folder) == NAMES[1:3]:
+            break
+        time.sleep(0.02)
+    assert cached(folder) == NAMES[1:3]
+
+
+def test_several_processes_download_once(server: Server, tmp_path: Path) -> None:
+    code = (
+        "import sys; from lit_gpt.data.remote import RemoteFolder\n"
+        "folder = RemoteFolder(sys.argv[1], sys.argv[2])\n"
+        "for shard in folder.load_index().shards: folder.locate(shard)"
+    )
+    command = [sys.executable, "-c", code, server.url, str(tmp_path / "cache")]
+    processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert {server.served[name] for name in NAMES} == {1}

@@ -1,0 +1,102 @@
+"""Whatever is submitted, stepped and cancelled, in whatever order: each greedy text is its own uncached run."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
+
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+
+BLOCK, V = 12, 13
+
+
+@lru_cache
+def random_gpt(position: Any) -> GPT:
+    torch.manual_seed(0)
+    kv_head = 1 if position == "rope" else None
+    config = GPTConfig(V, block_size=BLOCK, n_layer=2, n_head=2, n_kv_head=kv_head, n_embd=16, position=position)
+    model = GPT(config).eval().double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+@cache
+def next_token(position: str, text: tuple[int, ...]) -> int:
+    with torch.no_grad():
+        return int(random_gpt(position)(torch.tensor([text[-BLOCK:]]))[0, -1].argmax())
+
+
+# Few different tokens, so that prompts often begin alike and rows are copied.
+PROMPTS = st.one_of(
+    st.lists(st.integers(0, 1), min_size=1, max_size=2 * BLOCK),
+    st.lists(st.integers(0, V - 1), min_size=1, max_size=8).map(lambda tail: [3, 1, 4, 1, 5, 9, *tail]),
+)
+STRATEGIES: list[dict[str, Any]] = [
+    {"strategy": "greedy"},
+    {"strategy": "speculative", "temperature": 0, "num_draft_tokens": 3},
+    {"strategy": "contrastive", "penalty_alpha": 0, "top_k": 2},
+    {"strategy": "beam", "num_beams": 1},
+]
+
+
+class EngineMachine(RuleBasedStateMachine):
+    requests = Bundle("requests")
+
+    @initialize(
+        position=st.sampled_from(["learned", "sinusoidal", "rope"]),
+        max_slots=st.integers(2, 5),
+        prefill_chunk=st.integers(1, 9),
+    )
+    def begin(self, position: str, max_slots: int, prefill_chunk: int) -> None:
+        model = random_gpt(position)
+        self.position = position
+        self.engine = Engine(model, model.config, max_slots=max_slots, prefill_chunk=prefill_chunk)
+        self.asked: dict[int, tuple[list[int], int]] = {}
+        self.ids: dict[int, list[int]] = {}
+        self.reasons: dict[int, str] = {}
+
+    @rule(target=requests, prompt=PROMPTS, n=st.integers(1, 2 * BLOCK), values=st.sampled_from(STRATEGIES))
+    def submit(self, prompt: list[int], n: int, values: dict[str, Any]) -> int:
+        request = self.engine.submit(prompt, GenerationConfig(max_new_tokens=n, **values))
+        self.asked[request], self.ids[request] = (prompt, n), []
+        return request
+
+    @rule(n=st.integers(1, 10))
+    def step(self, n: int) -> None:
+        for _ in range(n):
+            for output in self.engine.step():
+                assert output.request not in self.reasons, "news of a continuation that had ended"
+                self.ids[output.request] += [token.id for token in output.tokens]
+                if output.finish_reason is not None:
+                    self.reasons[output.request] = output.finish_reason
+
+    @rule(request=consumes(requests))
+    def cancel(self, request: int) -> None:
+        self.engine.cancel(request)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        while self.engine.has_work:
+            self.step(1)
+        assert self.reasons.keys() == self.asked.keys()
+        assert not any(self.engine.rows._is_live(slot) for slot in range(self.engine.rows.n_row)), "a row was lost"
+        for request, (prompt, n) in self.asked.items():
+            text = list(prompt)
+            for _ in self.ids[request]:
+                text.append(next_token(self.position, tuple(text[-BLOCK:])))
+            assert self.ids[request] == text[len(prompt) :]
+            assert self.reasons[request] == "cancelled" or len(self.ids[request]) == n
+
+
+TestEngine = EngineMachine.TestCase
+TestEngine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

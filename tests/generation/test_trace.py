@@ -1,0 +1,197 @@
+"""Traces against transformers' own filters and the model itself; the page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from environment import RunProgram
+from rich.console import Console
+
+from lit_gpt.checkpoint.format import save_model
+from lit_gpt.generation.complete import Completion, complete
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.generation.trace import Trace, Tracer, traces
+from lit_gpt.insight.trace_view import percent, to_html, to_lines, to_table
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
+
+PROMPT = "农夫山泉 </script>"
+SETTINGS: list[dict[str, Any]] = [
+    {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "min_p": 0.02, "repetition_penalty": 1.3, "banned_tokens": [65]},
+    {"temperature": 1.4, "num_samples": 2},
+    {"strategy": "greedy", "frequency_penalty": 0.5},
+    {"strategy": "beam", "num_beams": 3, "num_samples": 2},
+    {"strategy": "contrastive", "top_k": 3},
+    {"strategy": "mcts", "num_simulations": 4, "top_k": 3, "rollout_length": 2},
+    {"strategy": "speculative", "temperature": 0.9},
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=257, block_size=64, n_layer=2, n_head=4, n_embd=32)).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def traced(model: GPT, settings: dict[str, Any]) -> tuple[list[Trace], list[Completion], GenerationConfig, Tokenizer]:
+    tokenizer = get_tokenizer("byte")
+    generation = GenerationConfig.from_dict({"max_new_tokens": 12, "seed": 3, **settings})
+    engine = Engine(model, model.config, tokenizer, max_slots=8)
+    engine.observer = tracer = Tracer(tokenizer, top=4)
+    ((_, completions),) = complete(engine, [tokenizer.encode(PROMPT)], generation)
+    found = traces(tracer, 0, PROMPT, completions)
+    return found, completions, generation, tokenizer
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.get("strategy", "sample"))
+def test_every_strategy_tells_how_it_chose(model: GPT, settings: dict[str, Any]) -> None:
+    found, completions, generation, tokenizer = traced(model, settings)
+    assert len(found) == generation.num_samples
+    for trace, completion in zip(found, completions):
+        ids = tokenizer.encode(PROMPT)
+        assert [step.chosen.id for step in trace.steps] == completion.ids
+        for position, step in enumerate(trace.steps):
+            before = model(torch.tensor([ids]))[0, -1].softmax(-1)
+            assert step.position == position
+            assert step.chosen.before == pytest.approx(before[step.chosen.id].item(), rel=1e-9)
+            assert step.rank == 1 + int((before > before[step.chosen.id]).sum())
+            assert step.entropy_before == pytest.approx(-(before * before.log2()).sum().item())
+            for candidate in step.candidates:
+                assert candidate.before == pytest.approx(before[candidate.id].item(), rel=1e-9)
+                assert (candidate.after == 0) == (candidate.cut_by is not None)
+            assert {int(i) for i in before.topk(4).indices} <= {candidate.id for candidate in step.candidates}
+            if step.how == "largest":
+                assert step.candidates[0].id == step.chosen.id
+            if step.how == "drawn":
+                low, high = step.interval or (1, 0)
+                assert step.draw is not None and low - 1e-9 <= step.draw < high + 1e-9
+                assert high - low == pytest.approx(step.chosen.after)
+            ids.append(step.chosen.id)
+
+
+def test_what_was_cut_is_what_transformers_cuts(model: GPT) -> None:
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    (trace,), _, _, tokenizer = traced(model, SETTINGS[0])
+    filters = {
+        "forbidden": [RepetitionPenaltyLogitsProcessor(1.3), SuppressTokensLogitsProcessor([65])],
+        "top_k": [TemperatureLogitsWarper(0.7), TopKLogitsWarper(40)],
+        "top_p": [TopPLogitsWarper(0.8)],
+        "min_p": [MinPLogitsWarper(0.02)],
+    }
+    ids = tokenizer.encode(PROMPT)
+    for step in trace.steps:
+        scores = model(torch.tensor([ids]))[:, -1]
+        before, expected = scores.softmax(-1), []
+        for name, steps in filters.items():
+            alive = scores > -math.inf
+            scores = LogitsProcessorList(steps)(torch.tensor([ids]), scores)
+            gone = alive & (scores == -math.inf)
+            if gone.any():
+                expected.append((name, int(gone.sum()), before[gone].sum().item()))
+        assert [(cut.by, cut.tokens) for cut in step.cuts] == [(name, count) for name, count, _ in expected]
+        assert [cut.mass for cut in step.cuts] == pytest.approx([mass for *_, mass in expected])
+        after = scores.softmax(-1)[0]
+        assert step.kept == int((after > 0).sum())
+        for candidate in step.candidates:
+            assert candidate.after == pytest.approx(after[candidate.id].item(), rel=1e-9)
+        ids.append(step.chosen.id)
+
+
+def test_watching_changes_nothing(model: GPT) -> None:
+    _, completions, generation, tokenizer = traced(model, SETTINGS[1])
+    engine = Engine(model, model.config, tokenizer, max_slots=8)
+    ((_, unwatched),) = complete(engine, [tokenizer.encode(PROMPT)], generation)
+    assert [one.ids for one in unwatched] == [one.ids for one in completions]
+
+
+def test_lines_of_json_and_a_table_for_people(model: GPT) -> None:
+    found, *_ = traced(model, SETTINGS[1])
+    records = [json.loads(line) for line in to_lines(found)]
+    assert [(record["sample"], record["position"]) for record in records] == [
+        (s, i) for s in range(2) for i in range(12)
+    ]
+    assert records[0]["candidates"][0].keys() == {"id", "piece", "before", "after", "cut_by"}
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for trace in found:
+        console.print(to_table(trace))
+    shown = console.export_text()
+    assert "\ufffd" not in shown and "sample 2" in shown and found[0].steps[0].chosen.piece in shown
+    assert [percent(share) for share in (0.0, 1e-6, 0.0123, 0.5, 1.0)] == ["0%", "<0.1%", "1.2%", "50%", "100%"]
+
+
+def test_predict_shows_and_writes_its_trace(tmp_path: Path, model: GPT, program: RunProgram) -> None:
+    save_model(tmp_path / "x.ckpt", GPT(model.config), get_tokenizer("byte"))
+    run = program(
+        "predict", "--ckpt_path", "x.ckpt", "--start", "ab", "--num_samples", 2, "--max_new_tokens", 5, "--trace",
+        "--trace_output", "t.jsonl", "--trace_html", "t.html", "--top_k", 9, "--min_new_tokens", 5, "--seed", 1,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "prompt 1, sample 2" in run.stdout and "ab" in run.stdout
+    records = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert len(records) == 10 and {record["kept"] for record in records} == {9}
+    assert (tmp_path / "t.html").read_text().startswith("<!doctype html>")
+
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no {CHROMIUM} on this machine")
+def test_the_page_in_a_browser(model: GPT, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    found, _, _, tokenizer = traced(model, {**SETTINGS[0], "seed": 5})
+    half = next(step for step in found[0].steps if step.chosen.id > 127)
+    (tmp_path / "trace.html").write_text(to_html(found, tokenizer))
+    problems: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: problems.append(request.url) if "file:" not in request.url else None)
+        page.goto(f"file://{tmp_path}/trace.html")
+        tokens = page.locator(".token")
+        assert tokens.count() == len(found[0].steps)
+        assert page.locator(".prompt").text_content() == PROMPT
+        card = page.locator("#card")
+        assert not card.is_visible()
+        tokens.nth(half.position).hover()
+        assert card.is_visible() and f"id {half.chosen.id}" in (card.text_content() or "")
+        assert tokens.nth(half.position).text_content() == f"\\x{half.chosen.id:02x}"
+        assert card.locator("tbody tr").count() == len(half.candidates)
+        assert card.locator("tr.cut").count() == sum(one.cut_by is not None for one in half.candidates)
+        page.mouse.move(0, 0)
+        assert not card.is_visible()
+        tokens.nth(0).focus()
+        assert card.is_visible()
+        page.keyboard.press("Enter")
+        tokens.nth(1).hover()
+        assert f"id {found[0].steps[0].chosen.id}," in (card.text_content() or "")  # it is pinned
+        page.keyboard.press("Escape")
+        assert not card.is_visible()
+        assert "\ufffd" not in (page.locator("body").text_content() or "")
+        browser.close()
+    assert not problems

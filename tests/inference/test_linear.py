@@ -1,0 +1,369 @@
+"""Packed and quantised linear layers against plain ones in float64, and rows against their neighbours."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from environment import FIXTURES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lit_gpt.errors import UserError
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.inference import linear as packed
+from lit_gpt.inference import native as kernels
+from lit_gpt.inference.linear import (
+    Int8Linear,
+    PackedInt8Linear,
+    PackedLinear,
+    StreamedLinear,
+    WeightInt8Linear,
+    quantize_rows,
+)
+from lit_gpt.inference.prepare import prepare_for_inference
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.model.kv_cache import KVCache
+from lit_gpt.train.precision import cpu_has_bf16
+
+needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no VNNI")
+needs_kernels = pytest.mark.skipif(kernels.load() is None, reason=f"kernels: {kernels.status()}")
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+
+ODD_SHAPES = [
+    {},
+    {"vocab_size": 51, "padded_vocab_size": 53, "n_embd": 40, "mlp": "swiglu", "norm": "rmsnorm", "position": "rope"},
+    {"tie_embeddings": False, "head_bias": True, "qkv_bias": False, "n_kv_head": 1, "logit_softcap": 15.0},
+]
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a compiler."""
+    monkeypatch.setattr(kernels, "load", lambda: None)
+
+
+@pytest.fixture(params=[pytest.param("kernels", marks=needs_kernels), pytest.param("PyTorch", marks=needs_onednn)])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who does the work: our kernels, or PyTorch where they cannot be had."""
+    if request.param == "PyTorch":
+        monkeypatch.setattr(kernels, "load", lambda: None)
+    return request.param
+
+
+def small(**overrides: object) -> GPT:
+    torch.manual_seed(0)
+    values = {"vocab_size": 50, "block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 32, **overrides}
+    model = GPT(GPTConfig(**values)).eval()  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.2 if "wte" not in name else 0.5)
+    return model
+
+
+def greedy(model: GPT, prompts: list[list[int]]) -> list[list[int]]:
+    engine = Engine(model, model.config, max_slots=len(prompts))
+    ids = {
+        engine.submit(prompt, GenerationConfig(max_new_tokens=12, strategy="greedy")): i
+        for i, prompt in enumerate(prompts)
+    }
+    texts: list[list[int]] = [[] for _ in prompts]
+    for output in engine.drain():
+        texts[ids[output.request]] += [token.id for token in output.tokens]
+    return texts
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
+def test_fp32_keeps_logits_and_greedy_text(shape: dict[str, object], by: str) -> None:
+    plain = small(**shape)
+    prompts = [[3, 1, 4], [1, 5, 9, 2, 6], [5]]
+    expected = greedy(plain, prompts)
+    idx = torch.randint(50, (3, 16))
+    reference = plain(idx)
+    fast = prepare_for_inference(copy.deepcopy(plain), "fp32")
+    kind = StreamedLinear if by == "kernels" else PackedLinear
+    assert isinstance(fast.h[0].attn.c_attn, kind)
+    assert isinstance(fast.lm_head, kind)
+    assert (fast.decoder is not None) == (by == "kernels")
+    assert (fast(idx) - reference).abs().max() <= 1e-5
+    assert greedy(fast, prompts) == expected
+    assert greedy(fast, prompts[:1]) == expected[:1]
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("int8", 0.05)])
+def test_less_precision_stays_close(shape: dict[str, object], precision: str, tolerance: float, by: str) -> None:
+    if precision == "bf16" and not cpu_has_bf16():
+        pytest.skip("this CPU has no bf16")
+    plain = small(**shape)
+    idx = torch.randint(50, (3, 16))
+    reference = plain(idx)
+    got = prepare_for_inference(plain, precision)(idx)
+    assert (got.float() - reference).norm() <= tolerance * reference.norm()
+
+
+def test_auto_on_a_cpu_changes_no_text() -> None:
+    plain = small()
+    idx = torch.randint(50, (1, 16))
+    reference = plain(idx)
+    assert (prepare_for_inference(plain, "auto")(idx) - reference).abs().max() <= 1e-5
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(UserError, match='unknown precision "int4": did you mean "int8"'):
+        prepare_for_inference(small(), "int4")
+
+
+def int8_layer(linear: nn.Linear, kind: str) -> nn.Module:
+    """An int8 layer of our kernels or of PyTorch's."""
+    library = kernels.load()
+    if kind == "kernels" and library is None:
+        pytest.skip(f"kernels: {kernels.status()}")
+    return Int8Linear(linear, library) if kind == "kernels" and library else PackedInt8Linear(linear)
+
+
+both = pytest.mark.parametrize("kind", ["kernels", "PyTorch"])
+
+
+@needs_vnni
+@both
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 80), st.integers(2, 200), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
+def test_int8_is_the_exact_product_of_rounded_rows(
+    kind: str, n_row: int, n_in: int, n_out: int, bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    linear = nn.Linear(n_in, n_out, bias=bias)
+    x = torch.randn(n_row, n_in) * torch.logspace(-3, 3, n_row)[:, None]
+    weight, w_scale = quantize_rows(linear.weight.detach())
+    x_scale = x.abs().amax(1, keepdim=True).double()
+    rows = (x.double() * 127 / x_scale).float().round().double()
+    expected = (rows @ weight.double().t()) * x_scale * w_scale.double().t() / 127**2
+    largest = (128 * 127.0 * n_in) * x_scale * w_scale.double().amax() / 127**2
+    if linear.bias is not None:
+        expected += linear.bias.detach().double()
+    got = int8_layer(linear, kind)(x).double()
+    assert bool(((got - expected).abs() <= 1e-6 * largest + 1e-6 + 1.5 * (x_scale * w_scale.amax() / 127)).all())
+    exact = ((got - expected).abs() <= 1e-6 * largest + 1e-6).float().mean()
+    assert exact > 0.6  # the rest: an input on the edge between two integers was rounded the other way
+
+
+@needs_kernels
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 80), st.integers(1, 100), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
+def test_fp32_is_the_product(n_row: int, n_in: int, n_out: int, bias: bool, seed: int) -> None:
+    library = kernels.load()
+    assert library is not None
+    torch.manual_seed(seed)
+    linear = nn.Linear(n_in, n_out, bias=bias)
+    x = torch.randn(n_row, n_in)
+    got = StreamedLinear(linear, library)(x)
+    torch.testing.assert_close(got.double(), linear.double()(x.double()), rtol=1e-5, atol=1e-5)
+
+
+@needs_vnni
+@both
+@pytest.mark.parametrize("n_row", [2, 16, 33])
+def test_a_loud_neighbour_changes_no_bit_of_an_int8_row(n_row: int, kind: str) -> None:
+    torch.manual_seed(0)
+    layer = int8_layer(nn.Linear(64, 48), kind)
+    x = torch.randn(n_row, 64)
+    loud = x.clone()
+    loud[1:] *= 1e4
+    assert torch.equal(layer(x)[0], layer(loud)[0])
+    torch.testing.assert_close(layer(x)[:1], layer(x[:1]), rtol=1e-5, atol=1e-5)  # alone, and in company
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [StreamedLinear, Int8Linear])
+@pytest.mark.parametrize("size", [(64, 48), (70, 33), (768, 100)], ids=str)
+def test_alone_and_in_company_a_row_is_the_same_to_the_last_bit(kind: type, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layer = kind(nn.Linear(*size), kernels.load())
+    x = torch.randn(67, size[0])
+    assert torch.equal(layer(x), torch.cat([layer(row[None]) for row in x]))
+
+
+@needs_vnni
+@both
+def test_a_row_of_zeros_gives_the_bias(kind: str) -> None:
+    linear = nn.Linear(64, 48)
+    for n_row in (1, 3):
+        x = torch.zeros(n_row, 64)
+        torch.testing.assert_close(int8_layer(linear, kind)(x), linear(x))
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [StreamedLinear, Int8Linear])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_no_number_stays_none_and_in_its_row(kind: type, bad: float) -> None:
+    layer = kind(nn.Linear(70, 48), kernels.load())
+    x = torch.randn(3, 70)
+    x[1, 66] = bad
+    finite = layer(x).isfinite().all(1)
+    assert finite.tolist() == [True, False, True]
+
+
+DECODED = [
+    {},
+    {"norm_bias": False, "mlp": "gelu"},
+    {"mlp": "swiglu", "norm": "rmsnorm", "position": "rope", "n_embd": 40},
+    {"mlp": "relu2", "norm": "rmsnorm", "position": "rope", "qk_norm": True, "qkv_bias": False, "n_kv_head": 2},
+    {"mlp": "relu", "n_kv_head": 1, "head_dim": 24, "logit_softcap": 15.0, "proj_bias": False, "mlp_bias": False},
+    {"position": "sinusoidal", "head_dim": 80, "intermediate_size": 50},
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", DECODED, ids=str)
+@pytest.mark.parametrize(
+    ("precision", "cache", "tolerance"),
+    [("fp32", torch.float32, 2e-6), ("fp32", torch.bfloat16, 0.02), ("int8", torch.bfloat16, 0.1)],
+    ids=str,
+)
+@torch.inference_mode()
+def test_blocks_in_one_call_are_the_blocks(
+    shape: dict[str, object], precision: str, cache: torch.dtype, tolerance: float
+) -> None:
+    """Rows of unequal length, scattered over the cache, against the plain model in float64."""
+    plain = small(n_layer=3, **shape)
+    idx, rows, lengths = torch.randint(50, (3, 30)), [3, 0, 4], [5, 9, 1]
+    expected = copy.deepcopy(plain).double()(idx)
+    fast = prepare_for_inference(plain, precision)
+    assert fast.decoder is not None
+    store = KVCache(fast.config, 5, 32, cache)
+    for row, n, ids in zip(rows, lengths, idx):
+        fast(ids[None, :n], cache=store.step([row], n))
+        store.extend([row], n)
+    for _ in range(20):
+        places = [store.lengths[row] for row in rows]
+        got = fast(idx[range(3), places][:, None], cache=store.step(rows, 1))[:, 0]
+        store.extend(rows, 1)
+        wanted = expected[range(3), places]
+        assert (got - wanted).norm() <= tolerance * wanted.norm()
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_a_cache_of_another_dtype_is_left_to_pytorch() -> None:
+    model = prepare_for_inference(small(), "fp32")
+    idx = torch.randint(50, (1, 9))
+    expected = model(idx)[:, -1:]
+    for dtype, tolerance in ((torch.float64, 1e-5), (torch.float16, 0.02)):
+        cache = KVCache(model.config, 1, 32, dtype)
+        model(idx[:, :8], cache=cache.step([0], 8))
+        cache.extend([0], 8)
+        got = model(idx[:, 8:], cache=cache.step([0], 1))
+        assert (got - expected).norm() <= tolerance * expected.norm()
+
+
+@needs_vnni
+def test_int8_text_alone_and_in_company_is_the_same(by: str) -> None:
+    model = prepare_for_inference(small(), "int8")
+    prompts = [[3, 1, 4], [1, 5, 9, 2, 6], [5], [7, 7]]
+    assert greedy(model, prompts) == [greedy(model, [prompt])[0] for prompt in prompts]
+
+
+def test_where_there_is_no_compiler_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernels, "load", kernels.load.__wrapped__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert kernels.load() is None
+    model = prepare_for_inference(small(), "fp32")
+    assert model.decoder is None
+    assert not list(tmp_path.iterdir())
+
+
+@needs_kernels
+def test_a_compiler_that_fails_and_a_cache_that_cannot_be_written_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho 'no such option' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(compiler))
+    assert kernels.status() == f"no: {compiler} failed: no such option"
+    assert not list((tmp_path / "lit_gpt").iterdir())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "cannot be written" in kernels.status()
+
+
+def test_weights_alone_in_int8_where_the_cpu_has_no_vnni(no_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    plain = small()
+    idx = torch.randint(50, (3, 16))
+    reference = plain(idx)
+    model = prepare_for_inference(plain, "int8")
+    assert isinstance(model.lm_head, WeightInt8Linear)
+    assert model.lm_head.weight.dtype == torch.int8
+    assert (model(idx) - reference).norm() <= 0.05 * reference.norm()
+
+
+def test_without_onednn_the_plain_layers_stay(no_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert type(prepare_for_inference(small(), "fp32").lm_head) is nn.Linear
+    assert type(packed._packed(nn.Linear(4, 4), int8=True)) is WeightInt8Linear
+
+
+def corpus() -> Tensor:
+    return torch.tensor(list((FIXTURES / "text.txt").read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[GPT, Tensor]:
+    """A small byte-level model that has learnt something, and what it has not seen."""
+    torch.manual_seed(0)
+    data = corpus()
+    split = len(data) * 9 // 10
+    model = GPT(GPTConfig(vocab_size=256, block_size=64, n_layer=2, n_head=2, n_embd=64, position="rope"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for step in range(120):
+        starts = torch.randint(split - 65, (12,)).tolist()
+        rows = torch.stack([data[start : start + 65] for start in starts])
+        loss, count = model(rows[:, :-1], rows[:, 1:])
+        optimizer.zero_grad()
+        (loss / count).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * min(1, (step + 1) / 20) * (1 - step / 120)
+        optimizer.step()
+    return model.eval(), data[split:]
+
+
+def decoded_loss(model: GPT, data: Tensor) -> float:
+    """The same, token by token, from a cache as decoding has it."""
+    n_row = (len(data) - 1) // 64
+    idx, targets = (data[i : i + n_row * 64].view(n_row, 64) for i in (0, 1))
+    cache, rows, total = KVCache(model.config, n_row, 64, model.cache_dtype), range(n_row), 0.0
+    for place in range(64):
+        logits = model(idx[:, place : place + 1], cache=cache.step(rows, 1))[:, 0]
+        total += torch.nn.functional.cross_entropy(logits.float(), targets[:, place], reduction="sum").item()
+        cache.extend(rows, 1)
+    return total / idx.numel()
+
+
+def validation_loss(model: GPT, data: Tensor) -> float:
+    rows = data[: (len(data) - 1) // 64 * 64 + 1]
+    loss, count = model(rows[:-1].view(-1, 64), rows[1:].view(-1, 64))
+    return (loss / count).item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_low_precision_costs_at_most_half_a_percent_of_validation_loss(
+    trained: tuple[GPT, Tensor], precision: str, by: str
+) -> None:
+    model, data = trained
+    full = validation_loss(model, data)
+    assert full < 0.7 * math.log(256)  # it has learnt
+    fast = prepare_for_inference(copy.deepcopy(model), precision)
+    low, decoded = validation_loss(fast, data), decoded_loss(fast, data)
+    print(f"{precision}: {low / full - 1:+.4%} of {full:.4f}, {decoded / full - 1:+.4%} from the cache")
+    assert low <= 1.005 * full
+    assert decoded <= 1.005 * full

@@ -1,0 +1,250 @@
+"""The model against its published counts, transformers, finite differences and itself with a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_gpt.errors import UserError
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT, IGNORE_INDEX
+from lit_gpt.model.kv_cache import KVCache
+
+COUNTS = {
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "llms-from-scratch-124m": 163_009_536,
+}
+SHAPES: list[dict[str, Any]] = [
+    {"position": "learned"},
+    {"position": "sinusoidal", "mlp": "relu", "tie_embeddings": False, "head_bias": True},
+    {
+        "position": "rope",
+        "n_kv_head": 2,
+        "mlp": "swiglu",
+        "norm": "rmsnorm",
+        "qkv_bias": False,
+        "proj_bias": False,
+    },
+    {
+        "position": "rope",
+        "n_kv_head": 1,
+        "mlp": "relu2",
+        "qk_norm": True,
+        "logit_softcap": 15.0,
+        "head_dim": 6,
+    },
+    {"position": "learned", "mlp": "gelu", "norm_bias": False, "padded_vocab_size": 64, "mlp_bias": False},
+]
+
+
+def small(**overrides: Any) -> GPT:
+    torch.manual_seed(0)
+    values = {"vocab_size": 50, "block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 32, **overrides}
+    model = GPT(GPTConfig(**values)).eval()
+    for parameter in model.parameters():  # away from the initial zeros and ones, which would hide a missing bias
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.double()
+
+
+@pytest.mark.parametrize("preset", COUNTS)
+def test_presets_have_their_published_parameter_counts(preset: str) -> None:
+    with torch.device("meta"):
+        model = GPT(GPTConfig.from_preset(preset))
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[preset]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cached_equals_uncached_with_rows_of_different_lengths(shape: dict[str, Any]) -> None:
+    model = small(**shape)
+    idx = torch.randint(50, (3, 14), generator=torch.Generator().manual_seed(1))
+    expected = model(idx)
+    cache = KVCache(model.config, 5, 32, torch.float64)
+    rows = [4, 1, 2]  # neither sorted nor contiguous
+    for row, prompt, ids in zip(rows, (3, 9, 6), idx):
+        model(ids[None, :prompt], cache=cache.step([row], prompt))
+        cache.extend([row], prompt)
+    for _ in range(5):  # ragged decode: each row stands at its own position
+        lengths = [cache.lengths[row] for row in rows]
+        fed = torch.stack([idx[i, n] for i, n in enumerate(lengths)])[:, None]
+        got = model(fed, cache=cache.step(rows, 1))
+        cache.extend(rows, 1)
+        for i, n in enumerate(lengths):
+            torch.testing.assert_close(got[i, 0], expected[i, n])
+
+
+def test_right_padding_in_a_ragged_step_is_never_seen() -> None:
+    model = small(position="rope")
+    idx = torch.randint(50, (2, 10), generator=torch.Generator().manual_seed(2))
+    expected = model(idx)
+    cache = KVCache(model.config, 2, 32, torch.float64)
+    padded = idx[:, :6].clone()
+    padded[0, 4:] = 7  # row 0 feeds four tokens, row 1 six
+    model(padded, cache=cache.step([0, 1], 6))
+    cache.extend([0, 1], [4, 6])
+    assert cache.lengths == [4, 6]
+    got = model(torch.stack([idx[0, 4:6], idx[1, 6:8]]), cache=cache.step([0, 1], 2))
+    torch.testing.assert_close(got[0], expected[0, 4:6])
+    torch.testing.assert_close(got[1], expected[1, 6:8])
+
+
+def test_truncate_and_copy_branch_a_row() -> None:
+    model = small(position="rope", n_kv_head=2)
+    idx = torch.randint(50, (1, 10), generator=torch.Generator().manual_seed(3))
+    cache = KVCache(model.config, 2, 32, torch.float64)
+    model(idx, cache=cache.step([0], 10))
+    cache.extend([0], 10)
+    cache.copy(0, 1, length=6)
+    cache.truncate(0, 6)
+    other = torch.randint(50, (2, 2))
+    got = model(other, cache=cache.step([0, 1], 2))
+    for row in range(2):
+        torch.testing.assert_close(got[row], model(torch.cat([idx[:, :6], other[row : row + 1]], 1))[0, -2:])
+
+
+def test_a_row_that_is_full_is_refused() -> None:
+    cache = KVCache(small().config, 1, 8)
+    with pytest.raises(ValueError, match="9 tokens do not fit"):
+        cache.step([0], 9)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_loss_is_the_cross_entropy_of_the_logits(shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(**shape)
+    idx = torch.randint(50, (2, 16))
+    targets = torch.randint(50, (2, 16))
+    targets[1, 10:] = IGNORE_INDEX
+    expected = torch.nn.functional.cross_entropy(
+        model(idx).flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+    (expected_gradient,) = torch.autograd.grad(expected, [model.wte.weight])
+    for chunk_bytes in (1 << 30, 4 * 64 * 5):  # one chunk, and chunks of five rows or so
+        monkeypatch.setattr("lit_gpt.model.gpt.CHUNK_BYTES", chunk_bytes)
+        loss, count = model(idx, targets)
+        (gradient,) = torch.autograd.grad(loss, [model.wte.weight])
+        assert count.item() == 26
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_equal_finite_differences(shape: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(
+        **{
+            **shape,
+            "vocab_size": 7,
+            "padded_vocab_size": 8,
+            "block_size": 4,
+            "n_layer": 1,
+            "n_embd": 8,
+            "n_head": 4,
+        }
+    )
+    model = GPT(config).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    idx, targets = torch.randint(7, (2, 4)), torch.randint(7, (2, 4))
+    names = [name for name, _ in model.named_parameters()]
+
+    def loss(*values: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, dict(zip(names, values)), (idx, targets))[0]
+
+    assert torch.autograd.gradcheck(loss, tuple(model.parameters()), fast_mode=True)
+
+
+def test_padded_vocabulary_changes_nothing_but_the_matrix() -> None:
+    plain, padded = small(), small(padded_vocab_size=64)
+    state = plain.state_dict()
+    for name in ("wte.weight", "lm_head.weight"):
+        state[name] = torch.cat([state[name], torch.full((14, 32), 9.0)])
+    padded.load_state_dict(state)
+    idx = torch.randint(50, (2, 8))
+    torch.testing.assert_close(padded(idx), plain(idx))
+    torch.testing.assert_close(padded(idx, idx), plain(idx, idx))
+
+
+def test_initialisation_is_gpt2s() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=500, n_layer=8, n_head=4, n_embd=128))
+    assert model.wte.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.h[0].mlp.c_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)
+    assert model.h[7].attn.c_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.03)
+    assert not model.h[0].mlp.c_fc.bias.any()
+
+
+def test_last_only_and_return_hidden() -> None:
+    model = small()
+    idx = torch.randint(50, (2, 8))
+    logits, hidden = model(idx, return_hidden=True)
+    torch.testing.assert_close(model(idx, last_only=True), logits[:, -1:])
+    torch.testing.assert_close(model.lm_head(hidden), logits)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = small(dropout=0.5)
+    idx = torch.randint(50, (1, 8))
+    torch.testing.assert_close(model(idx), model(idx))
+    model.train()
+    assert not torch.equal(model(idx), model(idx))
+
+
+def test_activation_checkpointing_leaves_gradients_alone() -> None:
+    model = small(position="rope")
+    idx = torch.randint(50, (2, 8))
+    model(idx, idx)[0].backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    model.activation_checkpointing = True
+    model(idx, idx)[0].backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], expected)
+
+
+def test_position_tables_stay_exact_under_bf16_and_survive_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=50, n_layer=1, n_head=2, n_embd=8, block_size=1024, position="rope"))
+    model = model.to_empty(device="cpu").bfloat16()
+    assert model.rope is not None
+    angles = model.rope(torch.tensor([1001]))
+    assert angles.dtype == torch.float32
+    assert angles[0, 0, 0].item() == pytest.approx(torch.tensor(1001.0, dtype=torch.float64).cos().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_embd": 100, "n_head": 12}, "n_embd=100 is not divisible by n_head=12: choose n_embd=96"),
+        ({"n_head": 12, "n_kv_head": 5}, "n_head=12 is not divisible by n_kv_head=5"),
+        ({"n_layer": 0}, "n_layer=0 must be"),
+        ({"mlp": "gelu_tan"}, 'did you mean "gelu_tanh"'),
+        ({"vocab_size": 50, "padded_vocab_size": 49}, "below vocab_size"),
+        ({"dropout": 1.5}, r"dropout=1.5"),
+        ({"position": "rope", "head_dim": 5}, "odd"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks high_freq_factor"),
+    ],
+)
+def test_impossible_shapes_are_refused_with_the_remedy(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GPTConfig(**values)
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match='did you mean "gpt2-xl"'):
+        GPTConfig.from_preset("gpt2-xxl")
+    with pytest.raises(UserError, match='did you mean "n_embd"'):
+        GPTConfig.from_preset("gpt2", n_emb=3)
+
+
+def test_flops_agree_with_pytorchs_counter() -> None:
+    model = small(n_kv_head=2, position="rope").float()
+    # The counter knows the products inside the math backend, but not the CPU's fused kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.randint(50, (2, 32)))
+    assert counter.get_total_flops() == pytest.approx(64 * model.config.forward_flops_per_token(32), rel=1e-9)

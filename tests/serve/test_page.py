@@ -1,0 +1,296 @@
+"""The page in headless Chromium, in front of a real server: what it shows is what the server says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from serving import Serving, serving
+
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+pytestmark = pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"{CHROMIUM} is not there")
+
+
+@pytest.fixture(scope="module")
+def words() -> Iterator[Serving]:
+    with serving(model=writer(3), tokenizer=letters()) as running:
+        yield running
+
+
+def letters() -> Tokenizer:
+    """Bytes, in an order in which the printable ones of ASCII come first."""
+    return Tokenizer.build("letters", r"(?s:.)", {bytes([(value + 32) % 256]): value for value in range(256)}, {})
+
+
+def writer(seed: int) -> GPT:
+    """Reads every byte and writes printable ASCII, so that the tests can compare texts."""
+    torch.manual_seed(seed)
+    model = GPT(
+        GPTConfig(vocab_size=256, block_size=96, n_layer=2, n_head=4, n_embd=32, init_std=0.3, head_bias=True)
+    ).double()
+    with torch.no_grad():
+        model.lm_head.bias[95:] = -1e4
+    return model.double().eval()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """`visit(server, …)`: the page, loaded. At the end nothing may have been written to the console."""
+    contexts, said = [], []
+
+    def open_page(server: Serving, wait: str = ".bar", quiet: bool = True, **options: Any) -> Any:
+        options = {"locale": "en-US", "reduced_motion": "reduce", "viewport": {"width": 1200, "height": 900}} | options
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        if quiet:
+            page.on("console", lambda message: said.append(message.text))
+        page.goto(server.url)
+        page.wait_for_selector(wait)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def generated(page: Any, lane: int = 0) -> str:
+    return "".join(page.locator(".lane").nth(lane).locator(".token").all_text_contents())
+
+
+def flip(page: Any, times: int = 1) -> None:
+    for _ in range(times):
+        before = page.locator(".lane").first.locator(".token").count()
+        page.click("#flip")
+        page.locator(".lane").first.locator(".token").nth(before).wait_for()
+        page.wait_for_selector("#flip:not([disabled])")
+
+
+def prompt(page: Any, text: str) -> None:
+    with page.expect_response(lambda answer: json.loads(answer.request.post_data or "{}").get("prompt") == text):
+        page.fill("#prompt", text)
+    page.wait_for_selector("#flip:not([disabled])")
+
+
+def test_the_coin_is_the_servers(words: Serving, visit: Callable[..., Any]) -> None:
+    """Flipping five times writes what a completion with the same seed writes; bars and line are the server's."""
+    page = visit(words)
+    prompt(page, "HELLO")
+    flip(page, 5)
+    whole = words.complete(prompt="HELLO", max_tokens=5, seed=1)["choices"][0]["text"]
+    assert generated(page) == whole.replace("\n", "⏎")
+    coin = words.post("/v1/next_token", {"prompt": "HELLO", "generated": ids(whole), "seed": 1, "limit": 200}).json()
+    assert [int(i) for i in page.locator(".bar").evaluate_all("all => all.map(bar => bar.dataset.id)")] == [
+        each["id"] for each in coin["candidates"][:12]
+    ]
+    lefts = page.locator(".segment").evaluate_all("all => all.map(one => [one.dataset.id, parseFloat(one.style.left)])")
+    starts = {str(each["id"]): 100 * each["start"] for each in coin["candidates"] if each["probability"] > 0}
+    assert len(lefts) == len(starts) and all(abs(starts[i] - left) < 1e-3 for i, left in lefts)
+
+
+def ids(text: str) -> list[int]:
+    return [(ord(letter) - 32) % 256 for letter in text]
+
+
+def test_where_the_coin_lands(words: Serving, visit: Callable[..., Any]) -> None:
+    """Looking at a token again shows the fall that wrote it: at the server's number, on that token's stretch."""
+    page = visit(words)
+    prompt(page, "HELLO")
+    flip(page, 2)
+    page.locator(".token").first.click()
+    page.wait_for_selector(".coin:not([hidden])")
+    draw = words.post("/v1/next_token", {"prompt": "HELLO", "seed": 1}).json()["draw"]
+    assert abs(float(page.locator(".coin").evaluate("coin => parseFloat(coin.style.left)")) - 100 * draw["u"]) < 1e-3
+    assert f"{draw['u']:.4f}" in page.locator(".fell").text_content()
+    assert page.locator(".segment.hit").get_attribute("data-id") == str(draw["token"]["id"])
+
+
+def test_another_road_and_back(words: Serving, visit: Callable[..., Any]) -> None:
+    page = visit(words)
+    prompt(page, "HELLO")
+    flip(page, 3)
+    first = generated(page)
+    page.locator(".token").nth(1).click()
+    page.wait_for_selector(".token.here")
+    other = next(
+        bar for bar in page.locator(".bar").all() if bar.locator(".name").text_content() not in (first[1], "␣")
+    )
+    name = other.locator(".name").text_content()
+    other.click()
+    playwright.expect(page.locator(".token")).to_have_count(2)
+    assert generated(page) == first[0] + name
+    page.click("#back")
+    playwright.expect(page.locator(".token")).to_have_count(1)
+    page.wait_for_selector("#flip:not([disabled])")
+    flip(page)
+    assert generated(page) == first[:2]  # the same seed falls the same way
+    page.click("#restart")
+    playwright.expect(page.locator(".token")).to_have_count(0)
+
+
+def test_sliders_reshape_and_show_what_is_cut(words: Serving, visit: Callable[..., Any]) -> None:
+    page = visit(words)
+    prompt(page, "HELLO")
+    assert page.locator(".bar.out").count() == 0
+    page.fill("#top-k", "2")  # the third step: 3
+    playwright.expect(page.locator(".bar.out")).to_have_count(9)
+    assert page.locator(".segment").count() == 3 and page.locator("#top-k-value").text_content() == "3"
+    assert "top-k" in page.locator(".bar").nth(5).get_attribute("aria-label")
+    page.fill("#temperature", "0")
+    playwright.expect(page.locator(".segment")).to_have_count(1)
+    flip(page)
+    greedy = words.complete(prompt="HELLO", max_tokens=1, temperature=0)["choices"][0]["text"]
+    assert generated(page) == greedy
+
+
+def test_two_seeds_side_by_side_and_running(words: Serving, visit: Callable[..., Any]) -> None:
+    page = visit(words)
+    prompt(page, "HELLO")
+    page.click("#compare")
+    playwright.expect(page.locator(".lane")).to_have_count(2)
+    page.wait_for_selector(".lane:nth-child(2) .bar")
+    page.click("#run")
+    page.locator(".lane").nth(1).locator(".token").nth(3).wait_for()
+    page.click("#run")
+    page.wait_for_selector("#flip:not([disabled])")
+    for lane, seed in ((0, 1), (1, 2)):
+        text = generated(page, lane)
+        assert text == words.complete(prompt="HELLO", max_tokens=len(text), seed=seed)["choices"][0]["text"]
+    page.click("#compare")
+    playwright.expect(page.locator(".lane")).to_have_count(1)
+
+
+def test_writing_streams_and_goes_to_the_coin(words: Serving, visit: Callable[..., Any]) -> None:
+    page = visit(words)
+    prompt(page, "HELLO")
+    page.click("#tab-write")
+    page.fill("#length", "20")
+    page.fill("#temperature", "0")
+    page.click("#go")
+    page.wait_for_selector("#go:not([disabled])")
+    greedy = words.complete(prompt="HELLO", max_tokens=20, temperature=0)["choices"][0]["text"]
+    tokens = page.locator("#sheet .token")
+    assert "".join(tokens.all_text_contents()) == greedy
+    assert page.locator("#stats").text_content().startswith("20 tokens")
+    tokens.nth(4).hover()
+    rows = page.locator("#card .card-row")
+    assert page.locator("#card").is_visible() and rows.count() >= 5
+    tokens.nth(4).click()
+    playwright.expect(page.locator(".lane .token")).to_have_count(4)
+    assert generated(page) == greedy[:4]
+
+
+def test_stop_stops_the_server_too(start: Callable[..., Serving], visit: Callable[..., Any]) -> None:
+    slow = start(model=writer(3), tokenizer=letters(), seconds=0.05)
+    page = visit(slow)
+    page.click("#tab-write")
+    page.fill("#length", "90")
+    page.click("#go")
+    page.locator("#sheet .token").nth(3).wait_for()
+    page.click("#stop")
+    page.wait_for_selector("#go:not([disabled])")
+    slow.wait_until_idle()
+    assert slow.service.worker.engine.rows.forwards < 60 and slow.metric("client_disconnects_total") == 1
+
+
+def test_both_languages_and_themes(words: Serving, visit: Callable[..., Any]) -> None:
+    page = visit(words, locale="zh-CN")
+    assert page.locator("#flip").text_content() == "抛一次" and page.locator("html").get_attribute("lang") == "zh-CN"
+    prompt(page, "HELLO")
+    flip(page)
+    page.click("#language")
+    assert page.locator("#flip").text_content() == "Flip" and page.locator("html").get_attribute("lang") == "en"
+    assert page.locator("[data-t]:visible").evaluate_all("all => all.every(node => node.textContent.trim())")
+    page.click("#theme")
+    page.click("#theme")
+    assert page.locator("html").get_attribute("data-theme") == "dark"
+    page.reload()  # both choices are remembered
+    page.wait_for_selector(".bar")
+    assert page.locator("#flip").text_content() == "Flip"
+    assert page.locator("html").get_attribute("data-theme") == "dark"
+
+
+def test_keyboard_alone(words: Serving, visit: Callable[..., Any]) -> None:
+    page = visit(words)
+    page.focus("#flip")
+    page.keyboard.press("Enter")
+    page.locator(".token").first.wait_for()
+    page.wait_for_selector("#flip:not([disabled])")
+    flip(page)
+    page.locator(".token").nth(1).focus()
+    page.keyboard.press("ArrowLeft")
+    focused = page.evaluate("() => [...document.querySelectorAll('.token')].indexOf(document.activeElement)")
+    assert focused == 0 and page.locator("#card").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("#card").is_visible()
+    page.focus("#tab-coin")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#tab-write").get_attribute("aria-selected") == "true"
+    nameless = page.locator("button:visible, input:visible, textarea:visible").evaluate_all(
+        "all => all.filter(one => !(one.textContent.trim() || one.labels?.length || one.ariaLabel)).length"
+    )
+    assert nameless == 0 and page.locator("[role=status]").text_content()
+
+
+def test_a_phone_needs_no_sideways_scrolling(words: Serving, visit: Callable[..., Any]) -> None:
+    page = visit(words, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    flip(page, 2)
+    page.click("#compare")
+    page.wait_for_selector(".lane:nth-child(2) .bar")
+    assert page.evaluate("() => document.documentElement.scrollWidth") == 360
+
+
+def test_markup_in_a_prompt_stays_text(words: Serving, visit: Callable[..., Any]) -> None:
+    page = visit(words)
+    prompt(page, "<IMG SRC=X ONERROR=ALERT(1)>")
+    assert page.locator(".given").first.text_content() == "<IMG SRC=X ONERROR=ALERT(1)>"
+    assert page.locator(".sheet img").count() == 0
+
+
+def test_a_key_is_asked_for_and_an_error_is_shown(start: Callable[..., Serving], visit: Callable[..., Any]) -> None:
+    locked = start(model=writer(3), tokenizer=letters(), api_key="sesame")
+    page = visit(locked, wait="dialog[open]", quiet=False)  # a refused request is in the console by itself
+    page.fill("#key", "sesame")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".bar")
+    page.fill("#prompt", "A" * 200)
+    page.wait_for_selector("#trouble:visible")
+    assert "exceed" in page.locator("#trouble").text_content()
+
+
+def test_another_checkpoint_other_bars(
+    words: Serving, start: Callable[..., Serving], visit: Callable[..., Any]
+) -> None:
+    other = start(model=writer(4), tokenizer=letters())
+    shown = [visit(each).locator(".bar").all_text_contents() for each in (words, other)]
+    assert shown[0] != shown[1]

@@ -1,0 +1,138 @@
+"""`lit_gpt serve` as a process: what it prints, what it refuses, and how it goes down."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from environment import ROOT
+from serving import make_model, wait_for
+
+from lit_gpt.checkpoint.format import save_model
+from lit_gpt.errors import UserError
+from lit_gpt.serve import main as launch
+from lit_gpt.tokenizer.tokenizer import get_tokenizer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("serve") / "small one.ckpt"
+    save_model(path, make_model(block_size=1024).float(), get_tokenizer("byte"))
+    return path
+
+
+@contextmanager
+def running(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """The process, its address, and what it said until it was ready."""
+    command = [sys.executable, "-m", "lit_gpt", "serve", "--port", "0", *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    try:
+        said: list[str] = []
+        assert process.stderr is not None
+        while not said or not said[-1].startswith("try:"):
+            line = process.stderr.readline()
+            assert line, said
+            said.append(line)
+        address = re.search(r"page: +(http://\S+)/\n", said[-2])
+        assert address is not None
+        wait_for(lambda: _answers(address[1]))
+        yield process, address[1], said
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()  # type: ignore[union-attr]
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_from_start_to_sigterm(checkpoint: Path) -> None:
+    """It prints a line to try, which works; at SIGTERM it finishes what runs, takes nothing new, and ends with 0."""
+    with running("--ckpt_path", checkpoint, "--max_slots", 3, LIT_GPT_SERVE__API_KEY="sesame") as (process, url, said):
+        assert "small-one" in said[1] and "3 slots" in said[1]
+        assert "curl" in said[3] and "Authorization: Bearer KEY" in said[3]
+        curl = said[3].removeprefix("try:").replace("KEY", "sesame")
+        assert '"text_completion"' in subprocess.run(curl, shell=True, capture_output=True, text=True).stdout
+        headers = {"Authorization": "Bearer sesame"}
+        body = {"prompt": "a", "max_tokens": 700, "ignore_eos": True}
+
+        def ask() -> httpx.Response:
+            return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
+
+        def is_running() -> bool:
+            text = httpx.get(f"{url}/metrics", headers=headers).text
+            return "lit_gpt:requests_running 1.0" in text
+
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask)
+            wait_for(is_running)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not _answers(url))
+            assert process.poll() is None or answer.done()
+            assert answer.result().json()["usage"]["completion_tokens"] == 700
+        assert process.wait(timeout=20) == 0
+        assert "Traceback" not in process.stderr.read()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--ckpt_path"),
+        (["--ckpt_path", "x", "--init_from", "y"], "either"),
+        (["--ckpt_path", "x", "--port", "70000"], "port=70000"),
+        (["--ckpt_path", "x", "--host", "0.0.0.0"], "api_key"),
+        (["--ckpt_path", "x", "--host", "gpt.example"], "api_key"),
+        (["--ckpt_path", "x", "--max_slots", "0"], "max_slots=0"),
+        (["--ckpt_path", "x", "--max_queue", "-1"], "max_queue=-1"),
+        (["--ckpt_path", "x", "--request_seconds", "0"], "request_seconds"),
+        (["--ckpt_path", "x", "--api_key", ""], "API key"),
+        (["--ckpt_path", "x", "--api_key", "a", "--api_key_file", "b"], "not both"),
+        (["--ckpt_path", "x", "--api_key_file", "/nowhere"], "/nowhere"),
+        (["--ckpt_path", "x", "--max_slot", "3"], "max_slots"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(arguments: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=re.escape(named)):
+        launch.parse(arguments)
+
+
+def test_options_that_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = tmp_path / "key"
+    key.write_text("sesame\n")
+    options = launch.parse(["--ckpt_path", "x", "--host", "0.0.0.0", "--api_key_file", str(key)])
+    assert options.api_key == "sesame"
+    assert launch.parse(["--init_from", "gpt2", "--host", "::", "--insecure", "true"]).api_key is None
+    assert launch.parse(["--init_from", "gpt2", "--host", "::1"]).port == 8000
+    monkeypatch.setenv("LIT_GPT_SERVE__API_KEY", "from-outside")
+    assert launch.parse(["--ckpt_path", "x"]).api_key == "from-outside"
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UserError, match="--port"):
+            launch.bind("127.0.0.1", other.getsockname()[1])
+
+
+def test_a_model_without_a_tokenizer_cannot_speak(tmp_path: Path) -> None:
+    save_model(tmp_path / "bare.ckpt", make_model().float(), None)
+    options: Any = launch.parse(["--ckpt_path", str(tmp_path / "bare.ckpt"), "--precision", "fp32"])
+    with pytest.raises(UserError, match="no tokenizer"):
+        launch.build_service(options, options.ckpt_path)

@@ -1,0 +1,110 @@
+"""What goes on around a run: the loss that is no number, samples, checkpoints, early stopping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training import TINY, Batches, losses, module, trainer
+
+from lit_gpt.checkpoint.format import read_header, read_weights
+from lit_gpt.errors import UserError
+from lit_gpt.generation.complete import complete
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.tokenizer import get_tokenizer
+from lit_gpt.train.callbacks import NonFiniteLoss, Samples, default_callbacks
+from lit_gpt.train.optim import OptimizerConfig, ScheduleConfig
+from lit_gpt.train.throughput import Throughput
+
+
+class Poison(Callback):
+    """Makes a weight infinite before the given step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            pl_module.model.ln_f.weight.data[0] = float("nan")
+
+
+@pytest.mark.parametrize("log_every_n_steps", [1, 100])
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_good_checkpoint(
+    tmp_path: Path, log_every_n_steps: int
+) -> None:
+    run = trainer(
+        tmp_path, max_steps=30, val_check_interval=3, check_val_every_n_epoch=None, enable_checkpointing=True,
+        callbacks=[Poison(7), *default_callbacks()], enable_progress_bar=True, log_every_n_steps=log_every_n_steps,
+    )  # fmt: skip
+    with pytest.raises(NonFiniteLoss) as error:
+        run.fit(module(), Batches(40, 4), Batches(4, 4))
+    last = next(tmp_path.rglob("last.ckpt"))
+    assert "not finite at step 8, epoch 0, batch 7" in str(error.value)
+    assert "last.ckpt" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert read_header(last).step == 6
+    assert all(weight.isfinite().all() for weight in read_weights(last).values())
+
+
+def test_samples_are_the_engines_and_stand_in_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lit = module()
+    lit.tokenizer = get_tokenizer("byte")
+    lit.config = lit.config.__class__(**{**TINY.to_dict(), "vocab_size": lit.tokenizer.n_vocab})
+    samples = Samples(prompts=["ab", "c"], max_new_tokens=12, temperature=1.0, top_k=None, seed=4, print_at_end=2)
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    run = trainer(tmp_path, max_steps=4, logger=logger, val_check_interval=2, callbacks=[samples])
+    run.fit(lit, Batches(16, 4), Batches(4, 4))
+    engine = Engine(lit.model.eval(), lit.config, lit.tokenizer, max_slots=2)
+    generation = GenerationConfig(max_new_tokens=12, seed=4, num_samples=2)
+    ((_, (first, second)),) = complete(engine, [lit.tokenizer.encode("ab")], generation)
+    printed = capsys.readouterr().out
+    assert f"--- sample 1 ---\nab{first.text}\n" in printed
+    assert f"--- sample 2 ---\nab{second.text}\n" in printed
+    assert printed.index("Try next:") > printed.index("--- sample 2 ---")
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out.*")))).Reload()
+    for index, prompt in enumerate(["ab", "c"]):
+        entries = events.Tensors(f"samples/{index}/text_summary")
+        assert [entry.step for entry in entries] == [2, 4]
+        assert entries[0].tensor_proto.string_val[0].decode().startswith("    " + prompt)
+
+
+def test_bad_sampling_settings_stop_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="temperature"):
+        trainer(tmp_path, max_steps=1, callbacks=[Samples(temperature=-1.0)]).fit(module(), Batches(4, 4))
+
+
+def test_early_stopping_is_lightnings(tmp_path: Path) -> None:
+    stop = EarlyStopping("val/loss", patience=1)
+    run = trainer(tmp_path, max_epochs=20, callbacks=[stop])
+    frozen = module(optimizer=OptimizerConfig(lr=0.0), schedule=ScheduleConfig(name="constant", warmup=0))
+    run.fit(frozen, Batches(8, 4), Batches(4, 4))
+    assert run.current_epoch == 2
+
+
+def test_fine_tuning_starts_from_the_weights_that_are_given(tmp_path: Path) -> None:
+    torch.manual_seed(77)
+    source = GPT(TINY)
+    data = Batches(4, 4)
+    lit = module()
+    lit.initial_weights = source.state_dict()
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(lit, data)
+    nll, tokens = source(*next(iter(data)))
+    assert losses(run)[1] == pytest.approx((nll / tokens).item(), rel=1e-6)
+    assert lit.initial_weights is None  # not held in memory for the rest of the run
+
+
+def test_the_count_of_tokens_goes_on_after_a_resume() -> None:
+    before = Throughput()
+    before.tokens = 12_345
+    after = Throughput()
+    after.load_state_dict(before.state_dict())
+    assert after.tokens == 12_345

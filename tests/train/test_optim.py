@@ -1,0 +1,194 @@
+"""Optimizers and schedules against PyTorch's own."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lit_gpt.errors import UserError
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
+from lit_gpt.train.optim import CompositeOptimizer, OptimizerConfig, ScheduleConfig, make_optimizer, parameter_groups
+
+
+def gradients(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def twins(config: GPTConfig) -> tuple[GPT, GPT]:
+    a, b = GPT(config), GPT(config)
+    b.load_state_dict(a.state_dict())
+    return a, b
+
+
+def test_groups_hold_each_parameter_once_and_decay_matrices_only(tiny_config: GPTConfig) -> None:
+    model = GPT(tiny_config)
+    for name in ("adamw", "muon"):
+        groups = parameter_groups(model, OptimizerConfig(name=name, weight_decay=0.3, muon_weight_decay=0.2))
+        seen = [id(parameter) for group in groups for parameter in group["params"]]
+        assert sorted(seen) == sorted(id(parameter) for parameter in model.parameters())
+        for group in groups:
+            wanted = {"muon": 0.2, "matrices": 0.3, "vectors": 0.0}[group["name"]]
+            assert group["weight_decay"] == wanted
+            assert all((parameter.ndim < 2) == (group["name"] == "vectors") for parameter in group["params"])
+    muon = next(group for group in groups if group["name"] == "muon")["params"]
+    inner = [p for block in model.h for p in block.parameters() if p.ndim == 2]
+    assert {id(p) for p in muon} == {id(p) for p in inner}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_adamw_is_torchs(tiny_config: GPTConfig, fused: bool) -> None:
+    ours, theirs = twins(tiny_config)
+    config = OptimizerConfig(lr=1e-2, weight_decay=0.2, beta1=0.8, beta2=0.9, eps=1e-6)
+    optimizer = make_optimizer(ours, config, fused)
+    matrices = [p for p in theirs.parameters() if p.ndim >= 2]
+    vectors = [p for p in theirs.parameters() if p.ndim < 2]
+    common = {"lr": 1e-2, "betas": (0.8, 0.9), "eps": 1e-6, "foreach": False}
+    reference = [
+        torch.optim.AdamW(matrices, weight_decay=0.2, **common),
+        torch.optim.AdamW(vectors, weight_decay=0.0, **common),
+    ]
+    for step in range(4):
+        gradients(ours, step)
+        gradients(theirs, step)
+        optimizer.step()
+        for part in reference:
+            part.step()
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def muon_references(model: GPT, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    inner = {id(p) for block in model.h for p in block.parameters() if p.ndim == 2}
+    others = [p for p in model.parameters() if id(p) not in inner]
+    betas = (config.beta1, config.beta2)
+    return [
+        torch.optim.Muon(
+            [p for p in model.parameters() if id(p) in inner], lr=config.muon_lr, momentum=config.muon_momentum,
+            weight_decay=config.muon_weight_decay,
+        ),
+        torch.optim.AdamW([p for p in others if p.ndim >= 2], lr=config.lr, weight_decay=0.1, betas=betas),
+        torch.optim.AdamW([p for p in others if p.ndim < 2], lr=config.lr, weight_decay=0.0, betas=betas),
+    ]  # fmt: skip
+
+
+def test_muon_with_adamw_is_torchs_two_and_survives_a_reload(tiny_config: GPTConfig) -> None:
+    ours, theirs = twins(tiny_config)
+    config = OptimizerConfig(name="muon", lr=1e-2, muon_lr=0.05, muon_weight_decay=0.1)
+    optimizer, reference = make_optimizer(ours, config), muon_references(theirs, config)
+    for step in range(6):
+        if step == 3:  # a new optimizer goes on from the state of the old one
+            state = torch.load(save(optimizer.state_dict()), weights_only=True)
+            optimizer = make_optimizer(ours, config)
+            optimizer.load_state_dict(state)
+        gradients(ours, step)
+        gradients(theirs, step)
+        for part in reference:
+            part.step()
+        optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def save(state: object) -> object:
+    import io
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def test_composite_runs_its_closure_once_and_follows_a_scheduler(tiny_config: GPTConfig) -> None:
+    model = GPT(tiny_config)
+    optimizer = make_optimizer(model, OptimizerConfig(name="muon"))
+    assert isinstance(optimizer, CompositeOptimizer)
+    calls = []
+
+    def closure() -> float:
+        assert torch.is_grad_enabled()
+        calls.append(1)
+        gradients(model, 0)
+        return 3.5
+
+    before = [p.detach().clone() for p in model.parameters()]
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    with torch.no_grad():
+        assert optimizer.step(closure) == 3.5
+    assert calls == [1]
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))  # every group's rate is zero
+
+
+def test_cosine_and_linear_are_torchs_after_the_warm_up() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    for name in ("cosine", "linear"):
+        factor = ScheduleConfig(name=name, warmup=10, min_lr_ratio=0.1).factor(110)
+        sgd = torch.optim.SGD([weight], lr=1.0)
+        reference = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=100, eta_min=0.1)
+            if name == "cosine"
+            else torch.optim.lr_scheduler.LinearLR(sgd, 1.0, 0.1, total_iters=100)
+        )
+        for step in range(10, 111):
+            assert factor(step) == pytest.approx(reference.get_last_lr()[0], rel=1e-6)
+            sgd.step()
+            reference.step()
+        assert [factor(step) for step in range(10)] == pytest.approx([(step + 1) / 11 for step in range(10)])
+
+
+@given(
+    st.sampled_from(["cosine", "linear", "wsd", "constant"]),
+    st.integers(20, 5000),
+    st.one_of(st.integers(0, 10), st.floats(0, 0.5)),
+    st.one_of(st.integers(0, 10), st.floats(0, 0.4)),
+    st.floats(0, 1),
+)
+def test_every_schedule_rises_then_never_does_again(
+    name: str, total: int, warmup: float, decay: float, low: float
+) -> None:
+    factor = ScheduleConfig(name=name, warmup=warmup, decay=decay, min_lr_ratio=low).factor(total)
+    values = [factor(step) for step in range(total + 1)]
+    top = round(warmup * total) if warmup < 1 else int(warmup)
+    assert all(0 < a < b for a, b in pairwise(values[: top + 1]))
+    assert values[top] == pytest.approx(1.0)
+    assert all(a >= b - 1e-12 for a, b in pairwise(values[top:]))
+    if name in ("cosine", "linear"):
+        assert values[-1] == pytest.approx(low, abs=1e-9)
+    if name == "wsd":
+        length = round(decay * total) if decay < 1 else int(decay)
+        assert all(value == 1.0 for value in values[top : total - length])
+        assert length == 0 or values[-1] == pytest.approx(low, abs=1e-9)
+
+
+def test_a_share_of_the_run_scales_with_it() -> None:
+    schedule = ScheduleConfig(name="wsd", warmup=0.1, decay=0.5, min_lr_ratio=0.0)
+    assert [schedule.factor(100)(step) for step in (10, 50, 75)] == [schedule.factor(1000)(s) for s in (100, 500, 750)]
+
+
+@pytest.mark.parametrize(
+    ("make", "needle"),
+    [
+        (lambda: OptimizerConfig(name="adam"), 'did you mean "adamw"'),  # type: ignore[arg-type]
+        (lambda: OptimizerConfig(lr=-1e-3), "lr=-0.001"),
+        (lambda: OptimizerConfig(lr=math.nan), "lr=nan"),
+        (lambda: OptimizerConfig(beta2=1.0), "beta2=1.0"),
+        (lambda: ScheduleConfig(name="cosinus"), 'did you mean "cosine"'),  # type: ignore[arg-type]
+        (lambda: ScheduleConfig(warmup=2.5), "warmup=2.5"),
+        (lambda: ScheduleConfig(warmup=100).factor(100), "warmup=100 steps is no shorter than the run of 100"),
+        (lambda: ScheduleConfig(name="wsd", warmup=60, decay=60).factor(100), "exceed the run of 100"),
+        (lambda: ScheduleConfig().factor(-1), "no end to schedule for"),
+    ],
+)
+def test_bad_values_are_named(make: object, needle: str) -> None:
+    with pytest.raises(UserError) as error:
+        make()  # type: ignore[operator]
+    assert needle in str(error.value)
+    assert "\n" not in str(error.value)
