@@ -10,7 +10,7 @@ import torch
 from lit_gpt.checkpoint.format import load_model, resolve_ckpt_path
 from lit_gpt.convert.recognise import load_source
 from lit_gpt.errors import UserError
-from lit_gpt.generation.complete import Completion, Prompt, complete, encode_prompt
+from lit_gpt.generation.complete import Completion, PromptInput, complete, encode_prompt
 from lit_gpt.generation.engine import Draft, Engine
 from lit_gpt.generation.generation import Value
 from lit_gpt.generation.generation_config import NGRAM, GenerationConfig
@@ -96,7 +96,7 @@ class Generator:
         return Engine(self.model, self.config, self.tokenizer, device=self.device, **options)
 
     def complete(
-        self, prompts: Sequence[Prompt], value: Value | None = None, **settings: Any
+        self, prompts: Sequence[PromptInput], value: Value | None = None, **settings: Any
     ) -> list[list[Completion]]:
         """All continuations of all prompts, with everything that is known about them.
 
@@ -104,12 +104,12 @@ class Generator:
             UserError: for settings or prompts that are wrong.
             RuntimeError: if the model's logits are no numbers.
         """
-        generation = GenerationConfig.from_dict(settings)
+        generation_config = GenerationConfig.from_dict(settings)
         ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         results: list[list[Completion]] = [[] for _ in prompts]
-        engine = self._engine(generation)
+        engine = self._engine(generation_config)
         try:
-            for place, completions in complete(engine, ids, generation, value):
+            for place, completions in complete(engine, ids, generation_config, value):
                 results[place] = completions
         finally:
             engine.cancel_all()  # after an error or an interrupt: what is left must not meet the next call
@@ -142,7 +142,7 @@ class Generator:
         flat = [items[0] if single else items for items in made]
         return flat[0] if one else flat
 
-    def stream(self, prompt: Prompt, **settings: Any) -> Iterator[str]:
+    def stream(self, prompt: PromptInput, **settings: Any) -> Iterator[str]:
         """Yield the continuation piece by piece, in whole characters. Leaving the loop ends it.
 
         Raises:
@@ -150,11 +150,11 @@ class Generator:
         """
         if self.tokenizer is None:
             raise UserError("this model came without a tokenizer, so there is no text to stream: use generate")
-        generation = GenerationConfig.from_dict(settings)
-        if generation.num_samples > 1:
-            raise UserError(f"num_samples={generation.num_samples} cannot be streamed as one text: use generate")
-        engine = self._engine(generation)
-        request = engine.submit(encode_prompt(self.tokenizer, prompt), generation)
+        generation_config = GenerationConfig.from_dict(settings)
+        if generation_config.num_samples > 1:
+            raise UserError(f"num_samples={generation_config.num_samples} cannot be streamed as one text: use generate")
+        engine = self._engine(generation_config)
+        request = engine.submit(encode_prompt(self.tokenizer, prompt), generation_config)
         return self._pieces(engine, request)
 
     def _pieces(self, engine: Engine, request: int) -> Iterator[str]:
@@ -172,7 +172,7 @@ class Generator:
         finally:
             engine.cancel_all()
 
-    def logprobs(self, text: Prompt, top: int = 0) -> list[Token]:
+    def logprobs(self, text: PromptInput, top: int = 0) -> list[Token]:
         """Score a text: each token's log-probability (natural) after those before it, and the `top` likeliest.
 
         The first token has none: nothing came before it.
@@ -183,13 +183,13 @@ class Generator:
         ((completion,),) = self.complete([text], max_new_tokens=0, prompt_logprobs=top)
         return completion.prompt or []
 
-    def _engine(self, generation: GenerationConfig) -> Engine:
+    def _engine(self, generation_config: GenerationConfig) -> Engine:
         """The engine that `generate` and its like share: its rows remember prefixes from call to call.
 
         While a stream is being read, it is busy, and the call gets one of its own.
         """
-        generation.check()
-        draft = generation.draft if generation.strategy == "speculative" else NGRAM
+        generation_config.check()
+        draft = generation_config.draft if generation_config.strategy == "speculative" else NGRAM
         if draft in self._engines and self._engines[draft].has_work:
             return self.engine(draft)
         if draft not in self._engines:

@@ -27,7 +27,7 @@ from lit_gpt.checkpoint.lightning_io import AtomicCheckpointIO
 from lit_gpt.cli.predict import Prediction, add_predict_arguments
 from lit_gpt.console import note
 from lit_gpt.convert.recognise import open_source
-from lit_gpt.convert.source import Source
+from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.data.datamodule import TokenDataModule, check_divisible
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Draft, check_draft
@@ -68,12 +68,12 @@ class Program(LightningCLI):
     def __init__(self, argv: list[str]) -> None:
         self.name = argv[0]
         self.header: Header | None = None  # of --ckpt_path
-        self.source: Source | None = None  # of --init_from
+        self.source: SourceCheckpoint | None = None  # of --init_from
         self.tokenizer: Tokenizer | None = None  # of the data
         self.precision_reason = "as asked for"
         self._decision: Decision | None = None  # on the rank that made it
         self.prediction: Prediction | None = None
-        self.draft: Source | None = None  # of speculative decoding
+        self.draft: SourceCheckpoint | None = None  # of speculative decoding
         options = {"default_env": True, "env_prefix": "LIT_GPT", "allow_abbrev": False}
         super().__init__(
             LitGPT,
@@ -317,7 +317,7 @@ class Program(LightningCLI):
         if self.source is not None:
             self.model.initial_weights = self.source.load().state_dict()
         if self.prediction is not None:
-            self.model.generation = self.prediction.generation
+            self.model.generation_config = self.prediction.generation_config
             self.model.inference_precision = self.options.precision
             if self.draft is not None:
                 self.model.draft = Draft(self.draft.load(), self.draft.config, self.draft.tokenizer)

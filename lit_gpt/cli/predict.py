@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lit_gpt.atomic import atomic_write
 from lit_gpt.console import note
-from lit_gpt.data.prompts import FILE_PREFIX, Prompt, PromptDataset
+from lit_gpt.data.prompts import FILE_PREFIX, PromptDataset, PromptRecord
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import Completion, encode_prompt
 from lit_gpt.generation.generation_config import NGRAM, GenerationConfig
@@ -32,7 +32,7 @@ from lit_gpt.insight.trace_view import TraceWriter
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
-Finished = list[tuple[Prompt, list[Completion]]]
+Finished = list[tuple[PromptRecord, list[Completion]]]
 """What a `predict_step` returns: prompts that are finished, each with its continuations."""
 
 _BATCH = 64
@@ -69,7 +69,7 @@ class Prediction:
     """A run of `predict`, checked before anything is computed.
 
     Attributes:
-        generation: how to continue the prompts.
+        generation_config: how to continue the prompts.
         loader: the prompts that are left to do.
         writer: the callback that takes the results.
         tracer: notes how each token was chosen, if that was asked for.
@@ -83,15 +83,15 @@ class Prediction:
             UserError: for settings or prompts that are wrong, or an output that is in the way.
         """
         names = [item.name for item in dataclasses.fields(GenerationConfig)]
-        self.generation = GenerationConfig.from_dict({name: options[name] for name in names})
-        for remark in self.generation.check():
+        self.generation_config = GenerationConfig.from_dict({name: options[name] for name in names})
+        for remark in self.generation_config.check():
             note(remark)
         prompts = PromptDataset(options.start, options.prompts)
-        check_prompts(prompts, tokenizer, config, self.generation)
+        check_prompts(prompts, tokenizer, config, self.generation_config)
         self._partial: PartialFile | None = None
         finished: set[int] = set()
         if options.output is not None:
-            self._partial = PartialFile(options.output, run_fingerprint(prompts, self.generation, source))
+            self._partial = PartialFile(options.output, run_fingerprint(prompts, self.generation_config, source))
             finished = self._partial.finished(options.resume, len(prompts))
         elif options.resume:
             raise UserError("--resume goes on with a file of results: name it with --output")
@@ -108,8 +108,8 @@ class Prediction:
     @property
     def draft(self) -> str | None:
         """The checkpoint that proposes tokens, if one does."""
-        speculates = self.generation.strategy == "speculative" and self.generation.draft != NGRAM
-        return self.generation.draft if speculates else None
+        speculates = self.generation_config.strategy == "speculative" and self.generation_config.draft != NGRAM
+        return self.generation_config.draft if speculates else None
 
     def already_done(self) -> bool:
         """Whether nothing is left of a resumed run; if only its last step was, that is made."""
@@ -122,7 +122,7 @@ class Prediction:
 
 
 def check_prompts(
-    prompts: Iterable[Prompt], tokenizer: Tokenizer | None, config: GPTConfig, generation: GenerationConfig
+    prompts: Iterable[PromptRecord], tokenizer: Tokenizer | None, config: GPTConfig, generation_config: GenerationConfig
 ) -> None:
     """Refuse, before any work, prompts that this model cannot continue.
 
@@ -139,7 +139,7 @@ def check_prompts(
         wrong = next((token for token in ids if not 0 <= token < n_vocab), None)
         if wrong is not None:
             raise UserError(f"{what} has token id {wrong}, outside the vocabulary: use ids 0 … {n_vocab - 1}")
-        if generation.overflow == "stop" and len(ids) > config.block_size:
+        if generation_config.overflow == "stop" and len(ids) > config.block_size:
             raise UserError(
                 f"{what} has {len(ids)} tokens, the model's context is {config.block_size}: "
                 f"shorten it, or use --overflow slide"
@@ -336,7 +336,7 @@ class PredictionWriter(BasePredictionWriter):
         self._progress.stop()
 
 
-def to_records(prompt: Prompt, completions: list[Completion]) -> list[dict[str, Any]]:
+def to_records(prompt: PromptRecord, completions: list[Completion]) -> list[dict[str, Any]]:
     """The continuations of a prompt as plain values: the lines of the output."""
     head = {"index": prompt.place, "samples": len(completions), "prompt": prompt.prompt}
     return [{**head, "sample": sample, **_to_dict(completion)} for sample, completion in enumerate(completions)]
@@ -371,9 +371,9 @@ def _scored(token: Token) -> dict[str, Any]:
     return values
 
 
-def run_fingerprint(prompts: PromptDataset, generation: GenerationConfig, source: str) -> str:
+def run_fingerprint(prompts: PromptDataset, generation_config: GenerationConfig, source: str) -> str:
     """What identifies a run: its prompts, its settings and the weights it uses (a file by size and time)."""
     path = Path(source)
     stat = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
-    values = [prompts.fingerprint, generation.to_dict(), source, stat]
+    values = [prompts.fingerprint, generation_config.to_dict(), source, stat]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

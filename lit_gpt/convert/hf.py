@@ -10,9 +10,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lit_gpt.convert.hf_config import HINTS, read_config, read_json
-from lit_gpt.convert.source import Source
+from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.tokenizer_json import read_tokenizer
-from lit_gpt.convert.weights import Entry, Stored, Table, entries, gather
+from lit_gpt.convert.weights import Stored, Table, TensorEntry, entries, gather
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ CONV1D = frozenset({"h.{}.attn.c_attn", "h.{}.attn.c_proj", "h.{}.mlp.c_fc", "h.
 """GPT-2's `Conv1D` keeps its weight as (in, out), `nn.Linear` as (out, in)."""
 
 
-def plan_of(model_type: str, config: GPTConfig) -> list[Entry]:
+def plan_of(model_type: str, config: GPTConfig) -> list[TensorEntry]:
     """Where each tensor of a model of this shape is in a folder of `model_type`."""
     if model_type == "gpt2":
         return list(entries(config, GPT2_TABLE, CONV1D))
@@ -56,7 +56,7 @@ def plan_of(model_type: str, config: GPTConfig) -> list[Entry]:
 
 def open_hf(
     folder: Path, name: str, tokenizer: Tokenizer | None, fetch_weights: Callable[[], None] | None = None
-) -> Source:
+) -> SourceCheckpoint:
     """A Hugging Face folder.
 
     Args:
@@ -88,7 +88,7 @@ def open_hf(
     config, stored = _without_zero_biases(values, config, stored)
     ignored = r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$"
     weights = gather(config, plan_of(model_type, config), stored, name, ignored, "lm_head.weight")
-    return Source(name, values["model_type"], config, tokenizer, weights)
+    return SourceCheckpoint(name, values["model_type"], config, tokenizer, weights)
 
 
 def _without_zero_biases(

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_gpt.console import note
 from lit_gpt.convert.pickles import load_plain_pickle, stored_tensors, strip_prefix
-from lit_gpt.convert.source import Source, named_tokenizer
+from lit_gpt.convert.source import SourceCheckpoint, named_tokenizer
 from lit_gpt.convert.weights import Table, entries, gather
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
@@ -34,7 +34,7 @@ def matches(checkpoint: dict[str, Any]) -> bool:
     return isinstance(checkpoint.get("model"), dict) and isinstance(checkpoint.get("model_args"), dict)
 
 
-def open_nanogpt(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | None) -> Source:
+def open_nanogpt(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | None) -> SourceCheckpoint:
     """The checkpoint at `path`.
 
     Args:
@@ -55,7 +55,7 @@ def open_nanogpt(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | 
         tokenizer = named_tokenizer("gpt2", config.vocab_size)
     elif tokenizer is None:
         note(f"without a tokenizer: to add one, copy meta.pkl from nanoGPT's data folder to {path.parent}")
-    return Source(str(path), "nanoGPT", config, tokenizer, weights)
+    return SourceCheckpoint(str(path), "nanoGPT", config, tokenizer, weights)
 
 
 def nanogpt_config(path: Path, arguments: dict[str, Any]) -> GPTConfig:

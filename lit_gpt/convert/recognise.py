@@ -11,8 +11,8 @@ from lit_gpt.convert import nanogpt, textbooks
 from lit_gpt.convert.hf import open_hf
 from lit_gpt.convert.hub import fetch_description, fetch_weights
 from lit_gpt.convert.pickles import load_torch, stored_tensors, strip_prefix
-from lit_gpt.convert.source import Source
-from lit_gpt.convert.weights import Entry, gather, model_shapes
+from lit_gpt.convert.source import SourceCheckpoint
+from lit_gpt.convert.weights import TensorEntry, gather, model_shapes
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
 
 
-def open_source(source: str, tokenizer: str | None = None, n_head: int | None = None) -> Source:
+def open_source(source: str, tokenizer: str | None = None, n_head: int | None = None) -> SourceCheckpoint:
     """Recognise a checkpoint of any kind and read everything but its weights.
 
     Args:
@@ -68,7 +68,7 @@ def load_source(source: str, dtype: str | torch.dtype | None = None) -> tuple[GP
     return opened.load(), opened.tokenizer
 
 
-def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> Source:
+def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> SourceCheckpoint:
     if (folder / "config.json").is_file():
         return open_hf(folder, source, tokenizer)
     inside = sorted(path.name for path in folder.iterdir() if path.suffix in (".ckpt", ".pt", ".pth"))
@@ -77,7 +77,7 @@ def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> Sour
     raise UserError(f"{source} holds no checkpoint: a Hugging Face folder has config.json and *.safetensors")
 
 
-def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None) -> Source:
+def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None) -> SourceCheckpoint:
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UserError(f"{path} is part of a Hugging Face folder: give the folder, {path.parent}")
     checkpoint = load_torch(path)
@@ -98,7 +98,7 @@ def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None) -> S
     )
 
 
-def _open_ours(path: Path, tokenizer: Tokenizer | None) -> Source:
+def _open_ours(path: Path, tokenizer: Tokenizer | None) -> SourceCheckpoint:
     """A checkpoint of ours. Lightning's module calls the model `model`."""
     header = read_header(path)
     if tokenizer is None and header.tokenizer is not None:
@@ -108,9 +108,9 @@ def _open_ours(path: Path, tokenizer: Tokenizer | None) -> Source:
         for name, tensor in stored_tensors(path, "state_dict").items()
         if name.startswith("model.")
     }
-    plan = [Entry(name, (name,), (shape,), False) for name, shape in model_shapes(header.config).items()]
+    plan = [TensorEntry(name, (name,), (shape,), False) for name, shape in model_shapes(header.config).items()]
     weights = gather(header.config, plan, strip_prefix(stored, "_orig_mod."), str(path), tied_head="lm_head.weight")
-    return Source(str(path), "lit_gpt", header.config, tokenizer, weights)
+    return SourceCheckpoint(str(path), "lit_gpt", header.config, tokenizer, weights)
 
 
 def _chosen_tokenizer(spec: str) -> Tokenizer:

@@ -16,7 +16,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceCheckpoint:
     """A checkpoint whose weights have not been read yet.
 
     Attributes:
@@ -33,7 +33,7 @@ class Source:
     tokenizer: Tokenizer | None
     weights: dict[str, Stored]
 
-    def to(self, dtype: str | torch.dtype | None) -> Source:
+    def to(self, dtype: str | torch.dtype | None) -> SourceCheckpoint:
         """The same with all weights in `dtype`; None keeps each as it is.
 
         Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.convert.pickles import stored_tensors, strip_prefix
-from lit_gpt.convert.source import Source, named_tokenizer
+from lit_gpt.convert.source import SourceCheckpoint, named_tokenizer
 from lit_gpt.convert.weights import Stored, Table, entries, gather
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import PRESETS, GPTConfig
@@ -44,7 +44,9 @@ def is_raschka(checkpoint: dict[str, Any]) -> bool:
     return isinstance(state, dict) and any(name.endswith("tok_emb.weight") for name in state)
 
 
-def open_raschka(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | None, n_head: int | None) -> Source:
+def open_raschka(
+    path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | None, n_head: int | None
+) -> SourceCheckpoint:
     """A `.pth` of "LLMs from scratch".
 
     Args:
@@ -62,7 +64,7 @@ def open_raschka(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | 
     weights = gather(config, list(entries(config, RASCHKA_TABLE)), stored, str(path), r"\.att\.mask$")
     if tokenizer is None and config.vocab_size == GPTConfig().vocab_size:
         tokenizer = named_tokenizer("gpt2", config.vocab_size)
-    return Source(str(path), "LLMs from scratch", config, tokenizer, weights)
+    return SourceCheckpoint(str(path), "LLMs from scratch", config, tokenizer, weights)
 
 
 def _raschka_config(path: Path, stored: dict[str, Stored], n_head: int | None) -> GPTConfig:
@@ -93,7 +95,7 @@ def is_transformer_book(checkpoint: dict[str, Any]) -> bool:
     return isinstance(checkpoint.get("model_state_dict"), dict) and isinstance(checkpoint.get("h_params"), dict)
 
 
-def open_transformer_book(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | None) -> Source:
+def open_transformer_book(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | None) -> SourceCheckpoint:
     """The transformer book's `model.ckpt`.
 
     Its vocabulary ends at the largest id that its training text held, so the tokenizer is `cl100k_base` without the
@@ -123,7 +125,7 @@ def open_transformer_book(path: Path, checkpoint: dict[str, Any], tokenizer: Tok
     plan = list(entries(config, transformer_book_table(config)))
     weights = gather(config, plan, stored, str(path), r"\.mha\.heads\.\d+\.(mask|tril)$")
     tokenizer = tokenizer or named_tokenizer("cl100k_base", config.vocab_size)
-    return Source(str(path), "transformer book", config, tokenizer, weights)
+    return SourceCheckpoint(str(path), "transformer book", config, tokenizer, weights)
 
 
 def transformer_book_table(config: GPTConfig) -> Table:

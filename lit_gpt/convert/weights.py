@@ -62,7 +62,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of ours, and where it is in their file.
 
     Attributes:
@@ -88,7 +88,7 @@ def model_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def entries(config: GPTConfig, table: Table, transposed: frozenset[str] = frozenset()) -> Iterator[Entry]:
+def entries(config: GPTConfig, table: Table, transposed: frozenset[str] = frozenset()) -> Iterator[TensorEntry]:
     """`table`, written out for every tensor of a model of this shape.
 
     Args:
@@ -111,7 +111,7 @@ def entries(config: GPTConfig, table: Table, transposed: frozenset[str] = frozen
         flip = pattern in transposed and kind == "weight"
         rows = _rows(config, len(names), shape[0])
         parts = tuple((count, *shape[1:])[:: -1 if flip else 1] for count in rows)
-        yield Entry(ours, tuple(name.replace("{}", number) for name in names), parts, flip)
+        yield TensorEntry(ours, tuple(name.replace("{}", number) for name in names), parts, flip)
 
 
 def _rows(config: GPTConfig, parts: int, total: int) -> list[int]:
@@ -124,7 +124,7 @@ def _rows(config: GPTConfig, parts: int, total: int) -> list[int]:
 
 def gather(
     config: GPTConfig,
-    plan: list[Entry],
+    plan: list[TensorEntry],
     stored: dict[str, Stored],
     source: str,
     ignored: str = r"(?!)",
@@ -166,7 +166,7 @@ def gather(
     return {entry.ours: _assemble(entry, [stored[name] for name in entry.theirs]) for entry in plan}
 
 
-def _assemble(entry: Entry, parts: list[Stored]) -> Stored:
+def _assemble(entry: TensorEntry, parts: list[Stored]) -> Stored:
     if entry.transposed:
         parts = [part.transposed for part in parts]
     if len(parts) == 1:
@@ -178,7 +178,7 @@ def _assemble(entry: Entry, parts: list[Stored]) -> Stored:
     return Stored(shape, dtype, lambda: torch.cat([part.read().to(dtype) for part in parts]))
 
 
-def scatter(plan: list[Entry], weights: dict[str, Stored]) -> dict[str, Stored]:
+def scatter(plan: list[TensorEntry], weights: dict[str, Stored]) -> dict[str, Stored]:
     """Our tensors under their names: the inverse of `gather`."""
     result = {}
     for entry in plan:

@@ -21,7 +21,7 @@ from lit_gpt.checkpoint.format import model_checkpoint
 from lit_gpt.console import note
 from lit_gpt.convert.hf import plan_of
 from lit_gpt.convert.hf_config import read_config, write_config
-from lit_gpt.convert.source import Source
+from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.tokenizer_json import write_tokenizer, write_tokenizer_config
 from lit_gpt.convert.weights import Stored, model_shapes, scatter
 from lit_gpt.errors import UserError
@@ -36,7 +36,7 @@ def check_absent(path: Path) -> None:
         raise UserError(f"{path} exists already: remove it, or choose another name")
 
 
-def write_lit_gpt(source: Source, path: Path) -> None:
+def write_lit_gpt(source: SourceCheckpoint, path: Path) -> None:
     """One `.ckpt` with config and tokenizer inside.
 
     torch.save lays out the file for tensors without data, then each is read and put in its place.
@@ -60,7 +60,7 @@ def write_lit_gpt(source: Source, path: Path) -> None:
             _write_tensor(file, stored)
 
 
-def write_hf(source: Source, folder: Path) -> None:
+def write_hf(source: SourceCheckpoint, folder: Path) -> None:
     """A folder that `from_pretrained` of transformers loads.
 
     Raises:
@@ -86,12 +86,12 @@ def write_hf(source: Source, folder: Path) -> None:
         _write_shards(unfinished, _their_tensors(config["model_type"], config, weights))
 
 
-def _dtype_name(source: Source) -> str:
+def _dtype_name(source: SourceCheckpoint) -> str:
     dtypes = [stored.dtype for stored in source.weights.values()]
     return str(max(set(dtypes), key=dtypes.count)).removeprefix("torch.")
 
 
-def _without_padding(source: Source) -> dict[str, Stored]:
+def _without_padding(source: SourceCheckpoint) -> dict[str, Stored]:
     """Rows past the vocabulary cut off: their logits never leave our model, transformers would sample from them."""
     size = source.config.vocab_size
     padded = {"wte.weight", "lm_head.weight", "lm_head.bias"}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from lit_gpt.data.readers import best_cut, read_texts
-from lit_gpt.data.sources import OnRead, Source
+from lit_gpt.data.sources import OnRead, TextSource
 
 SAMPLE = 1 << 25  # bytes of text
 SLICE = 1 << 14  # characters
@@ -18,7 +18,7 @@ WORD_LENGTH = 256  # characters; the time that training takes grows with the squ
 WORD = re.compile(r"\w+|\W+")
 
 
-def sample(sources: list[Source], text_field: str, on_read: OnRead) -> Iterator[str]:
+def sample(sources: list[TextSource], text_field: str, on_read: OnRead) -> Iterator[str]:
     """Slices of the sources, as many as training has memory for; their order is shuffled, but always the same."""
     slices = list(_slices(sources, text_field, on_read))
     random.Random(0).shuffle(slices)
@@ -35,7 +35,7 @@ def sample(sources: list[Source], text_field: str, on_read: OnRead) -> Iterator[
             return
 
 
-def _slices(sources: list[Source], text_field: str, on_read: OnRead) -> Iterator[str]:
+def _slices(sources: list[TextSource], text_field: str, on_read: OnRead) -> Iterator[str]:
     """About `SAMPLE` bytes, spread over the sources by size: of a large one the beginning, of many small ones some."""
     total = sum(source.size for source in sources)
     allowed = taken = 0.0

@@ -23,7 +23,7 @@ from lit_gpt.data.merge_sample import sample
 from lit_gpt.data.prepare_state import DOWNLOADS, Journal, locked
 from lit_gpt.data.readers import DOCUMENT, Text, read_texts
 from lit_gpt.data.shards import ShardWriter, dtype_for, load_index, write_shard
-from lit_gpt.data.sources import OnRead, Source, fetch, find_sources
+from lit_gpt.data.sources import OnRead, TextSource, fetch, find_sources
 from lit_gpt.data.splits import ENOUGH, Piece, Split
 from lit_gpt.data.workers import Job, Result, Workers
 from lit_gpt.errors import UserError
@@ -114,7 +114,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _fetch_all(sources: list[Source]) -> None:
+def _fetch_all(sources: list[TextSource]) -> None:
     wanted = [source for source in sources if source.url and not source.path.exists()]
     if wanted:
         with _progress("fetch", None) as (on_read, _):
@@ -125,7 +125,7 @@ def _fetch_all(sources: list[Source]) -> None:
 # ---------------------------------------------------------------- what has to be known before the first token
 
 
-def _settled(rule: Split, sources: list[Source], text_field: str) -> tuple[Split, int]:
+def _settled(rule: Split, sources: list[TextSource], text_field: str) -> tuple[Split, int]:
     """The rule with "auto" resolved, and the bytes of text it reckons with (files of plain text need not be read)."""
     size = sum(source.size for source in sources)
     if rule.kind == "hash":
@@ -143,7 +143,9 @@ def _settled(rule: Split, sources: list[Source], text_field: str) -> tuple[Split
     return rule.settle(max(documents, 1), length), length
 
 
-def _tokenizer(ready: Tokenizer | None, spec: str, sources: list[Source], text_field: str, folder: Path) -> Tokenizer:
+def _tokenizer(
+    ready: Tokenizer | None, spec: str, sources: list[TextSource], text_field: str, folder: Path
+) -> Tokenizer:
     """The tokenizer, which is in the folder afterwards; one that an earlier run trained is read from there."""
     if ready is None and (folder / TOKENIZER).exists():
         return Tokenizer.load(folder)
@@ -155,7 +157,7 @@ def _tokenizer(ready: Tokenizer | None, spec: str, sources: list[Source], text_f
     return ready
 
 
-def _texts(sources: list[Source], text_field: str, on_read: OnRead) -> Iterator[Text]:
+def _texts(sources: list[TextSource], text_field: str, on_read: OnRead) -> Iterator[Text]:
     for source in sources:
         yield from read_texts(source, text_field, on_read)
 
@@ -164,7 +166,7 @@ def _texts(sources: list[Source], text_field: str, on_read: OnRead) -> Iterator[
 
 
 def _write_shards(
-    journal: Journal, tokenizer: Tokenizer, sources: list[Source], text_field: str, workers: int, shard_tokens: int
+    journal: Journal, tokenizer: Tokenizer, sources: list[TextSource], text_field: str, workers: int, shard_tokens: int
 ) -> None:
     """Write the shards that are not there yet, a train and a validation shard at a time."""
     assert journal.split

@@ -17,14 +17,14 @@ FILE_PREFIX = "FILE:"
 """`--start FILE:story.md` is one prompt, the file's whole text, as in nanoGPT."""
 
 
-class Prompt(NamedTuple):
+class PromptRecord(NamedTuple):
     """A prompt, text or ids, and its place in the input."""
 
     place: int
     prompt: str | list[int]
 
 
-class PromptDataset(Dataset[Prompt]):
+class PromptDataset(Dataset[PromptRecord]):
     """Prompts by their place. Of a file only the places of its lines are held, so it may be as large as the disk.
 
     Attributes:
@@ -59,17 +59,17 @@ class PromptDataset(Dataset[Prompt]):
     def __len__(self) -> int:
         return len(self._start) + len(self._offsets)
 
-    def __getitem__(self, index: int) -> Prompt:
+    def __getitem__(self, index: int) -> PromptRecord:
         if index < len(self._start):
-            return Prompt(index, self._start[index])
+            return PromptRecord(index, self._start[index])
         if index >= len(self):
             raise IndexError(index)
         assert self._path is not None
         with self._path.open("rb") as file:
             file.seek(self._offsets[index - len(self._start)])
-            return Prompt(index, _parse(self._path, file.readline(), index + 1))
+            return PromptRecord(index, _parse(self._path, file.readline(), index + 1))
 
-    def __iter__(self) -> Iterator[Prompt]:
+    def __iter__(self) -> Iterator[PromptRecord]:
         return (self[index] for index in range(len(self)))
 
 

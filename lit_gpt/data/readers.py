@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import IO, Any, NamedTuple
 
-from lit_gpt.data.sources import OnRead, Source
+from lit_gpt.data.sources import OnRead, TextSource
 from lit_gpt.errors import UserError, nearest
 
 PIECE = 1 << 18  # characters: long enough to keep a tokenizer busy, short enough to share among workers
@@ -30,7 +30,7 @@ class Text(NamedTuple):
     ends: bool
 
 
-def read_texts(source: Source, text_field: str, on_read: OnRead = lambda count: None) -> Iterator[Text]:
+def read_texts(source: TextSource, text_field: str, on_read: OnRead = lambda count: None) -> Iterator[Text]:
     """The documents of one source, in pieces; a text file is one document, a row of a table is one.
 
     Raises:
@@ -82,7 +82,7 @@ def best_cut(text: str, limit: int) -> int:
     return line or max(text.rfind(" ", 1, limit), 0) or limit
 
 
-def _characters(source: Source, on_read: OnRead) -> Iterator[str]:
+def _characters(source: TextSource, on_read: OnRead) -> Iterator[str]:
     """The text of a file, decoded as it comes; a byte-order mark at its start is no text."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     offset = 0
@@ -106,7 +106,7 @@ def _characters(source: Source, on_read: OnRead) -> Iterator[str]:
         offset += len(data)
 
 
-def _unpacked(source: Source, on_read: OnRead) -> Iterator[bytes]:
+def _unpacked(source: TextSource, on_read: OnRead) -> Iterator[bytes]:
     """A file's content, decompressed, in parts of about 256 KiB."""
     with open(source.path, "rb") as file:
         raw = _Counted(file, on_read)
@@ -133,7 +133,7 @@ class _Counted:
         return data
 
 
-def _zstd(source: Source, raw: _Counted) -> Iterator[bytes]:
+def _zstd(source: TextSource, raw: _Counted) -> Iterator[bytes]:
     """Frames one after another. The library's own reader takes a truncated file for a short one."""
     try:
         import zstandard
@@ -157,7 +157,7 @@ def _zstd(source: Source, raw: _Counted) -> Iterator[bytes]:
 # ---------------------------------------------------------------- tables
 
 
-def _lines(source: Source, on_read: OnRead) -> Iterator[str]:
+def _lines(source: TextSource, on_read: OnRead) -> Iterator[str]:
     """Lines with their ends; only "\\n" ends one, so that a quoted field keeps what else looks like a line end."""
     rest = ""
     for characters in _characters(source, on_read):
@@ -170,7 +170,7 @@ def _lines(source: Source, on_read: OnRead) -> Iterator[str]:
         yield rest
 
 
-def _json_rows(source: Source, text_field: str, on_read: OnRead) -> Iterator[str]:
+def _json_rows(source: TextSource, text_field: str, on_read: OnRead) -> Iterator[str]:
     for number, line in enumerate(_lines(source, on_read), 1):
         if line.isspace():
             continue
@@ -184,7 +184,7 @@ def _json_rows(source: Source, text_field: str, on_read: OnRead) -> Iterator[str
         yield _checked(row, text_field, where)
 
 
-def _csv_rows(source: Source, text_field: str, on_read: OnRead) -> Iterator[str]:
+def _csv_rows(source: TextSource, text_field: str, on_read: OnRead) -> Iterator[str]:
     csv.field_size_limit(LONGEST_LINE)
     rows = csv.reader(_lines(source, on_read), delimiter="\t" if source.kind == "tsv" else ",", strict=True)
     try:
@@ -197,7 +197,7 @@ def _csv_rows(source: Source, text_field: str, on_read: OnRead) -> Iterator[str]
         raise UserError(f"{source.name}: line {rows.line_num} is not CSV ({error})") from error
 
 
-def _parquet_rows(source: Source, text_field: str, on_read: OnRead) -> Iterator[str]:
+def _parquet_rows(source: TextSource, text_field: str, on_read: OnRead) -> Iterator[str]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -217,7 +217,7 @@ def _parquet_rows(source: Source, text_field: str, on_read: OnRead) -> Iterator[
         raise UserError(f"{source.name}: not a parquet file, or damaged ({error})") from error
 
 
-_ROWS: dict[str, Callable[[Source, str, OnRead], Iterator[str]]] = {
+_ROWS: dict[str, Callable[[TextSource, str, OnRead], Iterator[str]]] = {
     "jsonl": _json_rows,
     "csv": _csv_rows,
     "tsv": _csv_rows,

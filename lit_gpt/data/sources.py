@@ -31,7 +31,7 @@ OnRead = Callable[[int], None]  # called with each number of bytes read
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """One input file.
 
     Attributes:
@@ -69,7 +69,7 @@ class Source:
         return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def find_sources(inputs: Iterable[str], downloads: Path) -> list[Source]:
+def find_sources(inputs: Iterable[str], downloads: Path) -> list[TextSource]:
     """The files that `inputs` name, each once, in the order given and sorted within a folder or glob.
 
     Args:
@@ -80,7 +80,7 @@ def find_sources(inputs: Iterable[str], downloads: Path) -> list[Source]:
     Raises:
         UserError: nothing there, an empty file, or a folder without texts.
     """
-    found: dict[Path, Source] = {}
+    found: dict[Path, TextSource] = {}
     output = downloads.absolute().parent
     for name in inputs:
         for source in _find(name, downloads):
@@ -91,11 +91,11 @@ def find_sources(inputs: Iterable[str], downloads: Path) -> list[Source]:
     return list(found.values())
 
 
-def _find(name: str, downloads: Path) -> list[Source]:
+def _find(name: str, downloads: Path) -> list[TextSource]:
     if name == STDLIB:
         return _standard_library()
     if "://" in name:
-        return [Source(downloads / _download_name(name), name, url=name)]
+        return [TextSource(downloads / _download_name(name), name, url=name)]
     if os.path.isdir(name):
         return _in_folder(name)
     if os.path.isfile(name):
@@ -110,17 +110,17 @@ def _find(name: str, downloads: Path) -> list[Source]:
     raise UserError(f'no file or folder "{name}": {remedy if len(remedy) < 200 else "check the path"}')
 
 
-def _explicit(name: str) -> Source:
+def _explicit(name: str) -> TextSource:
     if os.path.getsize(name) == 0:
         raise UserError(f"{name}: the file is empty; name one that holds text")
-    return Source(Path(name), name)
+    return TextSource(Path(name), name)
 
 
-def _in_folder(name: str) -> list[Source]:
+def _in_folder(name: str) -> list[TextSource]:
     paths = [path for path in _walk(Path(name), frozenset()) if _is_text(path)]
     if not paths:
         raise UserError(f"{name}: no text files in this folder (such as .txt, .md, .py, .jsonl, .csv, .parquet)")
-    return [Source(path, str(path)) for path in paths]
+    return [TextSource(path, str(path)) for path in paths]
 
 
 def _walk(root: Path, skipped: frozenset[str]) -> list[Path]:
@@ -141,12 +141,12 @@ def _is_text(path: Path) -> bool:
     return path.suffix.lower() in TEXT_SUFFIXES or path.suffix.lower() in TABLES
 
 
-def _standard_library() -> list[Source]:
+def _standard_library() -> list[TextSource]:
     root = Path(sysconfig.get_path("stdlib"))
     paths = [path for path in _walk(root, NOT_CORPUS) if path.suffix == ".py"]
     if not paths:
         raise UserError(f"stdlib: this Python has no source files in {root}; name texts of your own")
-    return [Source(path, f"{STDLIB}:{path.relative_to(root).as_posix()}") for path in paths]
+    return [TextSource(path, f"{STDLIB}:{path.relative_to(root).as_posix()}") for path in paths]
 
 
 def _download_name(url: str) -> str:
@@ -155,7 +155,7 @@ def _download_name(url: str) -> str:
     return f"{zlib.crc32(url.encode()):08x}-{stem[-100:]}"
 
 
-def fetch(source: Source, on_read: OnRead = lambda count: None) -> None:
+def fetch(source: TextSource, on_read: OnRead = lambda count: None) -> None:
     """Download a source that is an address, whole or not at all; one that is here already is left as it is.
 
     Raises:

@@ -13,7 +13,7 @@ from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import FinishReason, Output, Token
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
+PromptInput = str | Sequence[int]
 """Text, or ids."""
 
 
@@ -52,7 +52,7 @@ class Completion:
         self.prompt = output.prompt or self.prompt
 
 
-def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer | None, prompt: PromptInput) -> list[int]:
     """Ids of a prompt. Text gets what must stand before every text in front; ids are taken as they are.
 
     Raises:
@@ -72,9 +72,9 @@ Place = TypeVar("Place")
 class Completions(Generic[Place]):
     """Prompts that are being continued with one engine and one set of settings, and which prompt is which."""
 
-    def __init__(self, engine: Engine, generation: GenerationConfig, value: Value | None = None) -> None:
+    def __init__(self, engine: Engine, generation_config: GenerationConfig, value: Value | None = None) -> None:
         self._engine = engine
-        self._generation = generation
+        self._generation = generation_config
         self._value = value
         self._places: dict[int, Place] = {}  # request → place
         self._unfinished: dict[int, dict[int, Completion]] = {}
@@ -109,14 +109,14 @@ class Completions(Generic[Place]):
 
 
 def complete(
-    engine: Engine, prompts: Iterable[Sequence[int]], generation: GenerationConfig, value: Value | None = None
+    engine: Engine, prompts: Iterable[Sequence[int]], generation_config: GenerationConfig, value: Value | None = None
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Continue all prompts; they are taken from `prompts` only as there is room for them.
 
     Yields:
         (place of the prompt, its continuations), as they are finished.
     """
-    completions: Completions[int] = Completions(engine, generation, value)
+    completions: Completions[int] = Completions(engine, generation_config, value)
     for place, ids in enumerate(prompts):
         while not completions.has_room:
             yield from completions.step()

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.generation import Run, Strategy, Value
+from lit_gpt.generation.generation import Generation, Strategy, Value
 from lit_gpt.generation.generation_config import NGRAM, GenerationConfig
 from lit_gpt.generation.outputs import Output
-from lit_gpt.generation.rows import Feed, Rows
-from lit_gpt.generation.sampling import NONE, Observer, Processors, pick
+from lit_gpt.generation.rows import ForwardRequest, Rows
+from lit_gpt.generation.sampling import NONE, Observer, Sampler, choose_tokens
 from lit_gpt.generation.stopping import Ending
 from lit_gpt.generation.strategies.beam import beam
 from lit_gpt.generation.strategies.contrastive import contrastive
@@ -110,8 +110,8 @@ class Engine:
             kind, place = _whereabouts(draft.model)
             self._draft = Rows(draft.model, draft.config, slots, self._n_vocab, kind, place, prefill_chunk)
         self.observer: Observer | None = None
-        self._queue: deque[Run] = deque()
-        self._runs: list[Run] = []
+        self._queue: deque[Generation] = deque()
+        self._generations: list[Generation] = []
         self._outbox: list[Output] = []
         self._requests = 0
 
@@ -120,7 +120,7 @@ class Engine:
     def submit(
         self,
         prompt_ids: Sequence[int],
-        generation: GenerationConfig,
+        generation_config: GenerationConfig,
         value: Value | None = None,
         strategy: Strategy | None = None,
     ) -> int:
@@ -128,9 +128,9 @@ class Engine:
 
         Args:
             prompt_ids: the prompt; none to start from end-of-text.
-            generation: its settings.
+            generation_config: its settings.
             value: rates texts for `mcts`; None for the model's own likelihood.
-            strategy: a strategy of the caller's own; None for the one that `generation` names.
+            strategy: a strategy of the caller's own; None for the one that `generation_config` names.
 
         Returns:
             Its id, which its outputs carry.
@@ -138,31 +138,31 @@ class Engine:
         Raises:
             UserError: for settings that are wrong, do not go together, or do not fit this model.
         """
-        prompt = self._check(list(prompt_ids), generation)
+        prompt = self._check(list(prompt_ids), generation_config)
         self._requests += 1
-        seed = generation.seed if generation.seed is not None else int.from_bytes(os.urandom(4), "little")
-        end_ids = frozenset(generation.stop_token_ids) | self._eot_ids()
-        limit = generation.max_new_tokens
-        if generation.overflow == "stop":
+        seed = generation_config.seed if generation_config.seed is not None else int.from_bytes(os.urandom(4), "little")
+        end_ids = frozenset(generation_config.stop_token_ids) | self._eot_ids()
+        limit = generation_config.max_new_tokens
+        if generation_config.overflow == "stop":
             limit = min(limit, self.config.block_size - len(prompt))
-        ending = Ending(generation, limit, end_ids)
-        for index in range(generation.continuations):
-            processors = Processors(
-                generation, prompt, self._n_vocab, end_ids, self._eot_ids(), seed + index, self.rows.device
+        ending = Ending(generation_config, limit, end_ids)
+        for index in range(generation_config.continuations):
+            sampler = Sampler(
+                generation_config, prompt, self._n_vocab, end_ids, self._eot_ids(), seed + index, self.rows.device
             )
-            processors.observer = self.observer
+            sampler.observer = self.observer
             self._queue.append(
-                Run(
+                Generation(
                     self._requests,
                     index,
                     prompt,
-                    generation,
+                    generation_config,
                     self.rows,
                     ending,
-                    processors,
-                    strategy or STRATEGIES[generation.strategy],
+                    sampler,
+                    strategy or STRATEGIES[generation_config.strategy],
                     self.tokenizer,
-                    self._draft if generation.draft != NGRAM else None,
+                    self._draft if generation_config.draft != NGRAM else None,
                     value,
                 )
             )
@@ -170,26 +170,28 @@ class Engine:
 
     def cancel(self, request: int) -> None:
         """End a request; what it has written so far comes with the next step, with finish_reason "cancelled"."""
-        for run in [run for run in (*self._queue, *self._runs) if run.request == request]:
-            run.stop("cancelled")
-            self._outbox += run.news()
-            (self._queue if run in self._queue else self._runs).remove(run)
+        for generation in [
+            generation for generation in (*self._queue, *self._generations) if generation.request == request
+        ]:
+            generation.stop("cancelled")
+            self._outbox += generation.news()
+            (self._queue if generation in self._queue else self._generations).remove(generation)
 
     def cancel_all(self) -> None:
         """Drop everything, outputs that nobody has taken included."""
-        for request in {run.request for run in (*self._queue, *self._runs)}:
+        for request in {generation.request for generation in (*self._queue, *self._generations)}:
             self.cancel(request)
         self._outbox.clear()
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._queue or self._runs or self._outbox)
+        return bool(self._queue or self._generations or self._outbox)
 
     @property
     def n_running(self) -> int:
         """Continuations that hold rows."""
-        return len(self._runs)
+        return len(self._generations)
 
     @property
     def n_waiting(self) -> int:
@@ -199,7 +201,7 @@ class Engine:
     @property
     def waiting(self) -> set[int]:
         """Requests of which something still waits for rows."""
-        return {run.request for run in self._queue}
+        return {generation.request for generation in self._queue}
 
     def drain(self) -> Iterator[Output]:
         """Step until nothing is left to do."""
@@ -218,32 +220,37 @@ class Engine:
         if feeds := self._waiting_for(self.rows):
             self._advance(self.rows, feeds)
         outputs, self._outbox = self._outbox, []
-        for run in self._runs:
-            outputs += run.news()
-        self._runs = [run for run in self._runs if not run.closed]
+        for generation in self._generations:
+            outputs += generation.news()
+        self._generations = [generation for generation in self._generations if not generation.closed]
         return outputs
 
     def _admit(self) -> None:
         """Start requests in their order while the rows they may need are there: none runs out half-way."""
-        taken = sum(run.generation.rows for run in self._runs)
-        while self._queue and taken + self._queue[0].generation.rows <= self.rows.n_row:
-            run = self._queue.popleft()
-            taken += run.generation.rows
-            self._runs.append(run)
-            run.start()
+        taken = sum(generation.generation_config.rows for generation in self._generations)
+        while self._queue and taken + self._queue[0].generation_config.rows <= self.rows.n_row:
+            generation = self._queue.popleft()
+            taken += generation.generation_config.rows
+            self._generations.append(generation)
+            generation.start()
 
-    def _waiting_for(self, rows: Rows) -> list[Feed]:
-        return [feed for run in self._runs for feed in run.feeds if not feed.done and feed.row.home is rows]
+    def _waiting_for(self, rows: Rows) -> list[ForwardRequest]:
+        return [
+            feed
+            for generation in self._generations
+            for feed in generation.feeds
+            if not feed.done and feed.row.home is rows
+        ]
 
-    def _advance(self, rows: Rows, feeds: list[Feed]) -> None:
+    def _advance(self, rows: Rows, feeds: list[ForwardRequest]) -> None:
         """One step of `rows`; runs that have all they waited for go on."""
         for group in rows.work(feeds):
             self._choose(self._without_failures(group))
-        for run in self._runs:
-            if run.feeds and all(feed.done for feed in run.feeds):
-                run.resume()
+        for generation in self._generations:
+            if generation.feeds and all(feed.done for feed in generation.feeds):
+                generation.resume()
 
-    def _without_failures(self, feeds: list[Feed]) -> list[Feed]:
+    def _without_failures(self, feeds: list[ForwardRequest]) -> list[ForwardRequest]:
         """Stop the runs whose logits are no numbers; the feeds of the others."""
         peaks = torch.stack([feed.logits.amax() for feed in feeds])  # the largest is NaN if any is
         if bool(peaks.isfinite().all()):
@@ -252,19 +259,21 @@ class Engine:
         self._stop(failed, "the model's logits are not finite (NaN or infinity) at")
         return [feed for feed in feeds if feed not in failed]
 
-    def _stop(self, feeds: list[Feed], what: str) -> None:
+    def _stop(self, feeds: list[ForwardRequest], what: str) -> None:
         """Stop the runs that wait for `feeds`; the others go on."""
-        for run in self._runs:
-            if any(feed in feeds for feed in run.feeds):
-                run.stop("error", f"{what} {run.place}")
+        for generation in self._generations:
+            if any(feed in feeds for feed in generation.feeds):
+                generation.stop("error", f"{what} {generation.place}")
 
-    def _choose(self, feeds: list[Feed]) -> None:
+    def _choose(self, feeds: list[ForwardRequest]) -> None:
         """Decide the next token of every feed that asks for it, all at once."""
-        feeds = [feed for feed in feeds if feed.pick is not None]
+        feeds = [feed for feed in feeds if feed.sampler is not None]
         if not feeds:
             return
         logits = feeds[0].logits[-1:] if len(feeds) == 1 else torch.stack([feed.logits[-1] for feed in feeds])
-        for feed, token in zip(feeds, pick([feed.pick for feed in feeds if feed.pick is not None], logits)):
+        for feed, token in zip(
+            feeds, choose_tokens([feed.sampler for feed in feeds if feed.sampler is not None], logits)
+        ):
             feed.choice = token
         failed = [feed for feed in feeds if feed.choice == NONE]
         if failed:
@@ -276,29 +285,32 @@ class Engine:
         eot = None if self.tokenizer is None else self.tokenizer.eot_id
         return frozenset() if eot is None else frozenset([eot])
 
-    def _check(self, prompt: list[int], generation: GenerationConfig) -> list[int]:
+    def _check(self, prompt: list[int], generation_config: GenerationConfig) -> list[int]:
         """The prompt, which is end-of-text if it was empty."""
-        generation.check()
+        generation_config.check()
         if not prompt and not self._eot_ids():
             raise UserError("the prompt is empty and the tokenizer has no end-of-text to start from: write a prompt")
         prompt = prompt or list(self._eot_ids())
         for name in ("banned_tokens", "logit_bias", "stop_token_ids"):
-            _check_ids(f"{name} has", list(getattr(generation, name)), self._n_vocab)
+            _check_ids(f"{name} has", list(getattr(generation_config, name)), self._n_vocab)
         _check_ids("the prompt has", prompt, self.config.vocab_size)
-        if generation.overflow == "stop" and len(prompt) > self.config.block_size:
+        if generation_config.overflow == "stop" and len(prompt) > self.config.block_size:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens, the model's context is {self.config.block_size}: "
                 f"shorten it, or use overflow slide"
             )
-        if generation.stops and self.tokenizer is None:
+        if generation_config.stops and self.tokenizer is None:
             raise UserError("stop strings need a tokenizer, and this model came without one: use stop_token_ids")
-        if generation.rows > self.rows.n_row:
+        if generation_config.rows > self.rows.n_row:
             raise UserError(
-                f"{generation.strategy} needs {generation.rows} rows of cache and there are {self.rows.n_row}: "
-                f"lower {'num_beams' if generation.strategy == 'beam' else 'top_k'}"
+                f"{generation_config.strategy} needs {generation_config.rows} rows of cache and there are "
+                f"{self.rows.n_row}: "
+                f"lower {'num_beams' if generation_config.strategy == 'beam' else 'top_k'}"
             )
-        if generation.strategy == "speculative" and generation.draft != NGRAM and self._draft is None:
-            raise UserError(f"the draft {generation.draft} was not loaded: use draft ngram, or give the engine a draft")
+        if generation_config.strategy == "speculative" and generation_config.draft != NGRAM and self._draft is None:
+            raise UserError(
+                f"the draft {generation_config.draft} was not loaded: use draft ngram, or give the engine a draft"
+            )
         return prompt
 
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import FinishReason, Output, Token
-from lit_gpt.generation.rows import Feed, Row, Rows
-from lit_gpt.generation.sampling import Processors, ranked
+from lit_gpt.generation.rows import ForwardRequest, Row, Rows
+from lit_gpt.generation.sampling import Sampler, ranked
 from lit_gpt.generation.stopping import Continuation, Ending
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
-Steps = Generator[list[Feed], list[Feed], None]
+StrategySteps = Generator[list[ForwardRequest], list[ForwardRequest], None]
 """A strategy: yields what to feed, is resumed with the same feeds when all of them are done."""
 
-Strategy = Callable[["Run"], Steps]
+Strategy = Callable[["Generation"], StrategySteps]
 
 Value = Callable[[list[int]], float]
 """Rates a text, given as ids, prompt included: for `mcts`, larger is better, best within [0, 1]."""
@@ -26,18 +26,18 @@ _PIECE = 64
 """Tokens of a prompt whose logits exist at once when all of them are wanted."""
 
 
-class Run:
+class Generation:
     """One continuation in the making (or one beam search, which makes several).
 
     Attributes:
         request: id of the request it belongs to.
         index: which of the request's continuations.
         prompt: ids, at least one.
-        generation: the settings.
+        generation_config: the settings.
         rows: rows of the model.
         draft: rows of the draft model, if there is one.
         ending: when it ends.
-        processors: what its next token's logits go through.
+        sampler: what its next token's logits go through.
         value: rates a text, for `mcts`; None for the model's own likelihood.
         strategy: what decides its tokens.
         tokenizer: None for bare ids.
@@ -50,10 +50,10 @@ class Run:
         request: int,
         index: int,
         prompt: list[int],
-        generation: GenerationConfig,
+        generation_config: GenerationConfig,
         rows: Rows,
         ending: Ending,
-        processors: Processors,
+        sampler: Sampler,
         strategy: Strategy,
         tokenizer: Tokenizer | None = None,
         draft: Rows | None = None,
@@ -62,22 +62,22 @@ class Run:
         self.request = request
         self.index = index
         self.prompt = prompt
-        self.generation = generation
+        self.generation_config = generation_config
         self.rows = rows
         self.draft = draft
         self.ending = ending
-        self.processors = processors
+        self.sampler = sampler
         self.strategy = strategy
         self.value = value
         self.tokenizer = tokenizer
-        self.feeds: list[Feed] = []
+        self.feeds: list[ForwardRequest] = []
         self.closed = False
         self._continuations = [Continuation(ending, tokenizer)]
         self._scores: list[float | None] = [None]
         self._prompt_tokens: list[Token] | None = None
         self._own: list[Row] = []
         self._error: str | None = None
-        self._steps: Steps | None = None
+        self._steps: StrategySteps | None = None
 
     # --- verbs ----------------------------------------------------------------------------------------------------
 
@@ -103,23 +103,25 @@ class Run:
         row.home.free(row)
 
     def read_prompt(
-        self, pick: Processors | None = None, hidden: bool = False
-    ) -> Generator[list[Feed], list[Feed], tuple[Feed, Tensor | None]]:
+        self, sampler: Sampler | None = None, hidden: bool = False
+    ) -> Generator[list[ForwardRequest], list[ForwardRequest], tuple[ForwardRequest, Tensor | None]]:
         """Prefill: a row that has read the prompt.
 
         Returns:
             the prompt's last feed, with its logits (1, V); and the hidden states of all of it, (T, C), if `hidden`.
         """
-        scored = self.generation.prompt_logprobs is not None and self.index == 0
+        scored = self.generation_config.prompt_logprobs is not None and self.index == 0
         if not scored and not hidden:
-            (feed,) = yield [Feed(self.open(self.prompt), pick=pick)]
+            (feed,) = yield [ForwardRequest(self.open(self.prompt), sampler=sampler)]
             return feed, None
         row = self.open(reuse=False)
         ids = self.prompt[-self.rows.capacity :] if not scored else self.prompt
         states, before = [], None
         for piece in self._pieces(ids):
             last = len(row.ids) + len(piece) == len(ids)
-            (feed,) = yield [Feed(row, piece, want=len(piece), hidden=hidden, pick=pick if last else None)]
+            (feed,) = yield [
+                ForwardRequest(row, piece, num_logits=len(piece), hidden=hidden, sampler=sampler if last else None)
+            ]
             if scored:
                 self._score_prompt(piece, before, feed.logits)
             before = feed.logits[-1:]
@@ -134,7 +136,7 @@ class Run:
 
     def _score_prompt(self, piece: list[int], before: Tensor | None, logits: Tensor) -> None:
         """Log-probabilities of `piece`, from the (1, V) logits before it and its own (n, V)."""
-        n = self.generation.prompt_logprobs or 0
+        n = self.generation_config.prompt_logprobs or 0
         if self._prompt_tokens is None or before is None:
             self._prompt_tokens = [Token(piece[0])]
             piece, rows = piece[1:], logits[:-1]
@@ -157,7 +159,7 @@ class Run:
 
     def emit(self, token: Token) -> bool:
         """The next token is decided; whether the continuation ends with it."""
-        self.processors.observe(token.id)
+        self.sampler.observe(token.id)
         return self._continuations[0].push(token)
 
     def deliver(self, hypotheses: list[tuple[list[Token], float]]) -> None:
@@ -185,15 +187,15 @@ class Run:
         except StopIteration:
             self._take(None)
 
-    def _all(self) -> Steps:
+    def _all(self) -> StrategySteps:
         if self.ending.limit > 0:
             yield from self.strategy(self)
             return
-        if self.generation.prompt_logprobs is not None and self.index == 0:
+        if self.generation_config.prompt_logprobs is not None and self.index == 0:
             yield from self.read_prompt()
         self._continuations[0].finish("length")
 
-    def _take(self, feeds: list[Feed] | None) -> None:
+    def _take(self, feeds: list[ForwardRequest] | None) -> None:
         self.feeds = feeds or []
         for feed in self.feeds:
             feed.row.home.begin(feed)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from lit_gpt.errors import UserError, nearest
 
-Strategy = Literal["sample", "greedy", "beam", "contrastive", "mcts", "speculative"]
+StrategyName = Literal["sample", "greedy", "beam", "contrastive", "mcts", "speculative"]
 Overflow = Literal["slide", "stop"]
 
 NGRAM = "ngram"
@@ -60,7 +60,7 @@ class GenerationConfig:
         num_draft_tokens: tokens it proposes at a time.
     """
 
-    strategy: Strategy = "sample"
+    strategy: StrategyName = "sample"
     max_new_tokens: int = 200
     min_new_tokens: int = 0
     num_samples: int = 1
@@ -140,7 +140,7 @@ class GenerationConfig:
         Raises:
             UserError: naming the knob, its value and the remedy.
         """
-        for name, choices in (("strategy", get_args(Strategy)), ("overflow", get_args(Overflow))):
+        for name, choices in (("strategy", get_args(StrategyName)), ("overflow", get_args(Overflow))):
             if getattr(self, name) not in choices:
                 raise UserError(
                     f"{name}={getattr(self, name)!r} is unknown: {nearest(str(getattr(self, name)), choices)}"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gpt.generation.sampling import Processors
+from lit_gpt.generation.sampling import Sampler
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.kv_cache import KVCache
 
@@ -51,15 +51,15 @@ class Row:
 
 
 @dataclass(eq=False, slots=True)
-class Feed:
+class ForwardRequest:
     """What a strategy wants computed, and what came of it.
 
     Attributes:
         row: the row.
         tokens: ids to append to it first; none for a row that was opened with its prompt.
-        want: how many of the last tokens' logits to give.
+        num_logits: how many of the last tokens' logits to give.
         hidden: give their hidden states too.
-        pick: choose the next token with these processors; all rows of a step are chosen for together.
+        sampler: choose the next token with these processors; all rows of a step are chosen for together.
         logits: (want, V), once done.
         states: (want, C) hidden states after the final norm, once done and if asked for.
         choice: the chosen token, once done and if asked for.
@@ -67,9 +67,9 @@ class Feed:
 
     row: Row
     tokens: Sequence[int] = ()
-    want: int = 1
+    num_logits: int = 1
     hidden: bool = False
-    pick: Processors | None = None
+    sampler: Sampler | None = None
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     states: Tensor = field(default_factory=lambda: torch.empty(0))
     choice: int = -1
@@ -211,7 +211,7 @@ class Rows:
 
     # --- what is to be computed -----------------------------------------------------------------------------------
 
-    def begin(self, feed: Feed) -> None:
+    def begin(self, feed: ForwardRequest) -> None:
         """Take a new feed: its tokens join the row, and the window slides if they no longer fit.
 
         A slide changes the position that every key stands for, so the whole window is computed again: evicting old
@@ -228,7 +228,7 @@ class Rows:
         """Tokens of `row` that are not computed yet."""
         return len(row.ids) - row.start - self._cache.lengths[row.slot]
 
-    def work(self, feeds: Sequence[Feed]) -> list[list[Feed]]:
+    def work(self, feeds: Sequence[ForwardRequest]) -> list[list[ForwardRequest]]:
         """One step: a forward pass for all feeds that are one token or a verification, one for a chunk of prompts.
 
         Args:
@@ -241,8 +241,8 @@ class Rows:
         ready, rest = self._reuse_prefixes(feeds)
         if ready:
             groups.append(ready)
-        decode = [feed for feed in rest if self.pending(feed.row) <= min(feed.want, _VERIFY)]
-        prefill = [feed for feed in rest if self.pending(feed.row) > min(feed.want, _VERIFY)]
+        decode = [feed for feed in rest if self.pending(feed.row) <= min(feed.num_logits, _VERIFY)]
+        prefill = [feed for feed in rest if self.pending(feed.row) > min(feed.num_logits, _VERIFY)]
         while decode:
             group, decode = self._fitting(decode, [self.pending(feed.row) for feed in decode])
             self._pack([feed.row for feed in group])
@@ -253,22 +253,22 @@ class Rows:
             groups.append(self._forward(group))
         return [group for group in groups if group]
 
-    def _next_chunk(self, feed: Feed) -> int:
+    def _next_chunk(self, feed: ForwardRequest) -> int:
         """Tokens of `feed` to compute next; those whose logits are wanted stay together."""
         pending = self.pending(feed.row)
-        chunk = max(self._chunk, feed.want)
-        return pending if pending <= chunk else min(chunk, pending - feed.want)
+        chunk = max(self._chunk, feed.num_logits)
+        return pending if pending <= chunk else min(chunk, pending - feed.num_logits)
 
     def _fitting(
-        self, feeds: list[Feed], counts: list[int], budget: int | None = None
-    ) -> tuple[list[Feed], list[Feed]]:
+        self, feeds: list[ForwardRequest], counts: list[int], budget: int | None = None
+    ) -> tuple[list[ForwardRequest], list[ForwardRequest]]:
         """Split off the feeds that can share one forward pass with the first.
 
         Shorter ones are padded on the right to the longest, and the padding must fit into their rows. A prompt joins
         only while the padded pass stays within `budget` tokens and at least half of it is no padding.
         """
-        group: list[Feed] = []
-        others: list[Feed] = []
+        group: list[ForwardRequest] = []
+        others: list[ForwardRequest] = []
         longest = total = reach = 0
         for feed, count in zip(feeds, counts):
             width = max(longest, count)
@@ -284,7 +284,7 @@ class Rows:
             longest, total, reach = width, total + count, far
         return group, others
 
-    def _reuse_prefixes(self, feeds: Sequence[Feed]) -> tuple[list[Feed], list[Feed]]:
+    def _reuse_prefixes(self, feeds: Sequence[ForwardRequest]) -> tuple[list[ForwardRequest], list[ForwardRequest]]:
         """Copy what other rows know of new prompts; who gets more by waiting for an earlier row, waits.
 
         Returns:
@@ -295,7 +295,7 @@ class Rows:
         for feed in feeds:
             row = feed.row
             pending = self.pending(row)
-            fresh = row.reuse and row.start == 0 and feed.want == 1 and pending and not feed.tokens
+            fresh = row.reuse and row.start == 0 and feed.num_logits == 1 and pending and not feed.tokens
             if fresh and pending > 1 and self._waits(row, earlier):
                 continue
             if fresh:
@@ -343,9 +343,9 @@ class Rows:
             self.reused += best - have
             row.end_of_prompt = source.end_of_prompt if best == len(row.ids) else None
 
-    def _finish_from_prompt(self, feed: Feed) -> bool:
+    def _finish_from_prompt(self, feed: ForwardRequest) -> bool:
         """Whether the result is known from a row that ended its prompt here; it is then in `feed`."""
-        if feed.row.end_of_prompt is None or feed.row.end_of_prompt[0] != len(feed.row.ids) or feed.want != 1:
+        if feed.row.end_of_prompt is None or feed.row.end_of_prompt[0] != len(feed.row.ids) or feed.num_logits != 1:
             return False
         _, logits, states = feed.row.end_of_prompt
         if feed.hidden and states is None:
@@ -357,7 +357,7 @@ class Rows:
 
     # --- the forward pass -----------------------------------------------------------------------------------------
 
-    def _forward(self, feeds: list[Feed]) -> list[Feed]:
+    def _forward(self, feeds: list[ForwardRequest]) -> list[ForwardRequest]:
         """Compute the next tokens of each feed's row in one pass; the feeds that are done with it."""
         feeds.sort(key=lambda feed: feed.row.slot)  # in order, a run of slots is read as one slice
         rows = [feed.row for feed in feeds]
@@ -365,7 +365,7 @@ class Rows:
         slots, longest = [row.slot for row in rows], max(counts)
         idx = torch.tensor([self._next_ids(row, n, longest) for row, n in zip(rows, counts)], device=self.device)
         step = self._cache.step(slots, longest)
-        one_each = all(feed.want == 1 for feed in feeds)
+        one_each = all(feed.num_logits == 1 for feed in feeds)
         last_only: bool | Tensor = False
         if longest > 1 and one_each:
             ragged = len(set(counts)) > 1
@@ -387,14 +387,16 @@ class Rows:
         first = row.start + self._cache.lengths[row.slot]
         return row.ids[first : first + n] + [0] * (width - n)
 
-    def _hand_out(self, feeds: list[Feed], ends: list[int], logits: Tensor, states: Tensor | None) -> list[Feed]:
+    def _hand_out(
+        self, feeds: list[ForwardRequest], ends: list[int], logits: Tensor, states: Tensor | None
+    ) -> list[ForwardRequest]:
         done = []
         for i, (feed, end) in enumerate(zip(feeds, ends)):
             if self.pending(feed.row):
                 continue
-            feed.logits, feed.done = logits[i, end - feed.want : end], True
+            feed.logits, feed.done = logits[i, end - feed.num_logits : end], True
             if feed.hidden and states is not None:
-                feed.states = states[i, end - feed.want : end]
+                feed.states = states[i, end - feed.num_logits : end]
             if feed.row.reuse and feed.row.start == 0 and not feed.tokens:
                 last = None if states is None else states[i, end - 1].clone()
                 feed.row.end_of_prompt = (len(feed.row.ids), logits[i, end - 1].clone(), last)

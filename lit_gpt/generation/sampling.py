@@ -17,15 +17,15 @@ from lit_gpt.generation.outputs import Token
 NONE = -1
 """In place of a token: there is none to choose."""
 
-Observer = Callable[["Processors", Tensor, Token], None]
+Observer = Callable[["Sampler", Tensor, Token], None]
 """Takes note of a decision: the processors in their state before it, the raw logits (V,), and the token."""
 
 
-class Processors:
+class Sampler:
     """Applies a `GenerationConfig` to the logits of one continuation, in the order of `lit_gpt.generation.logits`.
 
     Attributes:
-        generation: the settings.
+        generation_config: the settings.
         seed: of this continuation's draws.
         position: how many tokens it has generated.
         observer: called with (these processors, raw logits (V,), token) for each token that is decided on; or None.
@@ -33,7 +33,7 @@ class Processors:
 
     def __init__(
         self,
-        generation: GenerationConfig,
+        generation_config: GenerationConfig,
         prompt: Sequence[int],
         n_vocab: int,
         end_ids: frozenset[int] = frozenset(),
@@ -44,7 +44,7 @@ class Processors:
         """Processors of a continuation that has not begun.
 
         Args:
-            generation: the settings.
+            generation_config: the settings.
             prompt: its ids.
             n_vocab: V.
             end_ids: what ends the continuation; masked until `min_new_tokens` are out.
@@ -52,28 +52,28 @@ class Processors:
             seed: of the draws.
             device: of the logits.
         """
-        self.generation = generation
+        self.generation_config = generation_config
         self.seed = seed
         self.position = 0
         self.observer: Observer | None = None
         self._end_ids = [token for token in end_ids if token < n_vocab]
         self._counts: Tensor | None = None  # (V,) times generated
         self._seen: Tensor | None = None  # (V,) in the prompt or generated
-        if generation.frequency_penalty or generation.presence_penalty:
+        if generation_config.frequency_penalty or generation_config.presence_penalty:
             self._counts = torch.zeros(n_vocab, device=device)
-        if generation.repetition_penalty != 1:
+        if generation_config.repetition_penalty != 1:
             self._seen = torch.zeros(n_vocab, dtype=torch.bool, device=device)
             self._seen[torch.as_tensor(list(prompt), device=device, dtype=torch.long)] = True
-        self._bias = _bias(generation, [token for token in eot_ids if token < n_vocab], n_vocab, device)
+        self._bias = _bias(generation_config, [token for token in eot_ids if token < n_vocab], n_vocab, device)
 
-    def fork(self) -> Processors:
+    def fork(self) -> Sampler:
         """A copy that goes its own way."""
         twin = copy.copy(self)
         twin._counts = None if self._counts is None else self._counts.clone()
         twin._seen = None if self._seen is None else self._seen.clone()
         return twin
 
-    def walk(self, path: Sequence[int]) -> Processors:
+    def walk(self, path: Sequence[int]) -> Sampler:
         """A copy for which `path` was generated too."""
         twin = self.fork()
         for token in path:
@@ -95,51 +95,51 @@ class Processors:
 
     @property
     def idle(self) -> bool:
-        """Whether `adjust` leaves the next token's logits as they are."""
-        return self._bias is None and not self._changing and self.position >= self.generation.min_new_tokens
+        """Whether `apply_penalties` leaves the next token's logits as they are."""
+        return self._bias is None and not self._changing and self.position >= self.generation_config.min_new_tokens
 
-    def adjust(self, logits: Tensor, path: Sequence[int] = ()) -> Tensor:
+    def apply_penalties(self, logits: Tensor, path: Sequence[int] = ()) -> Tensor:
         """Penalties and bias on (n, V) logits, of which row i comes after the first i tokens of `path`."""
         if self.idle:
             return logits
         if len(logits) == 1:
-            return self._adjust_one(logits)
+            return self._apply_penalties_to_one(logits)
         walker, rows = self.fork(), []
         for i in range(len(logits)):
-            rows.append(walker._adjust_one(logits[i : i + 1]))
+            rows.append(walker._apply_penalties_to_one(logits[i : i + 1]))
             if i < len(path):
                 walker.observe(path[i])
         return torch.cat(rows)
 
-    def _adjust_one(self, logits: Tensor) -> Tensor:
+    def _apply_penalties_to_one(self, logits: Tensor) -> Tensor:
         if self._seen is not None:
-            logits = L.repetition_penalty(logits, self._seen, self.generation.repetition_penalty)
+            logits = L.repetition_penalty(logits, self._seen, self.generation_config.repetition_penalty)
         if self._counts is not None:
-            frequency, presence = self.generation.frequency_penalty, self.generation.presence_penalty
+            frequency, presence = self.generation_config.frequency_penalty, self.generation_config.presence_penalty
             logits = L.count_penalties(logits, self._counts.to(logits.dtype), frequency, presence)
         if self._bias is not None:
             logits = logits + self._bias.to(logits.dtype)
-        if self.position < self.generation.min_new_tokens and self._end_ids:
+        if self.position < self.generation_config.min_new_tokens and self._end_ids:
             logits = logits.clone()
             logits[:, self._end_ids] = -math.inf
         return logits
 
-    def shape(self, logits: Tensor, path: Sequence[int] = ()) -> Tensor:
-        """All of it: the (n, V) logits that the next token is drawn from, given rows as `adjust` takes them.
+    def process(self, logits: Tensor, path: Sequence[int] = ()) -> Tensor:
+        """All of it: the (n, V) logits that the next token is drawn from, given rows as `apply_penalties` takes them.
 
         With a temperature of 0 it is the penalties and the bias only, and the arg-max is what counts.
         """
-        generation = self.generation
-        logits = self.adjust(logits, path)
-        if generation.greedy:
+        generation_config = self.generation_config
+        logits = self.apply_penalties(logits, path)
+        if generation_config.greedy:
             return logits
-        logits = L.temperature(logits, generation.temperature)
-        if generation.top_k is not None and generation.strategy not in ("contrastive", "mcts"):
-            logits = L.top_k(logits, generation.top_k)
-        if generation.top_p < 1:
-            logits = L.top_p(logits, generation.top_p)
-        if generation.min_p > 0:
-            logits = L.min_p(logits, generation.min_p)
+        logits = L.temperature(logits, generation_config.temperature)
+        if generation_config.top_k is not None and generation_config.strategy not in ("contrastive", "mcts"):
+            logits = L.top_k(logits, generation_config.top_k)
+        if generation_config.top_p < 1:
+            logits = L.top_p(logits, generation_config.top_p)
+        if generation_config.min_p > 0:
+            logits = L.min_p(logits, generation_config.min_p)
         return logits
 
     def uniform(self, purpose: str = "token", ahead: int = 0) -> float:
@@ -148,10 +148,10 @@ class Processors:
 
     def report(self, raw: Tensor, token: int) -> Token:
         """`token`, chosen where the model said `raw` (V,), with the log-probabilities that were asked for."""
-        n, reported = self.generation.logprobs, Token(token)
+        n, reported = self.generation_config.logprobs, Token(token)
         if n is not None:
             logprob, top = ranked(raw, token, n)
-            shaped_logprob, shaped_top = ranked(self.shape(raw[None])[0], token, n)
+            shaped_logprob, shaped_top = ranked(self.process(raw[None])[0], token, n)
             reported = Token(token, logprob, shaped_logprob, top, shaped_top)
         if self.observer is not None:
             self.observer(self, raw, reported)
@@ -166,50 +166,53 @@ def ranked(logits: Tensor, token: int, n: int) -> tuple[float, tuple[tuple[int, 
     return logprobs[token].item(), top
 
 
-def pick(processors: Sequence[Processors], logits: Tensor) -> list[int]:
+def choose_tokens(samplers: Sequence[Sampler], logits: Tensor) -> list[int]:
     """The next token of each continuation, from (B, V) logits, by arg-max or by drawing.
 
-    All rows with the same top-k go through one call of every processor. It chooses what drawing from `shape` chooses.
+    All rows with the same top-k go through one call of every processor. It chooses what drawing from `process` chooses.
     Where penalties and bias leave nothing to choose from, because they forbid every token or overflow, that is `NONE`.
     """
     nothing: set[int] = set()
-    if any(not item.idle for item in processors):
-        logits = torch.cat([item.adjust(row[None]) for item, row in zip(processors, logits)])
+    if any(not item.idle for item in samplers):
+        logits = torch.cat([item.apply_penalties(row[None]) for item, row in zip(samplers, logits)])
         nothing = {i for i, fine in enumerate(logits.amax(-1).isfinite().tolist()) if not fine}
     groups: dict[str | tuple[int | None, bool, bool], list[int]] = {}
-    for i, item in enumerate(processors):
+    for i, item in enumerate(samplers):
         if i in nothing:
             continue
-        generation = item.generation
-        filters = (generation.top_k, generation.top_p < 1, generation.min_p > 0)
-        kind = "greedy" if generation.greedy else filters
+        generation_config = item.generation_config
+        filters = (generation_config.top_k, generation_config.top_p < 1, generation_config.min_p > 0)
+        kind = "greedy" if generation_config.greedy else filters
         groups.setdefault(kind, []).append(i)
-    chosen = [NONE] * len(processors)
+    chosen = [NONE] * len(samplers)
     for kind, members in groups.items():
-        rows = logits if len(members) == len(processors) else logits[members]
-        tokens = L.argmax(rows) if kind == "greedy" else _draw([processors[i] for i in members], rows)
+        rows = logits if len(members) == len(samplers) else logits[members]
+        tokens = L.argmax(rows) if kind == "greedy" else _draw([samplers[i] for i in members], rows)
         for i, token in zip(members, tokens.tolist()):
             chosen[i] = token
     return chosen
 
 
-def _draw(processors: list[Processors], logits: Tensor) -> Tensor:
+def _draw(samplers: list[Sampler], logits: Tensor) -> Tensor:
     """(B,) tokens for continuations that differ in numbers but not in which filters they have."""
-    uniforms = torch.tensor([[item.uniform()] for item in processors], dtype=L.widest(logits)).to(logits.device)
-    logits, ids = line(processors, logits)
+    uniforms = torch.tensor([[item.uniform()] for item in samplers], dtype=L.widest(logits)).to(logits.device)
+    logits, ids = candidates(samplers, logits)
     places = L.choose(logits, uniforms)
     return places if ids is None else ids.gather(-1, places[:, None])[:, 0]
 
 
-def line(processors: Sequence[Processors], logits: Tensor) -> tuple[Tensor, Tensor | None]:
+def candidates(samplers: Sequence[Sampler], logits: Tensor) -> tuple[Tensor, Tensor | None]:
     """What a draw inverts the cumulative sum of: (B, n) shaped logits, and their ids where they are in another order.
 
     Args:
-        processors: that have the same filters.
+        samplers: that have the same filters.
         logits: (B, V), adjusted.
     """
-    first = processors[0].generation
-    columns = [[item.generation.temperature, item.generation.top_p, item.generation.min_p] for item in processors]
+    first = samplers[0].generation_config
+    columns = [
+        [item.generation_config.temperature, item.generation_config.top_p, item.generation_config.min_p]
+        for item in samplers
+    ]
     numbers = torch.tensor(columns, dtype=L.widest(logits)).to(logits.device)[:, :, None]
     heat, share, least = numbers.unbind(1)
     logits = L.temperature(logits, heat.to(logits.dtype))
@@ -223,14 +226,18 @@ def line(processors: Sequence[Processors], logits: Tensor) -> tuple[Tensor, Tens
     return logits, ids
 
 
-def _bias(generation: GenerationConfig, end_ids: list[int], n_vocab: int, device: torch.device | str) -> Tensor | None:
+def _bias(
+    generation_config: GenerationConfig, end_ids: list[int], n_vocab: int, device: torch.device | str
+) -> Tensor | None:
     """(V,) what is added to the logits at every position, or None."""
-    if not (generation.logit_bias or generation.banned_tokens or (generation.ignore_eos and end_ids)):
+    if not (
+        generation_config.logit_bias or generation_config.banned_tokens or (generation_config.ignore_eos and end_ids)
+    ):
         return None
     bias = torch.zeros(n_vocab, dtype=torch.float64, device=device)
-    for token, value in generation.logit_bias.items():
+    for token, value in generation_config.logit_bias.items():
         bias[token] += value
-    bias[list(generation.banned_tokens)] = -math.inf
-    if generation.ignore_eos:
+    bias[list(generation_config.banned_tokens)] = -math.inf
+    if generation_config.ignore_eos:
         bias[end_ids] = -math.inf
     return bias

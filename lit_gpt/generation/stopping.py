@@ -42,10 +42,10 @@ class Ending:
         stops: stop strings as bytes.
     """
 
-    def __init__(self, generation: GenerationConfig, limit: int, end_ids: frozenset[int]) -> None:
+    def __init__(self, generation_config: GenerationConfig, limit: int, end_ids: frozenset[int]) -> None:
         self.limit = limit
         self.end_ids = end_ids
-        self.stops = tuple(stop.encode() for stop in generation.stops)
+        self.stops = tuple(stop.encode() for stop in generation_config.stops)
 
     def reason(self, token: int, count: int, stopped: bool) -> FinishReason | None:
         """Why the continuation ends with `token`, its `count`-th, or None; `stopped` says a stop string was found."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_gpt.generation import logits as L
 from lit_gpt.generation.complete import Completion
 from lit_gpt.generation.outputs import Token
-from lit_gpt.generation.sampling import Processors, line
+from lit_gpt.generation.sampling import Sampler, candidates
 from lit_gpt.tokenizer.printable import show_token
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
@@ -115,9 +115,9 @@ class Tracer:
         # By identity: a beam search decides on many tokens that end up in no text, and equal ones are not the same.
         self._steps: dict[int, tuple[Token, Step]] = {}
 
-    def __call__(self, processors: Processors, raw: Tensor, token: Token) -> None:
+    def __call__(self, sampler: Sampler, raw: Tensor, token: Token) -> None:
         """Take note that `token` was chosen where the model said `raw`, (V,)."""
-        self._steps[id(token)] = (token, self._step(processors, raw, token.id))
+        self._steps[id(token)] = (token, self._step(sampler, raw, token.id))
 
     def take(self, completions: Sequence[Completion]) -> list[list[Step]]:
         """The steps of a prompt's finished continuations, which are then forgotten. Beams share their first tokens."""
@@ -131,22 +131,22 @@ class Tracer:
         """Drop what no continuation has claimed."""
         self._steps.clear()
 
-    def _step(self, processors: Processors, raw: Tensor, token: int) -> Step:
-        generation = processors.generation
-        stages = _stages(processors, raw)
+    def _step(self, sampler: Sampler, raw: Tensor, token: int) -> Step:
+        generation_config = sampler.generation_config
+        stages = _stages(sampler, raw)
         before, after = raw.double().softmax(-1), stages[-1][1].double().softmax(-1)
         cuts = _cuts(stages)
-        drawn = generation.strategy == "sample" and not generation.greedy
+        drawn = generation_config.strategy == "sample" and not generation_config.greedy
         chosen = self._candidate(token, before, after, cuts)
         ids = {token, *_top(before, self._top), *_top(after, self._top)}
         candidates = [self._candidate(one, before, after, cuts) for one in ids]
         return Step(
-            position=processors.position,
+            position=sampler.position,
             chosen=chosen,
-            how="drawn" if drawn else "largest" if generation.greedy else generation.strategy,
+            how="drawn" if drawn else "largest" if generation_config.greedy else generation_config.strategy,
             rank=int((before > before[token]).sum()) + 1,
-            draw=processors.uniform() if drawn else None,
-            interval=_interval(processors, stages[1][1], token) if drawn else None,
+            draw=sampler.uniform() if drawn else None,
+            interval=_interval(sampler, stages[1][1], token) if drawn else None,
             entropy_before=_bits(before),
             entropy_after=_bits(after),
             kept=int((after > 0).sum()),
@@ -160,19 +160,19 @@ class Tracer:
         return Candidate(token, piece, before[token].item(), after[token].item(), cut_by)
 
 
-def _stages(processors: Processors, raw: Tensor) -> list[tuple[str, Tensor]]:
+def _stages(sampler: Sampler, raw: Tensor) -> list[tuple[str, Tensor]]:
     """The (V,) logits as the model gave them, and after each processor that can cut, by name; the last is `shape`'s."""
-    generation = processors.generation
-    adjusted = processors.adjust(raw[None])
+    generation_config = sampler.generation_config
+    adjusted = sampler.apply_penalties(raw[None])
     stages = [("", raw[None]), ("forbidden", adjusted)]
-    if not generation.greedy:
-        logits = L.temperature(adjusted, generation.temperature)
-        if generation.top_k is not None and generation.strategy not in ("contrastive", "mcts"):
-            stages.append(("top_k", logits := L.top_k(logits, generation.top_k)))
-        if generation.top_p < 1:
-            stages.append(("top_p", logits := L.top_p(logits, generation.top_p)))
-        if generation.min_p > 0:
-            stages.append(("min_p", logits := L.min_p(logits, generation.min_p)))
+    if not generation_config.greedy:
+        logits = L.temperature(adjusted, generation_config.temperature)
+        if generation_config.top_k is not None and generation_config.strategy not in ("contrastive", "mcts"):
+            stages.append(("top_k", logits := L.top_k(logits, generation_config.top_k)))
+        if generation_config.top_p < 1:
+            stages.append(("top_p", logits := L.top_p(logits, generation_config.top_p)))
+        if generation_config.min_p > 0:
+            stages.append(("min_p", logits := L.min_p(logits, generation_config.min_p)))
         stages.append(("", logits))
     return [(name, logits[0]) for name, logits in stages]
 
@@ -183,9 +183,9 @@ def _cuts(stages: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     return [(name, gone) for name, gone in steps if bool(gone.any())]
 
 
-def _interval(processors: Processors, adjusted: Tensor, token: int) -> tuple[float, float]:
+def _interval(sampler: Sampler, adjusted: Tensor, token: int) -> tuple[float, float]:
     """Where `token` stands on the line that the draw points at, in the order in which the engine lays it out."""
-    logits, ids = line([processors], adjusted[None])
+    logits, ids = candidates([sampler], adjusted[None])
     weights = logits[0].double().softmax(-1)
     place = token if ids is None else int((ids[0] == token).nonzero()[0, 0])
     end = weights[: place + 1].sum().item()

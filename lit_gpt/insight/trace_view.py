@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_gpt.atomic import atomic_write
-from lit_gpt.data.prompts import Prompt
+from lit_gpt.data.prompts import PromptRecord
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import Completion
 from lit_gpt.generation.trace import Candidate, Step, Trace, Tracer, traces
@@ -55,7 +55,7 @@ class TraceWriter(BasePredictionWriter):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: list[tuple[Prompt, list[Completion]]],
+        prediction: list[tuple[PromptRecord, list[Completion]]],
         batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,

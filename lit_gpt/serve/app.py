@@ -95,7 +95,7 @@ def _add_writing(app: FastAPI, service: Service) -> None:
         """Answer `plan`, holding its places in the queue until the very end."""
         metrics.prompt_tokens.inc(sum(len(ids) for ids in plan.prompts))
         facts = request.state.log
-        facts["id"], facts["prompts"], facts["n"] = plan.id, len(plan.prompts), plan.generation.num_samples
+        facts["id"], facts["prompts"], facts["n"] = plan.id, len(plan.prompts), plan.generation_config.num_samples
         if plan.request.stream:
             chunks = streamed(service, plan, facts)
             return EventStream(chunks, metrics, places.pop_all().close, worker.limits.request_seconds)

@@ -96,9 +96,9 @@ async def plan_chat(service: Service, request: ChatRequest) -> Plan:
     specials = service.tokenizer.specials
     ends = [*(request.stop_token_ids or []), *(specials[name] for name in _TURN_ENDS if name in specials)]
     request = request.model_copy(update={"stop_token_ids": ends})
-    generation = request.generation(max_tokens, request.top_logprobs or 0 if request.logprobs else None)
+    generation_config = request.generation_config(max_tokens, request.top_logprobs or 0 if request.logprobs else None)
     shape = _shape(service, bool(request.logprobs))
-    return Plan(request, ids, [""], generation, arrived, shape, id=f"chatcmpl-{secrets.token_hex(12)}")
+    return Plan(request, ids, [""], generation_config, arrived, shape, id=f"chatcmpl-{secrets.token_hex(12)}")
 
 
 def _shape(service: Service, logprobs: bool) -> Shape:

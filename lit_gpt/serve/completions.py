@@ -63,7 +63,7 @@ class Plan:
     request: Sampling
     prompts: list[list[int]]
     echoes: list[str]
-    generation: GenerationConfig
+    generation_config: GenerationConfig
     arrived: float
     shape: Shape
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
@@ -78,7 +78,7 @@ class Plan:
     @property
     def echo_scores(self) -> bool:
         """Whether the prompt's log-probabilities are wanted."""
-        return self.generation.prompt_logprobs is not None
+        return self.generation_config.prompt_logprobs is not None
 
     def head(self, service: Service, kind: str) -> dict[str, Any]:
         """What every body begins with."""
@@ -98,7 +98,7 @@ async def plan_completion(service: Service, request: CompletionRequest, prompts:
     max_tokens = 16 if request.max_tokens is None else request.max_tokens
     service.check_room(ids, max_tokens)
     scored = request.logprobs if request.echo else None
-    generation = request.generation(max_tokens, request.logprobs, scored)
+    generation_config = request.generation_config(max_tokens, request.logprobs, scored)
     texts = [prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt) for prompt in prompts]
     echoes = texts if request.echo else [""] * len(ids)
 
@@ -110,16 +110,18 @@ async def plan_completion(service: Service, request: CompletionRequest, prompts:
             body["token_ids"] = [entry.token.id for entry in piece.entries[piece.echoed :]]
         return {**body, "finish_reason": piece.finish_reason}
 
-    return Plan(request, ids, echoes, generation, arrived, Shape("text_completion", "text_completion", choice, choice))
+    return Plan(
+        request, ids, echoes, generation_config, arrived, Shape("text_completion", "text_completion", choice, choice)
+    )
 
 
 class Tail:
     """One choice as it grows: holds a token's entry back until its text is out, so that no stop string leaks by it."""
 
-    def __init__(self, service: Service, generation: GenerationConfig, offset: int) -> None:
+    def __init__(self, service: Service, generation_config: GenerationConfig, offset: int) -> None:
         eot = service.tokenizer.eot_id
-        self.end_ids = {*generation.stop_token_ids, *([] if eot is None else [eot])}
-        self.stops = bool(generation.stops)
+        self.end_ids = {*generation_config.stop_token_ids, *([] if eot is None else [eot])}
+        self.stops = bool(generation_config.stops)
         self.shown = offset
         self._measure = TextStream(service.tokenizer)
         self._at = offset
@@ -203,11 +205,11 @@ class Choices:
         return [self._piece(prompt, news) for news in (*self._early.pop(prompt, []), output)]
 
     def _piece(self, prompt: int, output: Output) -> Piece:
-        index = prompt * self.plan.generation.num_samples + output.index
+        index = prompt * self.plan.generation_config.num_samples + output.index
         echo, echoed, first = "", [], index not in self._tails
         if first:
             echo, echoed = self.plan.echoes[prompt], self._scored.get(prompt, [])
-            self._tails[index] = Tail(self.service, self.plan.generation, len(echo))
+            self._tails[index] = Tail(self.service, self.plan.generation_config, len(echo))
         text, entries = self._tails[index].take(output)
         return Piece(index, echo + text, echoed + entries, len(echoed), output.finish_reason, first)
 
@@ -222,7 +224,7 @@ async def whole(service: Service, plan: Plan, facts: dict[str, Any]) -> dict[str
     """The answer as one body. The token counts go into `facts` too, for the log."""
     choices = Choices(service, plan)
     done: dict[int, Piece] = {}
-    async with aclosing(service.worker.run(plan.prompts, plan.generation, plan.arrived)) as news:
+    async with aclosing(service.worker.run(plan.prompts, plan.generation_config, plan.arrived)) as news:
         async for prompt, output in news:
             for piece in choices.pieces(prompt, output):
                 so_far = done.setdefault(piece.index, piece)
@@ -241,7 +243,7 @@ async def streamed(service: Service, plan: Plan, facts: dict[str, Any]) -> Async
     if plan.include_usage:
         head["usage"] = None
     try:
-        async with aclosing(service.worker.run(plan.prompts, plan.generation, plan.arrived)) as news:
+        async with aclosing(service.worker.run(plan.prompts, plan.generation_config, plan.arrived)) as news:
             async for prompt, output in news:
                 for piece in choices.pieces(prompt, output):
                     if not (piece.text or piece.entries or piece.finish_reason):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from lit_gpt.generation import logits as L
-from lit_gpt.generation.generation import Run, Steps, Strategy
+from lit_gpt.generation.generation import Generation, Strategy, StrategySteps
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import Token
-from lit_gpt.generation.sampling import Processors, line
+from lit_gpt.generation.sampling import Sampler, candidates
 from lit_gpt.serve.api_errors import ApiError, bad_request
 from lit_gpt.serve.protocol import NextTokenRequest, heat
 from lit_gpt.serve.service import Service
@@ -49,17 +49,17 @@ class Look:
     position: int
 
 
-def look(processors: Processors, logits: Tensor) -> Look:
+def look(sampler: Sampler, logits: Tensor) -> Look:
     """Draw as the engine would from (1, V) logits, and keep everything that led there."""
     raw = logits[0].double().softmax(-1)
-    adjusted = processors.adjust(logits)
-    position = processors.position
-    if processors.generation.greedy:
+    adjusted = sampler.apply_penalties(logits)
+    position = sampler.position
+    if sampler.generation_config.greedy:
         token = int(adjusted.argmax())
         certain = torch.zeros_like(raw).index_fill(0, torch.tensor(token, device=raw.device), 1.0)
         return Look(raw, certain, torch.zeros_like(raw), {"temperature": certain == 0}, None, token, position)
-    shaped, ids = line([processors], adjusted)
-    u = processors.uniform()
+    shaped, ids = candidates([sampler], adjusted)
+    u = sampler.uniform()
     place = L.choose(shaped, torch.tensor([[u]], dtype=torch.float64, device=logits.device))
     mass = shaped[0].double().softmax(-1)
     start = mass.cumsum(-1) - mass
@@ -67,15 +67,19 @@ def look(processors: Processors, logits: Tensor) -> Look:
         place = ids[0][place]
         mass = torch.zeros_like(raw).scatter_(0, ids[0], mass)
         start = torch.zeros_like(raw).scatter_(0, ids[0], start)
-    return Look(raw, mass, start, _cuts(processors.generation, adjusted), u, int(place), position)
+    return Look(raw, mass, start, _cuts(sampler.generation_config, adjusted), u, int(place), position)
 
 
-def _cuts(generation: GenerationConfig, adjusted: Tensor) -> dict[str, Tensor]:
+def _cuts(generation_config: GenerationConfig, adjusted: Tensor) -> dict[str, Tensor]:
     """Filter → (V,) what it removed of what those before it had left."""
-    left = L.temperature(adjusted, generation.temperature)
-    stages = {"top_k": left if generation.top_k is None else L.top_k(left, generation.top_k)}
-    stages["top_p"] = L.top_p(stages["top_k"], generation.top_p) if generation.top_p < 1 else stages["top_k"]
-    stages["min_p"] = L.min_p(stages["top_p"], generation.min_p) if generation.min_p > 0 else stages["top_p"]
+    left = L.temperature(adjusted, generation_config.temperature)
+    stages = {"top_k": left if generation_config.top_k is None else L.top_k(left, generation_config.top_k)}
+    stages["top_p"] = (
+        L.top_p(stages["top_k"], generation_config.top_p) if generation_config.top_p < 1 else stages["top_k"]
+    )
+    stages["min_p"] = (
+        L.min_p(stages["top_p"], generation_config.min_p) if generation_config.min_p > 0 else stages["top_p"]
+    )
     cuts = {}
     for name, rest in stages.items():
         cuts[name] = (rest.isneginf() & ~left.isneginf())[0]
@@ -86,12 +90,12 @@ def _cuts(generation: GenerationConfig, adjusted: Tensor) -> dict[str, Tensor]:
 def looking(seen: list[Look], generated: Sequence[int]) -> Strategy:
     """A strategy of one token that puts what it sees into `seen`."""
 
-    def strategy(run: Run) -> Steps:
+    def strategy(run: Generation) -> StrategySteps:
         for token in generated:
-            run.processors.observe(token)
+            run.sampler.observe(token)
         feed, _ = yield from run.read_prompt()
-        if run.processors.adjust(feed.logits).amax().isfinite():
-            seen.append(look(run.processors, feed.logits))
+        if run.sampler.apply_penalties(feed.logits).amax().isfinite():
+            seen.append(look(run.sampler, feed.logits))
         run.emit(Token(seen[0].token if seen else 0))
 
     return strategy
@@ -110,7 +114,7 @@ async def next_token(service: Service, request: NextTokenRequest) -> dict[str, A
     text = prompt + request.generated
     service.check_room([text], 0, "prompt")
     seen: list[Look] = []
-    generation = GenerationConfig(
+    generation_config = GenerationConfig(
         max_new_tokens=1,
         temperature=heat(request.temperature),
         top_k=request.top_k if request.top_k and request.top_k > 0 else None,
@@ -122,7 +126,7 @@ async def next_token(service: Service, request: NextTokenRequest) -> dict[str, A
         seed=request.seed,
     )
     strategy = looking(seen, request.generated)
-    async with aclosing(service.worker.run([text], generation, arrived, strategy)) as news:
+    async with aclosing(service.worker.run([text], generation_config, arrived, strategy)) as news:
         async for _, output in news:
             if output.finish_reason == "error":
                 raise ApiError(500, output.error or "the model failed", code="generation_failed")

@@ -23,7 +23,7 @@ Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Stop = Annotated[Text, Field(min_length=1, max_length=1000)]
-Prompt = Text | list[Text] | list[TokenId] | list[list[TokenId]]
+PromptBody = Text | list[Text] | list[TokenId] | list[list[TokenId]]
 MAX_LOGPROBS = 20
 
 
@@ -74,7 +74,7 @@ class Sampling(Body):
         """`n` with its default."""
         return self.n or 1
 
-    def generation(
+    def generation_config(
         self, max_new_tokens: int, logprobs: int | None = None, prompt_logprobs: int | None = None
     ) -> GenerationConfig:
         """The engine's knobs. OpenAI's −100 means "never", so it becomes a ban.
@@ -114,7 +114,7 @@ class Sampling(Body):
 class CompletionRequest(Sampling):
     """`POST /v1/completions`."""
 
-    prompt: Prompt
+    prompt: PromptBody
     max_tokens: int | None = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = False

@@ -13,7 +13,7 @@ from lit_gpt.generation.complete import encode_prompt
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.serve.api_errors import ApiError, bad_request
 from lit_gpt.serve.prometheus import Metrics
-from lit_gpt.serve.protocol import Prompt, Sampling
+from lit_gpt.serve.protocol import PromptBody, Sampling
 from lit_gpt.serve.worker import Worker
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
@@ -137,7 +137,7 @@ class Service:
         }
 
 
-def as_prompts(prompt: Prompt) -> list[str | list[int]]:
+def as_prompts(prompt: PromptBody) -> list[str | list[int]]:
     """OpenAI's four forms of `prompt` as a list of prompts.
 
     >>> as_prompts([1, 2]), as_prompts(["a", "b"]), as_prompts("a")

@@ -160,7 +160,7 @@ class Worker:
     async def run(
         self,
         prompts: Sequence[Sequence[int]],
-        generation: GenerationConfig,
+        generation_config: GenerationConfig,
         arrived: float,
         strategy: Strategy | None = None,
     ) -> AsyncGenerator[News, None]:
@@ -170,8 +170,8 @@ class Worker:
             ApiError: 400 for what the engine refuses, 503 if the wait is too long or the engine dies, 504 if the
                 whole request takes too long.
         """
-        job = Job(arrived, len(prompts) * generation.num_samples)
-        self._send(lambda: self._admit(job, prompts, generation, strategy))
+        job = Job(arrived, len(prompts) * generation_config.num_samples)
+        self._send(lambda: self._admit(job, prompts, generation_config, strategy))
         try:
             while job.open:
                 news = await self._next(job)
@@ -251,13 +251,13 @@ class Worker:
             command()
 
     def _admit(
-        self, job: Job, prompts: Sequence[Sequence[int]], generation: GenerationConfig, strategy: Strategy | None
+        self, job: Job, prompts: Sequence[Sequence[int]], generation_config: GenerationConfig, strategy: Strategy | None
     ) -> None:
         try:
             for i, ids in enumerate(prompts):
-                engine_id = self.engine.submit(ids, generation, strategy=strategy)
+                engine_id = self.engine.submit(ids, generation_config, strategy=strategy)
                 job.engine_ids.append(engine_id)
-                self._seats[engine_id] = Seat(job, i, generation.num_samples)
+                self._seats[engine_id] = Seat(job, i, generation_config.num_samples)
                 self._unstarted.add(engine_id)
         except UserError as error:
             fault = bad_request(str(error))

@@ -93,13 +93,13 @@ class Samples(Callback):
         """
         self.prompts = prompts
         self.print_at_end = print_at_end
-        self.generation = GenerationConfig(
+        self.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
         )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the settings before any work is done. Raises UserError."""
-        self.generation.check()
+        self.generation_config.check()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write samples to TensorBoard, each prompt its own entry."""
@@ -128,12 +128,12 @@ class Samples(Callback):
 
     def write(self, trainer: L.Trainer, module: LitGPT, prompts: list[str], num_samples: int) -> list[list[str]]:
         """The continuations of each prompt. Every rank takes part: sharded weights are gathered by all."""
-        generation = dataclasses.replace(self.generation, num_samples=num_samples)
+        generation_config = dataclasses.replace(self.generation_config, num_samples=num_samples)
         ids = [encode_prompt(module.tokenizer, prompt) for prompt in prompts]
         # A compiled model would be compiled again for every length of text.
         with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
             engine = Engine(module.model, module.config, module.tokenizer, max_slots=max(1, len(ids) * num_samples))
-            texts = dict(complete(engine, ids, generation))
+            texts = dict(complete(engine, ids, generation_config))
         return [[completion.text for completion in texts[place]] for place in range(len(ids))]
 
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gpt.checkpoint.format import KEY, check_weights, header_entry
 from lit_gpt.data.datamodule import align_progress
-from lit_gpt.data.prompts import Prompt
+from lit_gpt.data.prompts import PromptRecord
 from lit_gpt.generation.complete import Completion, Completions, encode_prompt
 from lit_gpt.generation.engine import Draft, Engine
 from lit_gpt.generation.generation_config import GenerationConfig
@@ -42,7 +42,7 @@ class LitGPT(L.LightningModule):
         precision_reason: why the run has the precision that it has, for the checkpoint.
         stepped: whether the micro-batch that has just been made ended an optimizer step.
         seed: of dropout; the run's `seed_everything`, kept over a resume.
-        generation: how `predict` continues its prompts.
+        generation_config: how `predict` continues its prompts.
         observer: told of every token that `predict` decides on, if not None.
         inference_precision: of the weights in `predict`: `auto`, `fp32`, `bf16` or `int8`.
         draft: what proposes tokens in speculative decoding, where it is a checkpoint.
@@ -83,11 +83,11 @@ class LitGPT(L.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.initial_weights: dict[str, Tensor] | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self.generation = GenerationConfig()
+        self.generation_config = GenerationConfig()
         self.observer: Observer | None = None
         self.inference_precision = "auto"
         self.draft: Draft | None = None
-        self._completions: Completions[Prompt] | None = None
+        self._completions: Completions[PromptRecord] | None = None
         self.precision_reason = "as asked for"
         self.metric = LanguageModelMetric()
         self._byte_lengths: Tensor | None = None
@@ -266,9 +266,9 @@ class LitGPT(L.LightningModule):
             prepare_for_inference(self.draft.model.to(self.device), self.inference_precision)
         engine = Engine(self.model, self.config, self.tokenizer, draft=self.draft, device=self.device)
         engine.observer = self.observer
-        self._completions = Completions(engine, self.generation)
+        self._completions = Completions(engine, self.generation_config)
 
-    def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[tuple[Prompt, list[Completion]]]:
+    def predict_step(self, batch: list[PromptRecord], batch_idx: int) -> list[tuple[PromptRecord, list[Completion]]]:
         """Continue prompts; those that are finished by now, which may be of earlier batches.
 
         A batch fills the engine's free rows and leaves when it begins to wait; the last one stays until all is done.

@@ -27,7 +27,7 @@ from lit_gpt.data import prepare as module
 from lit_gpt.data.prepare import prepare
 from lit_gpt.data.readers import read_texts
 from lit_gpt.data.shards import load_index, open_tokens
-from lit_gpt.data.sources import Source
+from lit_gpt.data.sources import TextSource
 from lit_gpt.data.workers import Workers
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
@@ -78,7 +78,7 @@ def test_the_shards_are_the_documents_tokens_each_with_its_end(corpus: Path, ref
     expected: dict[str, list[int]] = {"train": [], "val": []}
     for path in sorted(corpus.iterdir()):
         text = path.read_text("utf-8")
-        first = next(read_texts(Source(path, ""), "")).text
+        first = next(read_texts(TextSource(path, ""), "")).text
         digest = hashlib.blake2b(first.encode(), digest_size=8).digest()
         split = "val" if int.from_bytes(digest, "big") / 2**64 < 0.2 else "train"
         expected[split] += [*tokenizer.encode(text), tokenizer.eot_id or 0]

@@ -129,9 +129,9 @@ def test_greedy_equals_the_uncached_loop_past_the_context(overrides: dict[str, A
 )
 def test_a_seed_gives_the_same_text_alone_and_in_company(settings: dict[str, Any]) -> None:
     model = random_gpt()
-    generation = GenerationConfig(max_new_tokens=30, seed=5, num_samples=2, **settings)
+    generation_config = GenerationConfig(max_new_tokens=30, seed=5, num_samples=2, **settings)
     alone = Engine(model, model.config)
-    request = alone.submit([3, 1, 4], generation)
+    request = alone.submit([3, 1, 4], generation_config)
     expected = {index: ids for (_, index), ids in collect(alone).items()}
     assert expected[0] != expected[1]
 
@@ -141,7 +141,7 @@ def test_a_seed_gives_the_same_text_alone_and_in_company(settings: dict[str, Any
         company.submit([9, 9, other.seed or 0], other)
     for _ in range(3):
         company.step()
-    request = company.submit([3, 1, 4], generation)
+    request = company.submit([3, 1, 4], generation_config)
     company.submit([3, 1, 4, 1, 5], others[0])
     ids = collect(company)
     assert {index: ids[request, index] for index in range(2)} == expected
@@ -247,7 +247,7 @@ def byte_tokenizer() -> Tokenizer:
 def test_bad_requests_are_refused_before_work_starts(byte_tokenizer: Tokenizer) -> None:
     model = random_gpt(vocab_size=257)
     engine = Engine(model, model.config, byte_tokenizer, max_slots=2)
-    for prompt, generation, message in [
+    for prompt, generation_config, message in [
         ([1, 257], greedy(), "the prompt has token id 257, outside the vocabulary of 257"),
         ([-1], greedy(), "token id -1"),
         ([1] * 25, greedy(overflow="stop"), "25 tokens, the model's context is 24"),
@@ -257,7 +257,7 @@ def test_bad_requests_are_refused_before_work_starts(byte_tokenizer: Tokenizer) 
         ([1], greedy(stop=[""]), "stop has an empty string"),
     ]:
         with pytest.raises(UserError, match=message):
-            engine.submit(prompt, generation)
+            engine.submit(prompt, generation_config)
     assert not engine.has_work
     without = Engine(model, model.config)
     with pytest.raises(UserError, match="no end-of-text to start from"):

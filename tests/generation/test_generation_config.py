@@ -60,8 +60,8 @@ def test_knobs_without_effect_are_named() -> None:
 
 
 def test_plain_values_and_back() -> None:
-    generation = GenerationConfig(strategy="beam", stop=["x"], logit_bias={3: 1.0})
-    assert GenerationConfig.from_dict(generation.to_dict()) == generation
+    generation_config = GenerationConfig(strategy="beam", stop=["x"], logit_bias={3: 1.0})
+    assert GenerationConfig.from_dict(generation_config.to_dict()) == generation_config
     with pytest.raises(UserError, match=r'unknown generation option "temprature": did you mean "temperature"\?'):
         GenerationConfig.from_dict({"temprature": 1})
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from lit_gpt.generation import logits as L
 from lit_gpt.generation.generation_config import GenerationConfig
-from lit_gpt.generation.sampling import Processors, pick, ranked
+from lit_gpt.generation.sampling import Sampler, choose_tokens, ranked
 
 IDS = torch.zeros(1, 1, dtype=torch.long)  # transformers' warpers take ids and ignore them
 
@@ -150,10 +150,10 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def processors(values: dict[str, Any], n_vocab: int, seed: int = 0) -> Processors:
-    generation = GenerationConfig(**values)
-    generation.check()
-    item = Processors(generation, [0, 1, 1], n_vocab, frozenset([2]), frozenset([2]), seed)
+def sampler(values: dict[str, Any], n_vocab: int, seed: int = 0) -> Sampler:
+    generation_config = GenerationConfig(**values)
+    generation_config.check()
+    item = Sampler(generation_config, [0, 1, 1], n_vocab, frozenset([2]), frozenset([2]), seed)
     for token in (3, 0):
         item.observe(token)
     return item
@@ -164,21 +164,21 @@ def processors(values: dict[str, Any], n_vocab: int, seed: int = 0) -> Processor
 def test_picking_together_is_drawing_from_each_shape(chosen: list[dict[str, Any]], seed: int) -> None:
     V = 40
     x = torch.randn(len(chosen), V, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    items = [processors(values, V, seed + i) for i, values in enumerate(chosen)]
-    for item, row, token in zip(items, x, pick(items, x)):
-        shaped = item.shape(row[None])
-        if item.generation.greedy:
+    items = [sampler(values, V, seed + i) for i, values in enumerate(chosen)]
+    for item, row, token in zip(items, x, choose_tokens(items, x)):
+        shaped = item.process(row[None])
+        if item.generation_config.greedy:
             assert token == int(shaped.argmax())
             continue
         order = shaped.sort(descending=True, stable=True).indices[0]  # filters leave the largest first
-        sorts = item.generation.top_k is not None or item.generation.top_p < 1
+        sorts = item.generation_config.top_k is not None or item.generation_config.top_p < 1
         line = shaped[0, order] if sorts else shaped[0]
         place = int(L.choose(line[None], torch.tensor([[item.uniform()]], dtype=torch.float64)))
         assert token == (int(order[place]) if sorts else place)
 
 
 def test_the_order_of_the_processors() -> None:
-    item = processors({**SETTINGS[5], **SETTINGS[6]}, 40)
+    item = sampler({**SETTINGS[5], **SETTINGS[6]}, 40)
     x = torch.randn(1, 40, dtype=torch.float64)
     seen = torch.zeros(40, dtype=torch.bool)
     seen[[0, 1, 3]] = True
@@ -187,39 +187,39 @@ def test_the_order_of_the_processors() -> None:
     y = L.count_penalties(L.repetition_penalty(x, seen, 1.5), counts, 0.3, 0.2)
     y[:, 1] += 2.0
     y = L.min_p(L.top_p(L.top_k(y / 1.3, 5), 0.7), 0.1)
-    torch.testing.assert_close(item.shape(x), y)
+    torch.testing.assert_close(item.process(x), y)
 
 
 def test_end_of_text_is_masked_until_enough_is_written() -> None:
-    item = Processors(GenerationConfig(min_new_tokens=2), [0], 4, frozenset([2]), frozenset([2]))
+    item = Sampler(GenerationConfig(min_new_tokens=2), [0], 4, frozenset([2]), frozenset([2]))
     x = torch.zeros(1, 4)
     for expected in (False, False, True):
-        assert bool(item.shape(x)[0, 2].isfinite()) is expected
+        assert bool(item.process(x)[0, 2].isfinite()) is expected
         item.observe(1)
 
 
 def test_shaping_along_a_path_is_shaping_step_by_step() -> None:
-    item = processors(SETTINGS[6], 12)
+    item = sampler(SETTINGS[6], 12)
     x, path = torch.randn(3, 12, dtype=torch.float64), [5, 5]
-    together = item.shape(x, path)
+    together = item.process(x, path)
     for i in range(3):
-        torch.testing.assert_close(together[i : i + 1], item.walk(path[:i]).shape(x[i : i + 1]))
+        torch.testing.assert_close(together[i : i + 1], item.walk(path[:i]).process(x[i : i + 1]))
 
 
 @pytest.mark.parametrize("values", [{}, {"top_k": 3}, {"top_p": 0.8, "temperature": 1.5}, {"min_p": 0.3}])
 def test_draws_follow_the_distribution(values: dict[str, Any]) -> None:
     """Chi-square over 4,000 seeds at one position, and over 4,000 positions of one seed."""
     x = torch.tensor([[1.0, 0.2, -0.5, 0.7, -1.0]], dtype=torch.float64)
-    by_seed = [processors(values, 5, seed) for seed in range(4000)]
-    wanderer = processors(values, 5, 11)
+    by_seed = [sampler(values, 5, seed) for seed in range(4000)]
+    wanderer = sampler(values, 5, 11)
     by_position = []
     for _ in range(4000):
         by_position.append(wanderer.fork())
         wanderer.position += 1
-    expected = by_seed[0].shape(x).softmax(-1)[0]
+    expected = by_seed[0].process(x).softmax(-1)[0]
     possible = expected > 0
     for items in (by_seed, by_position):
-        observed = torch.bincount(torch.tensor(pick(items, x.expand(4000, -1))), minlength=5)
+        observed = torch.bincount(torch.tensor(choose_tokens(items, x.expand(4000, -1))), minlength=5)
         assert int(observed[~possible].sum()) == 0
         assert chisquare(observed[possible], 4000 * expected[possible]).pvalue > 1e-3
 

@@ -236,8 +236,10 @@ def test_tree_search_follows_the_callers_reward() -> None:
     def twos(ids: list[int]) -> float:
         return ids.count(2) / len(ids)
 
-    generation = GenerationConfig(strategy="mcts", num_simulations=60, rollout_length=0, max_new_tokens=6, c_puct=0.5)
-    ((_, (rewarded,)),) = complete(model.engine(), [[0]], generation, value=twos)
+    generation_config = GenerationConfig(
+        strategy="mcts", num_simulations=60, rollout_length=0, max_new_tokens=6, c_puct=0.5
+    )
+    ((_, (rewarded,)),) = complete(model.engine(), [[0]], generation_config, value=twos)
     ((plain,),) = run(model.engine(), [[0]], strategy="mcts", num_simulations=60, rollout_length=0, max_new_tokens=6)
     assert twos(rewarded.ids) > twos(plain.ids)
     assert rewarded.ids.count(2) >= 4
@@ -325,11 +327,11 @@ def test_all_strategies_together_are_what_each_is_alone() -> None:
     ]
     settings = [GenerationConfig(max_new_tokens=10, **values) for values in many]
     alone = []
-    for generation in settings:
-        ((_, (one,)),) = complete(Engine(model, model.config, draft=draft), [[3, 1, 4]], generation)
+    for generation_config in settings:
+        ((_, (one,)),) = complete(Engine(model, model.config, draft=draft), [[3, 1, 4]], generation_config)
         alone.append(one.ids)
     engine = Engine(model, model.config, draft=draft, max_slots=6)
-    requests = [engine.submit([3, 1, 4], generation) for generation in settings]
+    requests = [engine.submit([3, 1, 4], generation_config) for generation_config in settings]
     ids: dict[int, list[int]] = {request: [] for request in requests}
     for output in engine.drain():
         ids[output.request] += [token.id for token in output.tokens]

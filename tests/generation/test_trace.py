@@ -45,18 +45,18 @@ def model() -> GPT:
 
 def traced(model: GPT, settings: dict[str, Any]) -> tuple[list[Trace], list[Completion], GenerationConfig, Tokenizer]:
     tokenizer = get_tokenizer("byte")
-    generation = GenerationConfig.from_dict({"max_new_tokens": 12, "seed": 3, **settings})
+    generation_config = GenerationConfig.from_dict({"max_new_tokens": 12, "seed": 3, **settings})
     engine = Engine(model, model.config, tokenizer, max_slots=8)
     engine.observer = tracer = Tracer(tokenizer, top=4)
-    ((_, completions),) = complete(engine, [tokenizer.encode(PROMPT)], generation)
+    ((_, completions),) = complete(engine, [tokenizer.encode(PROMPT)], generation_config)
     found = traces(tracer, 0, PROMPT, completions)
-    return found, completions, generation, tokenizer
+    return found, completions, generation_config, tokenizer
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.get("strategy", "sample"))
 def test_every_strategy_tells_how_it_chose(model: GPT, settings: dict[str, Any]) -> None:
-    found, completions, generation, tokenizer = traced(model, settings)
-    assert len(found) == generation.num_samples
+    found, completions, generation_config, tokenizer = traced(model, settings)
+    assert len(found) == generation_config.num_samples
     for trace, completion in zip(found, completions):
         ids = tokenizer.encode(PROMPT)
         assert [step.chosen.id for step in trace.steps] == completion.ids
@@ -117,9 +117,9 @@ def test_what_was_cut_is_what_transformers_cuts(model: GPT) -> None:
 
 
 def test_watching_changes_nothing(model: GPT) -> None:
-    _, completions, generation, tokenizer = traced(model, SETTINGS[1])
+    _, completions, generation_config, tokenizer = traced(model, SETTINGS[1])
     engine = Engine(model, model.config, tokenizer, max_slots=8)
-    ((_, unwatched),) = complete(engine, [tokenizer.encode(PROMPT)], generation)
+    ((_, unwatched),) = complete(engine, [tokenizer.encode(PROMPT)], generation_config)
     assert [one.ids for one in unwatched] == [one.ids for one in completions]
 
 

@@ -63,8 +63,8 @@ def test_samples_are_the_engines_and_stand_in_tensorboard(tmp_path: Path, capsys
     run = trainer(tmp_path, max_steps=4, logger=logger, val_check_interval=2, callbacks=[samples])
     run.fit(lit, Batches(16, 4), Batches(4, 4))
     engine = Engine(lit.model.eval(), lit.config, lit.tokenizer, max_slots=2)
-    generation = GenerationConfig(max_new_tokens=12, seed=4, num_samples=2)
-    ((_, (first, second)),) = complete(engine, [lit.tokenizer.encode("ab")], generation)
+    generation_config = GenerationConfig(max_new_tokens=12, seed=4, num_samples=2)
+    ((_, (first, second)),) = complete(engine, [lit.tokenizer.encode("ab")], generation_config)
     printed = capsys.readouterr().out
     assert f"--- sample 1 ---\nab{first.text}\n" in printed
     assert f"--- sample 2 ---\nab{second.text}\n" in printed

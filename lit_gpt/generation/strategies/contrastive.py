@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_gpt.generation.generation import Run, Steps
-from lit_gpt.generation.rows import Feed
+from lit_gpt.generation.generation import Generation, StrategySteps
+from lit_gpt.generation.rows import ForwardRequest
 
 
-def contrastive(run: Run) -> Steps:
+def contrastive(generation: Generation) -> StrategySteps:
     """Among the k likeliest tokens v take the one with the largest (1 - α) · p(v | x) - α · max_j cos(h_v, h_j).
 
     h_v is the hidden state after the final norm once v itself was fed; each candidate has its own, so all k are fed, in
@@ -18,24 +18,24 @@ def contrastive(run: Run) -> Steps:
     when it was read. The winner's row is the next text; the others' differ from it in one token, which is all that is
     copied.
     """
-    alpha, k = run.generation.penalty_alpha, run.generation.candidates
-    feed, states = yield from run.read_prompt(hidden=True)
+    alpha, k = generation.generation_config.penalty_alpha, generation.generation_config.candidates
+    feed, states = yield from generation.read_prompt(hidden=True)
     assert states is not None
     row, logits = feed.row, feed.logits
     past = F.normalize(states, dim=-1)  # (S, C)
     while True:
-        probabilities, ids = run.processors.shape(logits)[0].softmax(-1).topk(min(k, logits.size(-1)))
+        probabilities, ids = generation.sampler.process(logits)[0].softmax(-1).topk(min(k, logits.size(-1)))
         ids, probabilities = ids[probabilities > 0], probabilities[probabilities > 0]
-        rows = [row, *(run.fork(row) for _ in ids[1:])]
-        feeds = yield [Feed(one, [token], hidden=True) for one, token in zip(rows, ids.tolist())]
+        rows = [row, *(generation.fork(row) for _ in ids[1:])]
+        feeds = yield [ForwardRequest(one, [token], hidden=True) for one, token in zip(rows, ids.tolist())]
         candidates = F.normalize(torch.cat([feed.states for feed in feeds]), dim=-1)  # (k, C)
         chosen = int(contrastive_scores(probabilities, candidates, past, alpha).argmax())
-        if run.emit(run.processors.report(logits[-1], int(ids[chosen]))):
+        if generation.emit(generation.sampler.report(logits[-1], int(ids[chosen]))):
             return
         row, logits = rows[chosen], feeds[chosen].logits
         for one in rows:
             if one is not row:
-                run.free(one)
+                generation.free(one)
         past = torch.cat([past, candidates[chosen : chosen + 1]])
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lit_gpt.generation import logits as L
-from lit_gpt.generation.generation import Run, Steps
+from lit_gpt.generation.generation import Generation, StrategySteps
 from lit_gpt.generation.outputs import Token
-from lit_gpt.generation.rows import Feed, Row
+from lit_gpt.generation.rows import ForwardRequest, Row
 
 
 @dataclass(eq=False)
@@ -41,40 +41,42 @@ class Node:
     logits: Tensor | None = None
 
 
-def mcts(run: Run) -> Steps:
+def mcts(generation: Generation) -> StrategySteps:
     """Before each token: `num_simulations` walks from the text to a leaf of the tree, then the most visited child.
 
     A walk takes the child with the largest Q + c_puct · P · √N_parent / (1 + N_child), expands the leaf by its
     `top_k` likeliest tokens, values it, and adds the value to every node on the way. What was found out about the
     chosen child is kept for the next token.
     """
-    feed, _ = yield from run.read_prompt()
-    row, root, text = feed.row, Node(-1, 0.0, visits=1), list(run.prompt)
-    _expand(run, root, [], feed.logits)
+    feed, _ = yield from generation.read_prompt()
+    row, root, text = feed.row, Node(-1, 0.0, visits=1), list(generation.prompt)
+    _expand(generation, root, [], feed.logits)
     while True:
-        for _ in range(run.generation.num_simulations):
-            yield from _simulate(run, row, root, text)
+        for _ in range(generation.generation_config.num_simulations):
+            yield from _simulate(generation, row, root, text)
         best = max(root.children, key=lambda child: (child.visits, child.total))
-        token = Token(best.token) if root.logits is None else run.processors.report(root.logits[-1], best.token)
-        if run.emit(token):
+        token = Token(best.token) if root.logits is None else generation.sampler.report(root.logits[-1], best.token)
+        if generation.emit(token):
             return
         text.append(best.token)
         root = best
         revalue(root, -root.logprob, -1)  # the path now begins after it
 
 
-def _simulate(run: Run, row: Row, root: Node, text: list[int]) -> Generator[list[Feed], list[Feed], None]:
+def _simulate(
+    generation: Generation, row: Row, root: Node, text: list[int]
+) -> Generator[list[ForwardRequest], list[ForwardRequest], None]:
     """One walk from the root to a leaf, and its value back to the root."""
     path = [root]
     while path[-1].children:
-        path.append(_select(path[-1], run.generation.c_puct))
+        path.append(_select(path[-1], generation.generation_config.c_puct))
     leaf, ids = path[-1], [node.token for node in path[1:]]
     if not leaf.visits:
         written: list[int] = []
-        if not run.ends(ids):
-            written = yield from _look_ahead(run, row, leaf, text, ids)
-        if run.value is not None:
-            leaf.reward = float(run.value([*text, *ids, *written]))
+        if not generation.ends(ids):
+            written = yield from _look_ahead(generation, row, leaf, text, ids)
+        if generation.value is not None:
+            leaf.reward = float(generation.value([*text, *ids, *written]))
     value = leaf_value(leaf, sum(node.logprob for node in path[1:]), len(ids))
     leaf.ends += 1
     for node in path:
@@ -93,20 +95,20 @@ def _select(node: Node, c_puct: float) -> Node:
 
 
 def _look_ahead(
-    run: Run, row: Row, leaf: Node, text: list[int], ids: list[int]
-) -> Generator[list[Feed], list[Feed], list[int]]:
+    generation: Generation, row: Row, leaf: Node, text: list[int], ids: list[int]
+) -> Generator[list[ForwardRequest], list[ForwardRequest], list[int]]:
     """Read the leaf's path, expand it, and write on greedily for `rollout_length` tokens, which are returned."""
     known = _shared(row, text, ids)
-    run.truncate(row, known)
+    generation.truncate(row, known)
     new = [*text, *ids][known:]
-    (feed,) = yield [Feed(row, new, want=len(new))]
-    _expand(run, leaf, ids, feed.logits[-1:])
+    (feed,) = yield [ForwardRequest(row, new, num_logits=len(new))]
+    _expand(generation, leaf, ids, feed.logits[-1:])
     written: list[int] = []
     total = 0.0
-    while len(written) < run.generation.rollout_length and not run.ends([*ids, *written]):
+    while len(written) < generation.generation_config.rollout_length and not generation.ends([*ids, *written]):
         if written:
-            (feed,) = yield [Feed(row, written[-1:])]
-        shaped = run.processors.walk([*ids, *written]).shape(feed.logits[-1:])
+            (feed,) = yield [ForwardRequest(row, written[-1:])]
+        shaped = generation.sampler.walk([*ids, *written]).process(feed.logits[-1:])
         token = int(L.argmax(shaped))
         total += shaped[0].log_softmax(-1)[token].item()
         written.append(token)
@@ -124,12 +126,12 @@ def _shared(row: Row, text: list[int], ids: list[int]) -> int:
     return next((i for i, (held, token) in pairs if held != token), min(len(row.ids), len(wanted)))
 
 
-def _expand(run: Run, node: Node, path: list[int], logits: Tensor) -> None:
+def _expand(generation: Generation, node: Node, path: list[int], logits: Tensor) -> None:
     """Give `node`, at the end of `path`, its children, the likeliest first."""
-    logprobs = run.processors.walk(path).shape(logits)[0].log_softmax(-1)
-    values, ids = logprobs.topk(min(run.generation.candidates, len(logprobs)))
+    logprobs = generation.sampler.walk(path).process(logits)[0].log_softmax(-1)
+    values, ids = logprobs.topk(min(generation.generation_config.candidates, len(logprobs)))
     node.children = [Node(i, value) for i, value in zip(ids.tolist(), values.tolist()) if value > -math.inf]
-    if run.generation.logprobs is not None or run.processors.observer is not None:
+    if generation.generation_config.logprobs is not None or generation.sampler.observer is not None:
         node.logits = logits
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from lit_gpt.generation.generation import Run, Steps
-from lit_gpt.generation.rows import Feed
+from lit_gpt.generation.generation import Generation, StrategySteps
+from lit_gpt.generation.rows import ForwardRequest
 
 
-def sample(run: Run) -> Steps:
+def sample(generation: Generation) -> StrategySteps:
     """Draw each token from the processed distribution, or take its arg-max."""
-    feed, _ = yield from run.read_prompt(pick=run.processors)
+    feed, _ = yield from generation.read_prompt(sampler=generation.sampler)
     while True:
-        token = run.processors.report(feed.logits[-1], feed.choice)
-        if run.emit(token):
+        token = generation.sampler.report(feed.logits[-1], feed.choice)
+        if generation.emit(token):
             return
-        (feed,) = yield [Feed(feed.row, [token.id], pick=run.processors)]
+        (feed,) = yield [ForwardRequest(feed.row, [token.id], sampler=generation.sampler)]

@@ -11,102 +11,111 @@ import torch
 from torch import Tensor
 
 from lit_gpt.generation import logits as L
-from lit_gpt.generation.generation import Run, Steps
-from lit_gpt.generation.rows import Feed, Row
+from lit_gpt.generation.generation import Generation, StrategySteps
+from lit_gpt.generation.rows import ForwardRequest, Row
 
 _LONGEST_NGRAM = 3
 
 
-def speculative(run: Run) -> Steps:
+def speculative(generation: Generation) -> StrategySteps:
     """Propose up to `num_draft_tokens`, verify, keep what the model agrees with and one token of its own."""
-    feed, _ = yield from run.read_prompt()
+    feed, _ = yield from generation.read_prompt()
     row, logits = feed.row, feed.logits  # logits: (1, V) after the whole text, (0, V) when its last token is not fed
-    text = list(run.prompt)
-    drafter = _ModelDraft(run) if run.draft is not None else None
+    text = list(generation.prompt)
+    drafter = _ModelDraft(generation) if generation.draft is not None else None
     while True:
-        room = max(0, min(run.generation.num_draft_tokens, run.rows.capacity - len(text), run.left - 1))
+        room = max(
+            0,
+            min(
+                generation.generation_config.num_draft_tokens, generation.rows.capacity - len(text), generation.left - 1
+            ),
+        )
         proposal, q = look_up(text, room), None
         if drafter is not None:
             proposal, q = yield from drafter.propose(text, room)
         fed = text[len(row.ids) :] + proposal
         if fed:
-            (feed,) = yield [Feed(row, fed, want=len(fed))]
+            (feed,) = yield [ForwardRequest(row, fed, num_logits=len(fed))]
             logits = torch.cat([logits, feed.logits])
-        accepted, token = verify(run, proposal, q, logits)
+        accepted, token = verify(generation, proposal, q, logits)
         for i, chosen in enumerate([*accepted, token]):
-            if run.emit(run.processors.report(logits[i], chosen)):
+            if generation.emit(generation.sampler.report(logits[i], chosen)):
                 return
         text += [*accepted, token]
-        run.truncate(row, len(text) - 1)
+        generation.truncate(row, len(text) - 1)
         logits = logits[:0]
 
 
-def verify(run: Run, proposal: list[int], q: Tensor | None, logits: Tensor) -> tuple[list[int], int]:
+def verify(generation: Generation, proposal: list[int], q: Tensor | None, logits: Tensor) -> tuple[list[int], int]:
     """How much of `proposal` to accept, and the token after that.
 
     Args:
-        run: whose processors and random numbers to use.
+        generation: whose processors and random numbers to use.
         proposal: n proposed tokens.
         q: (n, V) probabilities they were drawn from; None where they were not drawn but looked up, a q of 1 each.
         logits: (n + 1, V) of the model, the first after the text so far.
     """
-    shaped = run.processors.shape(logits, proposal)
-    if run.generation.greedy:
+    shaped = generation.sampler.process(logits, proposal)
+    if generation.generation_config.greedy:
         own = L.argmax(shaped).tolist()
         n = next((i for i, token in enumerate(proposal) if token != own[i]), len(proposal))
         return proposal[:n], own[n]
     p = shaped.softmax(-1)
     for i, token in enumerate(proposal):
         share = 1.0 if q is None else q[i, token].item()
-        if run.processors.uniform("accept", i) * share < p[i, token].item():
+        if generation.sampler.uniform("accept", i) * share < p[i, token].item():
             continue
         rest = p[i].clone()
         if q is None:
             rest[token] = 0
         else:
             rest = (rest - q[i]).clamp(min=0)
-        return proposal[:i], _draw(run, rest if bool(rest.any()) else p[i], i)  # equal up to rounding: nothing is left
-    return proposal, _draw(run, p[-1], len(proposal))
+        return proposal[:i], _draw(
+            generation, rest if bool(rest.any()) else p[i], i
+        )  # equal up to rounding: nothing is left
+    return proposal, _draw(generation, p[-1], len(proposal))
 
 
-def _draw(run: Run, weights: Tensor, ahead: int) -> int:
-    return int(L.choose(weights.log()[None], L.column([run.processors.uniform("token", ahead)], weights)))
+def _draw(generation: Generation, weights: Tensor, ahead: int) -> int:
+    return int(L.choose(weights.log()[None], L.column([generation.sampler.uniform("token", ahead)], weights)))
 
 
 class _ModelDraft:
     """The draft model's own row of the text."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, generation: Generation) -> None:
+        self._run = generation
         self._row: Row | None = None
 
-    def propose(self, text: list[int], n: int) -> Generator[list[Feed], list[Feed], tuple[list[int], Tensor | None]]:
+    def propose(
+        self, text: list[int], n: int
+    ) -> Generator[list[ForwardRequest], list[ForwardRequest], tuple[list[int], Tensor | None]]:
         """`n` tokens after `text`, drawn one by one, and the (n, V) probabilities they were drawn from."""
-        run, proposal, rows = self._run, list[int](), list[Tensor]()
+        generation, proposal, rows = self._run, list[int](), list[Tensor]()
         if n == 0:
             return proposal, None
         (feed,) = yield [self._catch_up(text)]
         for i in range(n):
-            walker = run.processors.walk(proposal)
-            shaped = walker.shape(feed.logits[-1:])
-            if run.generation.greedy:
+            walker = generation.sampler.walk(proposal)
+            shaped = walker.process(feed.logits[-1:])
+            if generation.generation_config.greedy:
                 token = int(L.argmax(shaped))
             else:
                 rows.append(shaped.softmax(-1))
                 token = int(L.choose(shaped, L.column([walker.uniform("draft")], shaped)))
             proposal.append(token)
             if i + 1 < n:
-                (feed,) = yield [Feed(feed.row, [token])]
+                (feed,) = yield [ForwardRequest(feed.row, [token])]
         return proposal, torch.cat(rows) if rows else None
 
-    def _catch_up(self, text: list[int]) -> Feed:
+    def _catch_up(self, text: list[int]) -> ForwardRequest:
         """Its row made equal to `text`: rejected proposals are cut off, and what the model decided is fed."""
         if self._row is None:
             self._row = self._run.open(text, home=self._run.draft)
-            return Feed(self._row)
+            return ForwardRequest(self._row)
         self._run.truncate(self._row, min(len(self._row.ids), len(text) - 1))  # all before the last was its proposal
         new = text[len(self._row.ids) :]
-        return Feed(self._row, new, want=len(new))
+        return ForwardRequest(self._row, new, num_logits=len(new))
 
 
 def look_up(text: list[int], n: int) -> list[int]:
