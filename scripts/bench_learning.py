@@ -30,8 +30,8 @@ import numpy as np
 import torch
 
 from lit_gpt.api import load
+from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.data.shards import open_tokens
-from lit_gpt.model.gpt import IGNORE_INDEX
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

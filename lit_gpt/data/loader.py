@@ -11,13 +11,11 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from lit_gpt.batch import IGNORE_INDEX, Batch
 from lit_gpt.data.shards import TokenStream, check_ids
 from lit_gpt.data.shuffle import Order
 
-Batch = tuple[Tensor, Tensor]  # idx and targets, int64 (B, T)
-IGNORE = -100  # a target that does not count
 AHEAD = 4  # batches made before they are asked for
 ORDERED = 1024  # samples whose places are computed at once
 Item = TypeVar("Item")
@@ -161,7 +159,7 @@ class EvalLoader:
     def _read(self, number: int) -> Batch:
         share = self._share
         idx = np.zeros((share.rows, self._size), np.int64)
-        targets = np.full_like(idx, IGNORE)
+        targets = np.full_like(idx, IGNORE_INDEX)
         first = (number * share.ranks + share.rank) * share.rows
         for row in range(min(share.rows, self.windows - first)):
             start = (first + row) * self._size

@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.kv_cache import CacheStep
-from lit_gpt.model.loss import CHUNK_BYTES, IGNORE_INDEX, head_loss
-
-__all__ = ["GPT", "IGNORE_INDEX"]
-
+from lit_gpt.model.loss import CHUNK_BYTES, head_loss
 
 SHORT_CONTEXT = 512
 """Up to here attention in training, in bf16 on a CPU, is two plain products."""
@@ -33,7 +31,8 @@ class Decoder(Protocol):
     def takes(self, cache: CacheStep) -> bool:
         """Whether it can work on this cache."""
 
-    def __call__(self, x: Tensor, cache: CacheStep) -> Tensor: ...
+    def __call__(self, x: Tensor, cache: CacheStep) -> Tensor:
+        """The blocks on one new token in each row."""
 
 
 class GPT(nn.Module):

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE_INDEX = -100
-"""Targets with this id are not counted."""
+from lit_gpt.batch import IGNORE_INDEX
 
 CHUNK_BYTES = 1 << 28
 """Logits of one chunk. Each chunk adds to the head's gradient, which costs as much as a hundred rows."""

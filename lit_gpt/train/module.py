@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_gpt.batch import Batch
 from lit_gpt.checkpoint.format import KEY, check_weights, header_entry
 from lit_gpt.data.datamodule import align_progress
 from lit_gpt.data.prompts import PromptRecord
@@ -27,9 +28,6 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.fsdp import shard
 from lit_gpt.train.lm_metrics import LanguageModelMetric, byte_lengths, count_bytes
 from lit_gpt.train.optim import OptimizerConfig, ScheduleConfig, clip_gradients, make_optimizer
-
-Batch = tuple[Tensor, Tensor]
-"""(idx, targets), both (B, T) int64; targets of padding are -100."""
 
 
 class LitGPT(L.LightningModule):

@@ -9,9 +9,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.gpt import GPT, IGNORE_INDEX
+from lit_gpt.model.gpt import GPT
 from lit_gpt.model.kv_cache import KVCache
 
 COUNTS = {

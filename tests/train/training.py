@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.checkpoint.lightning_io import AtomicCheckpointIO
 from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.gpt import IGNORE_INDEX
 from lit_gpt.train.module import LitGPT
 
 TINY = GPTConfig(vocab_size=61, block_size=16, n_layer=2, n_head=2, n_embd=32)
