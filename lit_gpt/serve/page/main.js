@@ -1,7 +1,7 @@
 // Puts the page together: language, theme, tabs, sliders, and the two rooms behind the tabs.
 
 import { getJson } from "./api.js";
-import { Lane } from "./coin.js";
+import { Lane } from "./next_token.js";
 import { currentLanguage, percent, switchLanguage, t, translate } from "./i18n.js";
 import { closeCard, setEnd } from "./text.js";
 import { Writer } from "./write.js";
