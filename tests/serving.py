@@ -1,4 +1,4 @@
-"""A real server on loopback, over tiny models with weights that are random but never flat."""
+"""A real server on loopback that serves tiny models with random weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONTEXT = 96
 
 @dataclass
 class Serving:
-    """A server that runs: its address, and what stands behind it."""
+    """A running server: its address, service and model."""
 
     url: str
     service: Service
@@ -55,8 +55,8 @@ class Serving:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"lit_gpt:{name}"))
 
     def wait_until_idle(self) -> None:
-        """Until no slot and no place is taken; a test that never gets there fails."""
-        wait_for(lambda: not self.service.worker.engine.n_running and not self.service.worker.taken)
+        """Until no slot and no queue capacity is in use; a test that never gets there fails."""
+        wait_for(lambda: not self.service.worker.engine.n_running and not self.service.worker.reserved)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:

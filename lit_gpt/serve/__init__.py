@@ -1,6 +1,6 @@
 """A checkpoint behind an OpenAI-compatible API and a web page.
 
-A request's way: `middleware` (who, how large) → `app` (routes) → `protocol` (is it well formed) → `completions`, `chat`
-or `coin` (what was asked) → `worker` (the one thread that owns the decoding engine) → `streaming` (JSON, or
-server-sent events, for as long as somebody listens).
+The modules that a request passes, in order: `middleware` (access, body size) → `app` (routes) → `protocol` (validation)
+→ `completions`, `chat` or `next_token` (the endpoint) → `worker` (the thread that owns the generation engine) →
+`streaming` (JSON or server-sent events, until the client disconnects).
 """

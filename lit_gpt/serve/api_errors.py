@@ -1,4 +1,4 @@
-"""Refusals in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ApiError(Exception):
 
     Attributes:
         status: HTTP status.
-        param: the field at fault, where there is one.
+        param: the field that is wrong, if there is one.
         code: a short name that programs can test for.
         headers: sent along, as `Retry-After`.
     """
@@ -41,7 +41,7 @@ class ApiError(Exception):
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The whole answer."""
+        """The HTTP response."""
         return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
 
 
@@ -50,8 +50,8 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, param, code)
 
 
-def from_router(error: HTTPException) -> ApiError:
-    """What the framework itself refuses: an unknown path, a wrong method, a body that is no text."""
+def from_http_exception(error: HTTPException) -> ApiError:
+    """An error of the framework itself: an unknown path, a wrong method, a body that is no text."""
     if error.status_code == 404:
         return ApiError(404, "no such path: see /openapi.json", code="not_found")
     if error.status_code == 405:
@@ -60,10 +60,10 @@ def from_router(error: HTTPException) -> ApiError:
     return ApiError(error.status_code, "the request could not be read", code="invalid_body", headers=error.headers)
 
 
-def from_validation(error: RequestValidationError) -> ApiError:
+def from_validation_error(error: RequestValidationError) -> ApiError:
     """FastAPI's 422 list as one OpenAI 400: the first problem, in words, with the field's name as `param`.
 
-    pydantic's own text quotes no input, and neither does this: an error body may end up in somebody's log.
+    pydantic's own text quotes no input, and neither does this: an error body may be written to a log.
     """
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]

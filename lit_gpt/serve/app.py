@@ -16,19 +16,20 @@ from starlette.exceptions import HTTPException
 
 from lit_gpt.errors import UserError
 from lit_gpt.serve import protocol as P
-from lit_gpt.serve.api_errors import ApiError, bad_request, from_router, from_validation
+from lit_gpt.serve.api_errors import ApiError, bad_request, from_http_exception, from_validation_error
 from lit_gpt.serve.chat import plan_chat
-from lit_gpt.serve.completions import Plan, plan_completion, streamed, whole
-from lit_gpt.serve.middleware import BodyLimit, Gate, RequestLog
+from lit_gpt.serve.completions import Plan, full_body, plan_completion, stream_chunks
+from lit_gpt.serve.middleware import AccessControl, BodyLimit, RequestLog
 from lit_gpt.serve.next_token import next_token
 from lit_gpt.serve.prometheus import CONTENT_TYPE
 from lit_gpt.serve.service import Service, as_prompts
-from lit_gpt.serve.streaming import EventStream, answer
+from lit_gpt.serve.streaming import EventStream, json_response
+from lit_gpt.tokenizer.ids import id_outside
 
 PAGE = Path(__file__).parent / "page"
 
 _ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": P.ErrorBody, "description": "Refused, or failed"}}
-_WRITTEN: dict[int | str, dict[str, Any]] = {
+_GENERATED: dict[int | str, dict[str, Any]] = {
     **_ERRORS,
     200: {"description": "Whole, or with `stream` as server-sent events", "content": {"text/event-stream": {}}},
 }
@@ -51,29 +52,30 @@ def create_app(service: Service, api_key: str | None = None, allowed_hosts: tupl
 
     app = FastAPI(title="lit_gpt", version=version(), docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(BodyLimit, metrics=service.metrics)
-    app.add_middleware(Gate, metrics=service.metrics, api_key=api_key, allowed_hosts=allowed_hosts)
+    app.add_middleware(AccessControl, metrics=service.metrics, api_key=api_key, allowed_hosts=allowed_hosts)
     app.add_middleware(RequestLog)
-    _add_faults(app, service)
-    _add_writing(app, service)
-    _add_tokens(app, service)
-    _add_facts(app, service)
+    _add_error_handlers(app, service)
+    _add_completion_routes(app, service)
+    _add_tokenizer_routes(app, service)
+    _add_model_routes(app, service)
+    _add_engine_gauges(service)
     app.mount("/page", StaticFiles(directory=PAGE))
     return app
 
 
 def version() -> str:
-    """Of this package."""
+    """The version of this package."""
     return importlib.metadata.version("lit_gpt")
 
 
-def _add_faults(app: FastAPI, service: Service) -> None:
-    def refuse(fault: ApiError) -> Response:
-        service.metrics.rejected.labels(fault.code or "invalid_request").inc()
-        return fault.response()
+def _add_error_handlers(app: FastAPI, service: Service) -> None:
+    def refuse(error: ApiError) -> Response:
+        service.metrics.rejected.labels(error.code or "invalid_request").inc()
+        return error.response()
 
     @app.exception_handler(ApiError)
-    async def api_error(request: Request, fault: ApiError) -> Response:
-        return refuse(fault)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return refuse(error)
 
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> Response:
@@ -81,52 +83,52 @@ def _add_faults(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return refuse(from_validation(error))
+        return refuse(from_validation_error(error))
 
     @app.exception_handler(HTTPException)
     async def router(request: Request, error: HTTPException) -> Response:
-        return refuse(from_router(error))
+        return refuse(from_http_exception(error))
 
 
-def _add_writing(app: FastAPI, service: Service) -> None:
+def _add_completion_routes(app: FastAPI, service: Service) -> None:
     worker, metrics = service.worker, service.metrics
 
-    async def write(request: Request, plan: Plan, places: ExitStack) -> Response:
-        """Answer `plan`, holding its places in the queue until the very end."""
+    async def respond(request: Request, plan: Plan, reservation: ExitStack) -> Response:
+        """Generate for `plan`; `reservation` is held until the response has been sent."""
         metrics.prompt_tokens.inc(sum(len(ids) for ids in plan.prompts))
-        facts = request.state.log
-        facts["id"], facts["prompts"], facts["n"] = plan.id, len(plan.prompts), plan.generation_config.num_samples
+        log_fields = request.state.log
+        log_fields.update(id=plan.id, prompts=len(plan.prompts), n=plan.generation_config.num_samples)
         if plan.request.stream:
-            chunks = streamed(service, plan, facts)
-            return EventStream(chunks, metrics, places.pop_all().close, worker.limits.request_seconds)
-        return await answer(request, whole(service, plan, facts), metrics)
+            chunks = stream_chunks(service, plan, log_fields)
+            return EventStream(chunks, metrics, reservation.pop_all().close, worker.limits.request_seconds)
+        return await json_response(request, full_body(service, plan, log_fields), metrics)
 
-    @app.post("/v1/completions", response_model=P.Completion, responses=_WRITTEN)
+    @app.post("/v1/completions", response_model=P.CompletionResponse, responses=_GENERATED)
     async def completions(body: P.CompletionRequest, request: Request) -> Response:
         """Continue prompts, as OpenAI's endpoint of this name; with `stream`, as server-sent events."""
         service.check_model(body.model)
         prompts = as_prompts(body.prompt)
-        with ExitStack() as places:
-            places.enter_context(worker.reserve(len(prompts) * body.samples))
-            return await write(request, await plan_completion(service, body, prompts), places)
+        with ExitStack() as reservation:
+            reservation.enter_context(worker.reserve(len(prompts) * body.samples))
+            return await respond(request, await plan_completion(service, body, prompts), reservation)
 
-    @app.post("/v1/chat/completions", response_model=P.ChatCompletion, responses=_WRITTEN)
+    @app.post("/v1/chat/completions", response_model=P.ChatCompletionResponse, responses=_GENERATED)
     async def chat(body: P.ChatRequest, request: Request) -> Response:
         """Answer a conversation, where the checkpoint came with a chat template."""
         service.check_model(body.model)
-        with ExitStack() as places:
-            places.enter_context(worker.reserve(body.samples))
-            return await write(request, await plan_chat(service, body), places)
+        with ExitStack() as reservation:
+            reservation.enter_context(worker.reserve(body.samples))
+            return await respond(request, await plan_chat(service, body), reservation)
 
-    @app.post("/v1/next_token", response_model=P.NextToken, responses=_ERRORS)
-    async def coin(body: P.NextTokenRequest, request: Request) -> Response:
+    @app.post("/v1/next_token", response_model=P.NextTokenResponse, responses=_ERRORS)
+    async def post_next_token(body: P.NextTokenRequest, request: Request) -> Response:
         """The next token's distribution, raw and processed, what is cut, and the draw for a seed and position."""
         service.check_model(body.model)
         with worker.reserve(1):
-            return await answer(request, next_token(service, body), metrics)
+            return await json_response(request, next_token(service, body), metrics)
 
 
-def _add_tokens(app: FastAPI, service: Service) -> None:
+def _add_tokenizer_routes(app: FastAPI, service: Service) -> None:
     tokenizer = service.tokenizer
 
     @app.post("/tokenize", responses=_ERRORS)
@@ -141,8 +143,9 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
     async def detokenize(body: P.DetokenizeRequest) -> dict[str, str]:
         """Ids to text, as vLLM's endpoint of this name."""
         service.check_model(body.model)
-        if body.tokens and max(body.tokens) >= service.config.vocab_size:
-            raise bad_request(f"tokens has {max(body.tokens)}, outside the vocabulary", "tokens")
+        outside = id_outside(body.tokens, service.config.vocab_size)
+        if outside is not None:
+            raise bad_request(f"tokens has {outside}, outside the vocabulary", "tokens")
         return {"prompt": tokenizer.decode(body.tokens)}
 
     @app.get("/tokenizer_info", responses=_ERRORS)
@@ -163,14 +166,17 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         }
 
 
-def _add_facts(app: FastAPI, service: Service) -> None:
+def _add_engine_gauges(service: Service) -> None:
     worker, metrics = service.worker, service.metrics
     engine = worker.engine
     metrics.gauge("requests_running", "Sequences in the engine's slots", lambda: engine.n_running)
-    metrics.gauge("requests_waiting", "Sequences that wait for a slot", lambda: worker.taken - engine.n_running)
+    metrics.gauge("requests_waiting", "Sequences that wait for a slot", lambda: worker.reserved - engine.n_running)
     metrics.gauge("cache_usage_ratio", "Share of the key-value cache in use", lambda: engine.rows.load)
     metrics.gauge("slots", "Sequences that can run at once", lambda: engine.rows.n_row)
-    metrics.gauge("engine_up", "1 while the engine's thread lives", lambda: float(worker.fault is None))
+    metrics.gauge("engine_up", "1 while the engine's thread lives", lambda: float(worker.stop_reason is None))
+
+
+def _add_model_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models", responses=_ERRORS)
     async def models() -> dict[str, Any]:
@@ -185,19 +191,19 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", responses=_ERRORS)
     async def health() -> dict[str, str]:
-        """200 while requests are taken."""
-        worker.check_open()
+        """200 while requests are accepted."""
+        service.worker.check_open()
         return {"status": "ok"}
 
     @app.get("/version", responses=_ERRORS)
     async def versions() -> dict[str, str]:
-        """Of lit_gpt."""
+        """The version of lit_gpt."""
         return {"version": version()}
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **_ERRORS})
     async def metrics_page() -> Response:
         """Prometheus' text format."""
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: a conversation through the checkpoint's own template, then an ordinary completion."""
+"""`POST /v1/chat/completions`: the conversation in the checkpoint's chat template, then an ordinary completion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lit_gpt.generation.outputs import Token
 from lit_gpt.serve.api_errors import bad_request
-from lit_gpt.serve.completions import Entry, Piece, Plan, Shape, finite
+from lit_gpt.serve.completions import ChoiceDelta, Plan, ResponseFormat, TokenEntry, finite
 from lit_gpt.serve.protocol import ChatRequest, Message
 from lit_gpt.serve.service import Service
 
@@ -33,7 +33,7 @@ def _raise(message: str) -> NoReturn:
 
 
 def render(service: Service, messages: list[Message]) -> str:
-    """The conversation as the model's template writes it, up to where the assistant's turn begins.
+    """The conversation in the model's template, up to where the assistant's turn begins.
 
     Raises:
         ApiError: 400 without a template, or if the template refuses the conversation.
@@ -62,8 +62,8 @@ def render(service: Service, messages: list[Message]) -> str:
 def encode_chat(service: Service, messages: list[Message]) -> list[int]:
     """Ids of the conversation, in which only the template's own special tokens are special.
 
-    Where somebody's text spells one, it is cut out before rendering and put back as plain text, so that a message
-    cannot end its own turn and speak in another's name.
+    If a message's text spells one, the messages are replaced by marks before rendering and put back as plain text, so
+    that a message cannot end its own turn and begin one of another role.
     """
     encoding = service.tokenizer.encoding
     if not any(name in message.text for message in messages for name in service.tokenizer.specials):
@@ -90,31 +90,31 @@ async def plan_chat(service: Service, request: ChatRequest) -> Plan:
     request.refuse_unsupported()
     service.check_ids(request)
     ids = await service.encode([encode_chat(service, request.messages)], "messages")
-    room = service.config.block_size - len(ids[0])
-    max_tokens = request.max_completion_tokens or request.max_tokens or max(1, room)
-    service.check_room(ids, max_tokens)
+    context_left = service.config.block_size - len(ids[0])
+    max_tokens = request.max_completion_tokens or request.max_tokens or max(1, context_left)
+    service.check_context_length(ids, max_tokens)
     specials = service.tokenizer.specials
     ends = [*(request.stop_token_ids or []), *(specials[name] for name in _TURN_ENDS if name in specials)]
     request = request.model_copy(update={"stop_token_ids": ends})
     generation_config = request.generation_config(max_tokens, request.top_logprobs or 0 if request.logprobs else None)
-    shape = _shape(service, bool(request.logprobs))
-    return Plan(request, ids, [""], generation_config, arrived, shape, id=f"chatcmpl-{secrets.token_hex(12)}")
+    response_format = _response_format(service, bool(request.logprobs))
+    return Plan(request, ids, [""], generation_config, arrived, response_format, id=f"chatcmpl-{secrets.token_hex(12)}")
 
 
-def _shape(service: Service, logprobs: bool) -> Shape:
-    def ending(piece: Piece) -> dict[str, Any]:
-        scores = content_logprobs(service, piece.entries) if logprobs else None
-        return {"logprobs": scores, "finish_reason": piece.finish_reason}
+def _response_format(service: Service, logprobs: bool) -> ResponseFormat:
+    def last_fields(delta: ChoiceDelta) -> dict[str, Any]:
+        scores = content_logprobs(service, delta.entries) if logprobs else None
+        return {"logprobs": scores, "finish_reason": delta.finish_reason}
 
-    def choice(piece: Piece) -> dict[str, Any]:
-        message = {"role": "assistant", "content": piece.text}
-        return {"index": piece.index, "message": message, **ending(piece)}
+    def choice(delta: ChoiceDelta) -> dict[str, Any]:
+        message = {"role": "assistant", "content": delta.text}
+        return {"index": delta.index, "message": message, **last_fields(delta)}
 
-    def delta(piece: Piece) -> dict[str, Any]:
-        role = {"role": "assistant"} if piece.first else {}
-        return {"index": piece.index, "delta": {**role, "content": piece.text}, **ending(piece)}
+    def chunk_choice(delta: ChoiceDelta) -> dict[str, Any]:
+        role = {"role": "assistant"} if delta.first else {}
+        return {"index": delta.index, "delta": {**role, "content": delta.text}, **last_fields(delta)}
 
-    return Shape("chat.completion", "chat.completion.chunk", choice, delta)
+    return ResponseFormat("chat.completion", "chat.completion.chunk", choice, chunk_choice)
 
 
 def _logprob(service: Service, number: int, logprob: float | None) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _logprob(service: Service, number: int, logprob: float | None) -> dict[str, 
     return {"token": service.token_text(number), "logprob": finite(logprob), "bytes": list(data)}
 
 
-def content_logprobs(service: Service, entries: list[Entry]) -> dict[str, Any]:
+def content_logprobs(service: Service, entries: list[TokenEntry]) -> dict[str, Any]:
     """`logprobs` of a chat choice."""
 
     def one(token: Token) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: from the engine's news to OpenAI's choices, streamed or whole."""
+"""`POST /v1/completions`: from the engine's outputs to OpenAI's choices, streamed or in one body."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_gpt.serve.service import Service
 from lit_gpt.tokenizer.tokenizer import TextStream
 
 
-class Entry(NamedTuple):
+class TokenEntry(NamedTuple):
     """A token and the character at which its text begins."""
 
     token: Token
@@ -25,34 +25,36 @@ class Entry(NamedTuple):
 
 
 @dataclass
-class Piece:
-    """What is new of one choice, or all of it.
+class ChoiceDelta:
+    """What a chunk adds to one choice, or in a response that is not streamed the whole choice.
 
     Attributes:
+        index: of the choice, prompt × n + sample.
         entries: tokens whose text is in `text`, end-of-text among them.
         echoed: how many of the entries belong to the prompt.
+        first: whether it is the first of its choice.
     """
 
     index: int
     text: str
-    entries: list[Entry]
+    entries: list[TokenEntry]
     echoed: int
     finish_reason: str | None
     first: bool
 
 
-class Shape(NamedTuple):
-    """How an endpoint writes its answers: the `object` of whole bodies and of chunks, and a choice of each."""
+class ResponseFormat(NamedTuple):
+    """How an endpoint writes its responses: `object` and choices, of a single body and of a stream's chunks."""
 
-    kind: str
-    chunk_kind: str
-    choice: Callable[[Piece], dict[str, Any]]
-    delta: Callable[[Piece], dict[str, Any]]
+    object_name: str
+    chunk_object_name: str
+    choice: Callable[[ChoiceDelta], dict[str, Any]]
+    chunk_choice: Callable[[ChoiceDelta], dict[str, Any]]
 
 
 @dataclass
 class Plan:
-    """A request that was checked: what the engine is to do, and how its answer is written.
+    """A request that was checked: what the engine is to do, and how the response is written.
 
     Attributes:
         prompts: ids of each prompt.
@@ -65,7 +67,7 @@ class Plan:
     echoes: list[str]
     generation_config: GenerationConfig
     arrived: float
-    shape: Shape
+    response_format: ResponseFormat
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -80,9 +82,9 @@ class Plan:
         """Whether the prompt's log-probabilities are wanted."""
         return self.generation_config.prompt_logprobs is not None
 
-    def head(self, service: Service, kind: str) -> dict[str, Any]:
-        """What every body begins with."""
-        return {"id": self.id, "object": kind, "created": self.created, "model": service.name}
+    def head(self, service: Service, object_name: str) -> dict[str, Any]:
+        """The fields that every body begins with."""
+        return {"id": self.id, "object": object_name, "created": self.created, "model": service.name}
 
 
 async def plan_completion(service: Service, request: CompletionRequest, prompts: list[str | list[int]]) -> Plan:
@@ -96,55 +98,60 @@ async def plan_completion(service: Service, request: CompletionRequest, prompts:
     service.check_ids(request)
     ids = await service.encode(prompts)
     max_tokens = 16 if request.max_tokens is None else request.max_tokens
-    service.check_room(ids, max_tokens)
+    service.check_context_length(ids, max_tokens)
     scored = request.logprobs if request.echo else None
     generation_config = request.generation_config(max_tokens, request.logprobs, scored)
     texts = [prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt) for prompt in prompts]
     echoes = texts if request.echo else [""] * len(ids)
 
-    def choice(piece: Piece) -> dict[str, Any]:
-        body: dict[str, Any] = {"index": piece.index, "text": piece.text, "logprobs": None}
+    def choice(delta: ChoiceDelta) -> dict[str, Any]:
+        body: dict[str, Any] = {"index": delta.index, "text": delta.text, "logprobs": None}
         if request.logprobs is not None:
-            body["logprobs"] = columns(service, piece.entries)
+            body["logprobs"] = logprob_columns(service, delta.entries)
         if request.return_token_ids:
-            body["token_ids"] = [entry.token.id for entry in piece.entries[piece.echoed :]]
-        return {**body, "finish_reason": piece.finish_reason}
+            body["token_ids"] = [entry.token.id for entry in delta.entries[delta.echoed :]]
+        return {**body, "finish_reason": delta.finish_reason}
 
     return Plan(
-        request, ids, echoes, generation_config, arrived, Shape("text_completion", "text_completion", choice, choice)
+        request,
+        ids,
+        echoes,
+        generation_config,
+        arrived,
+        ResponseFormat("text_completion", "text_completion", choice, choice),
     )
 
 
-class Tail:
-    """One choice as it grows: holds a token's entry back until its text is out, so that no stop string leaks by it."""
+class ChoiceState:
+    """A choice under way. A token's entry is held until its text is sent, so that no stop string leaks through it."""
 
     def __init__(self, service: Service, generation_config: GenerationConfig, offset: int) -> None:
         eot = service.tokenizer.eot_id
         self.end_ids = {*generation_config.stop_token_ids, *([] if eot is None else [eot])}
         self.stops = bool(generation_config.stops)
-        self.shown = offset
+        self.sent = offset
         self._measure = TextStream(service.tokenizer)
         self._at = offset
-        self._held: list[Entry] = []
+        self._held: list[TokenEntry] = []
 
-    def take(self, output: Output) -> tuple[str, list[Entry]]:
-        """The text of `output` and the entries that it completes."""
+    def add(self, output: Output) -> tuple[str, list[TokenEntry]]:
+        """The text of `output`, and the entries whose text is sent with it."""
         for token in output.tokens:
-            self._held.append(Entry(token, self._at))
+            self._held.append(TokenEntry(token, self._at))
             if token.id not in self.end_ids:
                 self._at += len(self._measure.feed([token.id]))
-        self.shown += len(output.text)
-        # what a stop string swallowed stays unsaid; an end-of-text token is an entry without text
+        self.sent += len(output.text)
+        # entries of a stop string are dropped; an end-of-text token is an entry without text
         ended_by_token = bool(self._held) and self._held[-1].token.id in self.end_ids
-        swallowed = self.stops and output.finish_reason == "stop" and not ended_by_token
-        rest = output.finish_reason is not None and not swallowed
-        ready = [entry for entry in self._held if rest or entry.offset < self.shown]
+        in_stop_string = self.stops and output.finish_reason == "stop" and not ended_by_token
+        send_all = output.finish_reason is not None and not in_stop_string
+        ready = [entry for entry in self._held if send_all or entry.offset < self.sent]
         self._held = self._held[len(ready) :]
         return output.text, ready
 
 
-def columns(service: Service, entries: list[Entry]) -> dict[str, Any]:
-    """OpenAI's four columns. The first token of a prompt has no log-probability: nothing came before it."""
+def logprob_columns(service: Service, entries: list[TokenEntry]) -> dict[str, Any]:
+    """OpenAI's four lists. The first token of a prompt has no log-probability: nothing came before it."""
     columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token, offset in entries:
         columns["tokens"].append(service.token_text(token.id))
@@ -169,27 +176,27 @@ def finite(logprob: float | None) -> float | None:
     return None if logprob is None else max(logprob, -9999.0)
 
 
-def prompt_entries(service: Service, tokens: list[Token]) -> list[Entry]:
+def prompt_entries(service: Service, tokens: list[Token]) -> list[TokenEntry]:
     """Entries of an echoed prompt."""
     entries, offset, measure = [], 0, TextStream(service.tokenizer)
     for token in tokens:
-        entries.append(Entry(token, offset))
+        entries.append(TokenEntry(token, offset))
         offset += len(measure.feed([token.id]))
     return entries
 
 
-class Choices:
-    """The choices of one request: turns the engine's news into pieces, in whatever order they come."""
+class ChoiceAssembler:
+    """The choices of one request: turns the engine's outputs into deltas, in whatever order they come."""
 
     def __init__(self, service: Service, plan: Plan) -> None:
         self.service, self.plan = service, plan
         self.completion_tokens = 0
-        self._tails: dict[int, Tail] = {}
-        self._scored: dict[int, list[Entry]] = {}  # by prompt: its entries, for every sample's echo
-        self._early: dict[int, list[Output]] = {}  # by prompt: news of samples that came before its entries
+        self._states: dict[int, ChoiceState] = {}
+        self._scored: dict[int, list[TokenEntry]] = {}  # by prompt: its entries, for every sample's echo
+        self._early: dict[int, list[Output]] = {}  # by prompt: outputs of samples that came before its entries
 
-    def pieces(self, prompt: int, output: Output) -> list[Piece]:
-        """What `output` adds to its choice, and to those that have waited for it.
+    def deltas(self, prompt: int, output: Output) -> list[ChoiceDelta]:
+        """What `output` adds to its choice, and the held deltas of other samples that waited for the prompt's entries.
 
         Raises:
             ApiError: 500 for a continuation that failed inside the engine.
@@ -202,16 +209,16 @@ class Choices:
         if self.plan.echo_scores and prompt not in self._scored:  # only the first sample brings them
             self._early.setdefault(prompt, []).append(output)
             return []
-        return [self._piece(prompt, news) for news in (*self._early.pop(prompt, []), output)]
+        return [self._delta(prompt, each) for each in (*self._early.pop(prompt, []), output)]
 
-    def _piece(self, prompt: int, output: Output) -> Piece:
+    def _delta(self, prompt: int, output: Output) -> ChoiceDelta:
         index = prompt * self.plan.generation_config.num_samples + output.index
-        echo, echoed, first = "", [], index not in self._tails
+        echo, echoed, first = "", [], index not in self._states
         if first:
             echo, echoed = self.plan.echoes[prompt], self._scored.get(prompt, [])
-            self._tails[index] = Tail(self.service, self.plan.generation_config, len(echo))
-        text, entries = self._tails[index].take(output)
-        return Piece(index, echo + text, echoed + entries, len(echoed), output.finish_reason, first)
+            self._states[index] = ChoiceState(self.service, self.plan.generation_config, len(echo))
+        text, entries = self._states[index].add(output)
+        return ChoiceDelta(index, echo + text, echoed + entries, len(echoed), output.finish_reason, first)
 
     def usage(self) -> dict[str, int]:
         """Tokens read and written."""
@@ -220,36 +227,38 @@ class Choices:
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-async def whole(service: Service, plan: Plan, facts: dict[str, Any]) -> dict[str, Any]:
-    """The answer as one body. The token counts go into `facts` too, for the log."""
-    choices = Choices(service, plan)
-    done: dict[int, Piece] = {}
-    async with aclosing(service.worker.run(plan.prompts, plan.generation_config, plan.arrived)) as news:
-        async for prompt, output in news:
-            for piece in choices.pieces(prompt, output):
-                so_far = done.setdefault(piece.index, piece)
-                if so_far is not piece:
-                    so_far.text += piece.text
-                    so_far.entries += piece.entries
-                    so_far.finish_reason = piece.finish_reason
-    facts.update(choices.usage())
-    body = plan.head(service, plan.shape.kind)
-    return {**body, "choices": [plan.shape.choice(done[i]) for i in sorted(done)], "usage": choices.usage()}
+async def full_body(service: Service, plan: Plan, log_fields: dict[str, Any]) -> dict[str, Any]:
+    """The response as one body. The token counts go into `log_fields` too."""
+    choices = ChoiceAssembler(service, plan)
+    done: dict[int, ChoiceDelta] = {}
+    async with aclosing(service.worker.run(plan.prompts, plan.generation_config, plan.arrived)) as outputs:
+        async for prompt, output in outputs:
+            for delta in choices.deltas(prompt, output):
+                so_far = done.setdefault(delta.index, delta)
+                if so_far is not delta:
+                    so_far.text += delta.text
+                    so_far.entries += delta.entries
+                    so_far.finish_reason = delta.finish_reason
+    log_fields.update(choices.usage())
+    body = plan.head(service, plan.response_format.object_name)
+    return {**body, "choices": [plan.response_format.choice(done[i]) for i in sorted(done)], "usage": choices.usage()}
 
 
-async def streamed(service: Service, plan: Plan, facts: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer as chunks; with `include_usage` a last one without choices."""
-    choices, head = Choices(service, plan), plan.head(service, plan.shape.chunk_kind)
+async def stream_chunks(
+    service: Service, plan: Plan, log_fields: dict[str, Any]
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The response as chunks; with `include_usage` a last one without choices."""
+    choices, head = ChoiceAssembler(service, plan), plan.head(service, plan.response_format.chunk_object_name)
     if plan.include_usage:
         head["usage"] = None
     try:
-        async with aclosing(service.worker.run(plan.prompts, plan.generation_config, plan.arrived)) as news:
-            async for prompt, output in news:
-                for piece in choices.pieces(prompt, output):
-                    if not (piece.text or piece.entries or piece.finish_reason):
+        async with aclosing(service.worker.run(plan.prompts, plan.generation_config, plan.arrived)) as outputs:
+            async for prompt, output in outputs:
+                for delta in choices.deltas(prompt, output):
+                    if not (delta.text or delta.entries or delta.finish_reason):
                         continue  # a token that only begins a character
-                    yield {**head, "choices": [plan.shape.delta(piece)]}
+                    yield {**head, "choices": [plan.response_format.chunk_choice(delta)]}
     finally:
-        facts.update(choices.usage())
+        log_fields.update(choices.usage())
     if plan.include_usage:
         yield {**head, "choices": [], "usage": choices.usage()}

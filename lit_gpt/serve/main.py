@@ -1,4 +1,4 @@
-"""`lit_gpt serve`: options, checks, the socket, and the way down."""
+"""`lit_gpt serve`: options, socket, log, start and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import socket
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
+from jsonargparse import Namespace
 
 from lit_gpt.console import note
 from lit_gpt.errors import UserError
 from lit_gpt.options import make_parser
 from lit_gpt.serve.app import create_app
-from lit_gpt.serve.middleware import where_it_failed
+from lit_gpt.serve.middleware import failure_location
 from lit_gpt.serve.prometheus import Metrics
 from lit_gpt.serve.service import Service, model_name
 from lit_gpt.serve.worker import Limits, Worker
 
 
-def parse(argv: list[str]) -> Any:
+def parse(argv: list[str]) -> Namespace:
     """The options of `lit_gpt serve`.
 
     Raises:
@@ -51,12 +51,12 @@ def parse(argv: list[str]) -> Any:
     add("--insecure", type=bool, default=False, help="true: listen beyond loopback without a key")
     add("--allowed_hosts", type=list[str], default=[], help="names under which the server is reached; [*] for any")
     add("--served_model_name", type=str | None, help="what requests call the model; by default the checkpoint's name")
-    options = parser.parse_args(argv)
+    options: Namespace = parser.parse_args(argv)
     _check(options)
     return options
 
 
-def _check(options: Any) -> None:
+def _check(options: Namespace) -> None:
     if (options.ckpt_path is None) == (options.init_from is None):
         raise UserError("serve needs a checkpoint: give either --ckpt_path X or --init_from gpt2")
     if not 0 <= options.port <= 65535:
@@ -99,10 +99,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on that address, taken before minutes go into loading a model.
+    """A socket on that address, bound before the model is loaded, which can take minutes.
 
     Raises:
-        UserError: if it cannot be had.
+        UserError: if the address cannot be bound.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -143,11 +143,11 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises what it caught once more when it has finished
     server.run(sockets=[listener])
-    return 1 if service.worker.died else 0
+    return 1 if service.worker.failed else 0
 
 
-def build_service(options: Any, source: str) -> Service:
-    """Load the model and make it ready.
+def build_service(options: Namespace, source: str) -> Service:
+    """Load the model, build its engine and the worker that runs it.
 
     Raises:
         UserError: if it cannot be loaded, or has no tokenizer.
@@ -178,21 +178,21 @@ def _announce(service: Service, listener: socket.socket, has_key: bool) -> None:
     note(f"try:   curl http://{host}:{port}/v1/completions {headers} -d {shlex.quote(body)}")
 
 
-class OneLine(logging.Formatter):
-    """A record is one line whatever is in it, and an exception only the places it came through."""
+class SingleLineFormatter(logging.Formatter):
+    """One line for each record, whatever it contains; of an exception only its type and traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Time, level, message."""
         text = f"{self.formatTime(record)} {record.levelname.lower()} {record.getMessage()}"
         if record.exc_info and record.exc_info[1]:
-            text += f" ({where_it_failed(record.exc_info[1])})"
+            text += f" ({failure_location(record.exc_info[1])})"
         return ascii(text)[1:-1] if not text.isprintable() else text
 
 
 def set_up_logging() -> None:
     """Our log and uvicorn's warnings to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine())
+    handler.setFormatter(SingleLineFormatter())
     for name, level in (("lit_gpt.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
@@ -200,7 +200,7 @@ def set_up_logging() -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, whose way down first lets running requests finish.
+    """uvicorn that lets running requests finish before it stops.
 
     At the signal the listening socket closes and new requests on open connections get 503; what runs has
     `drain_seconds`, after which it fails with 503 too.
@@ -213,7 +213,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or SIGINT; a second SIGINT stops at once."""
         if not self.worker.draining:
-            note(f"stopping: {self.worker.taken} running or waiting, at most {self.worker.limits.drain_seconds:.0f} s")
+            note(
+                f"stopping: {self.worker.reserved} running or waiting, at most {self.worker.limits.drain_seconds:.0f} s"
+            )
             self.worker.draining = True
             with contextlib.suppress(RuntimeError):
                 loop = asyncio.get_running_loop()

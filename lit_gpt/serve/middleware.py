@@ -1,4 +1,7 @@
-"""What every request passes before a route sees it, as pure ASGI (starlette's BaseHTTPMiddleware hides disconnects)."""
+"""ASGI middleware: request log, checks of host, origin and API key, limits of request bodies.
+
+It is pure ASGI because starlette's BaseHTTPMiddleware hides disconnects.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,16 @@ MAX_BODY_BYTES = 4 << 20
 """Enough for hundreds of full contexts in one request."""
 
 BODY_SECONDS = 30.0
-"""A body that has not arrived by then never will; its connection is worth more to others."""
+"""A body must have arrived by then: a slow one would hold its connection."""
 
-_PATIENCE = 8
-"""How many times too large a body may be and still be read to its end."""
+_DISCARD_FACTOR = 8
+"""A body of up to so many times the limit is read to its end and dropped, before it is refused."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OPEN_PATHS = ("/health", "/page/", "/favicon.ico")
 
 _HEADERS = {
-    # No inline script or style, nothing from elsewhere, and no framing: the page stays what was shipped.
+    # No inline script or style, nothing from other origins, no framing: the page runs only the files of the package.
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "object-src 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -44,7 +47,7 @@ _HEADERS = {
 
 
 class RequestLog:
-    """Outermost: gives the request an id, logs one line, sets security headers, turns what slipped through into 500.
+    """Outermost: gives the request an id, logs one line, sets security headers, answers 500 to uncaught exceptions.
 
     The line holds ids, counts and times, never a prompt; everything that a client chose is escaped, so that a path
     with line breaks in it cannot forge a second line.
@@ -60,8 +63,8 @@ class RequestLog:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
-        facts: dict[str, object] = {}
-        state["log"] = facts
+        fields: dict[str, object] = {}
+        state["log"] = fields
         started, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:
@@ -77,29 +80,31 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_with_headers)
         except Exception as error:
-            log.error("request=%s failed: %s", request_id, where_it_failed(error))
+            log.error("request=%s failed: %s", request_id, failure_location(error))
             if not status:
-                fault = ApiError(500, "the server failed: its log has the request id", code="internal_error")
-                await fault.response()(scope, receive, send_with_headers)
+                failure = ApiError(500, "the server failed: its log has the request id", code="internal_error")
+                await failure.response()(scope, receive, send_with_headers)
         finally:
-            counts = "".join(f" {name}={value}" for name, value in facts.items())
+            counts = "".join(f" {name}={value}" for name, value in fields.items())
             path = ascii(scope["path"])[1:-1][:100]
-            taken = 1000 * (time.perf_counter() - started)
-            log.info("request=%s %s %s status=%d ms=%.0f%s", request_id, scope["method"], path, status, taken, counts)
+            elapsed_ms = 1000 * (time.perf_counter() - started)
+            log.info(
+                "request=%s %s %s status=%d ms=%.0f%s", request_id, scope["method"], path, status, elapsed_ms, counts
+            )
 
 
-def where_it_failed(error: BaseException) -> str:
-    """The type of an exception and the lines it came through; not its message, which may quote a prompt."""
+def failure_location(error: BaseException) -> str:
+    """Type and traceback of an exception in one line; without its message, which may quote a prompt."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(frames))
     return f"{type(error).__name__} at {lines}"
 
 
-class Gate:
-    """Host, Origin and API key.
+class AccessControl:
+    """Checks of Host, Origin and API key.
 
     A page of another site can point its own name at 127.0.0.1 (DNS rebinding) or send requests across origins; both
-    give themselves away by their headers. A host that is a plain address cannot be rebound, so only names are checked.
+    show in the headers. A host that is a plain address cannot be rebound, so only names are checked.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None, allowed_hosts: Iterable[str]) -> None:
@@ -110,22 +115,22 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] == "http":
-            fault = self.refusal(scope)
-            if fault is not None:
-                self.metrics.rejected.labels(str(fault.code)).inc()
-                return await fault.response()(scope, receive, send)
+            error = self.refusal(scope)
+            if error is not None:
+                self.metrics.rejected.labels(str(error.code)).inc()
+                return await error.response()(scope, receive, send)
         await self.app(scope, receive, send)
 
     def refusal(self, scope: Scope) -> ApiError | None:
-        """Why this request may not pass, if it may not."""
+        """The error to answer with, or None if the request may pass."""
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or not self.knows(hosts[0]):
+        if len(hosts) != 1 or not self.is_own_host(hosts[0]):
             return ApiError(403, "this Host is not served here: start with --allowed_hosts NAME", code="unknown_host")
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in {f"{s}://{hosts[0].lower()}" for s in ("http", "https")}:
             return ApiError(403, "requests from other origins are not served", code="unknown_origin")
-        if self.key_digest is None or is_open(scope["path"]):
+        if self.key_digest is None or needs_no_key(scope["path"]):
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
@@ -138,11 +143,11 @@ class Gate:
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-    def knows(self, host: str) -> bool:
+    def is_own_host(self, host: str) -> bool:
         """Whether a Host header names this server.
 
-        >>> gate = Gate(None, None, None, ["gpt.example"])
-        >>> [gate.knows(host) for host in ("127.0.0.1:8000", "[::1]:80", "gpt.example", "evil.example")]
+        >>> access = AccessControl(None, None, None, ["gpt.example"])
+        >>> [access.is_own_host(host) for host in ("127.0.0.1:8000", "[::1]:80", "gpt.example", "evil.example")]
         [True, True, True, False]
         """
         name = host.lower()
@@ -156,7 +161,7 @@ class Gate:
         return True
 
 
-def is_open(path: str) -> bool:
+def needs_no_key(path: str) -> bool:
     """Whether a path needs no key: the health check, and the page's own files."""
     return path == "/" or path.startswith(_OPEN_PATHS)
 
@@ -178,9 +183,9 @@ class BodyLimit:
                 body = await self.read(scope, receive)
         except TimeoutError:
             return await self.refuse(ApiError(408, "the body did not arrive in time", code="slow_body"), scope, send)
-        except ApiError as fault:
-            return await self.refuse(fault, scope, send)
-        if body is None:  # the client left before it had said everything
+        except ApiError as error:
+            return await self.refuse(error, scope, send)
+        if body is None:  # the client left before its body was whole
             self.metrics.disconnects.inc()
             return
         first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -198,7 +203,7 @@ class BodyLimit:
         """
         too_large = ApiError(413, f"the body is larger than {self.max_bytes} bytes: split it", code="body_too_large")
         length = Headers(scope=scope).get("content-length", "0")
-        most = _PATIENCE * self.max_bytes
+        most = _DISCARD_FACTOR * self.max_bytes
         if length.isdecimal() and int(length) > most:
             raise too_large
         parts, size, more = [], 0, True
@@ -216,12 +221,12 @@ class BodyLimit:
             raise too_large
         return b"".join(parts)
 
-    async def refuse(self, fault: ApiError, scope: Scope, send: Send) -> None:
+    async def refuse(self, error: ApiError, scope: Scope, send: Send) -> None:
         """Answer and close: what is left of the body would have to be read before the connection served again."""
-        self.metrics.rejected.labels(str(fault.code)).inc()
-        fault.headers["Connection"] = "close"
+        self.metrics.rejected.labels(str(error.code)).inc()
+        error.headers["Connection"] = "close"
 
         async def nothing() -> Message:
             return {"type": "http.disconnect"}
 
-        await fault.response()(scope, nothing, send)
+        await error.response()(scope, nothing, send)

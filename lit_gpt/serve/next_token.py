@@ -22,7 +22,7 @@ from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import Token
 from lit_gpt.generation.sampling import Sampler, candidates
 from lit_gpt.serve.api_errors import ApiError, bad_request
-from lit_gpt.serve.protocol import NextTokenRequest, heat
+from lit_gpt.serve.protocol import NextTokenRequest, effective_temperature
 from lit_gpt.serve.service import Service
 
 
@@ -112,11 +112,11 @@ async def next_token(service: Service, request: NextTokenRequest) -> dict[str, A
     if request.generated:
         await service.encode([request.generated], "generated")
     text = prompt + request.generated
-    service.check_room([text], 0, "prompt")
+    service.check_context_length([text], 0, "prompt")
     seen: list[Look] = []
     generation_config = GenerationConfig(
         max_new_tokens=1,
-        temperature=heat(request.temperature),
+        temperature=effective_temperature(request.temperature),
         top_k=request.top_k if request.top_k and request.top_k > 0 else None,
         top_p=1.0 if request.top_p is None else request.top_p,
         min_p=request.min_p or 0.0,

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' text format under the prefix `lit_gpt:`."""
+"""Metrics of the server in Prometheus' text format, with the prefix `lit_gpt:`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """Counters, gauges and histograms of one server; a registry of its own, so that two apps do not share sums."""
+    """Counters, gauges and histograms of one server, in a registry of its own: two apps in a process do not add up."""
 
     def __init__(self) -> None:
         disable_created_metrics()
@@ -29,7 +29,7 @@ class Metrics:
         self.end_to_end = self._histogram("e2e_request_latency_seconds", "From arrival to the end of a request")
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A figure that is asked for when somebody scrapes."""
+        """Add a gauge whose `value` is called at each scrape."""
         Gauge(f"lit_gpt:{name}", text, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:

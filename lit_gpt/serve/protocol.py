@@ -1,6 +1,6 @@
-"""The bodies of requests and responses: OpenAI's names, the extras people know from vLLM, and nothing that is ignored.
+"""Bodies of requests and responses: OpenAI's fields and vLLM's additions; no field is ignored.
 
-Types are strict and unknown fields are refused, so a misspelt knob is an error and not a silent default.
+Types are strict and unknown fields are refused: a misspelt field is an error and not a silent default.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lit_gpt.serve.api_errors import bad_request
 
 
 def _encodable(text: str) -> str:
-    """A lone surrogate passes JSON, but no answer could quote it."""
+    """The text itself; UnicodeEncodeError for a lone surrogate, which JSON allows and no response could quote."""
     text.encode()
     return text
 
@@ -40,7 +40,7 @@ class StreamOptions(Body):
 
 
 class Sampling(Body):
-    """The knobs that completions and chat share. None means the default, as OpenAI has it."""
+    """The fields that completions and chat share. None means the default, as OpenAI has it."""
 
     model: str | None = None
     temperature: float | None = Field(1.0, ge=0, le=100)
@@ -77,7 +77,7 @@ class Sampling(Body):
     def generation_config(
         self, max_new_tokens: int, logprobs: int | None = None, prompt_logprobs: int | None = None
     ) -> GenerationConfig:
-        """The engine's knobs. OpenAI's −100 means "never", so it becomes a ban.
+        """The engine's settings. OpenAI's −100 means "never", so it becomes a ban.
 
         Raises:
             UserError: for a combination that makes no sense.
@@ -90,7 +90,7 @@ class Sampling(Body):
             max_new_tokens=max_new_tokens,
             min_new_tokens=self.min_tokens or 0,
             num_samples=self.samples,
-            temperature=heat(self.temperature),
+            temperature=effective_temperature(self.temperature),
             top_k=self.top_k if self.top_k and self.top_k > 0 else None,
             top_p=_or(self.top_p, 1.0),
             min_p=_or(self.min_p, 0.0),
@@ -139,7 +139,7 @@ class CompletionRequest(Sampling):
 
 
 class TextPart(Body):
-    """A piece of a message."""
+    """A part of a message's content."""
 
     type: Literal["text"]
     text: Text
@@ -180,7 +180,7 @@ class ChatRequest(Sampling):
 
 
 class NextTokenRequest(Body):
-    """`POST /v1/next_token`: one flip of the coin, looked at closely.
+    """`POST /v1/next_token`: the next token's distribution, and one draw from it.
 
     Attributes:
         generated: ids already written after the prompt: the draw's position is their number, and frequency and
@@ -229,7 +229,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is not 2xx."""
+    """The body of every response that is not 2xx."""
 
     error: ErrorDetail
 
@@ -243,7 +243,7 @@ class Usage(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """OpenAI's columns: entry i of each belongs to one token."""
+    """OpenAI's four lists: entry i of each belongs to one token."""
 
     tokens: list[str] = []
     token_logprobs: list[float | None] = []
@@ -252,7 +252,7 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One continuation, or a piece of one."""
+    """One continuation, or what a chunk adds to it."""
 
     index: int
     text: str
@@ -261,7 +261,7 @@ class CompletionChoice(BaseModel):
     token_ids: list[int] = []
 
 
-class Completion(BaseModel):
+class CompletionResponse(BaseModel):
     """A completion, or a chunk of a streamed one."""
 
     id: str
@@ -272,7 +272,7 @@ class Completion(BaseModel):
     usage: Usage | None = None
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletionResponse(BaseModel):
     """A chat completion, or a chunk of a streamed one (`delta` in place of `message`)."""
 
     id: str
@@ -283,16 +283,16 @@ class ChatCompletion(BaseModel):
     usage: Usage | None = None
 
 
-class Candidate(BaseModel):
-    """One bar of the coin.
+class CandidateBody(BaseModel):
+    """One possible next token.
 
     Attributes:
         text: the token as text, bytes that are no whole character as `bytes:\\xNN`.
         raw: the model's own probability.
         probability: after penalties, temperature and filters; 0 if it was cut.
-        cut_by: which filter took it away, or None; at temperature 0 that is `temperature`, but for the likeliest.
-        start: where its interval begins on the line from 0 to 1 that the draw lands on.
-        end: where it ends.
+        cut_by: the filter that removed it, or None; at temperature 0 that is `temperature`, but for the likeliest.
+        start: of its interval in [0, 1), in which the draw's random number lies if it is drawn.
+        end: of that interval.
     """
 
     id: int
@@ -304,8 +304,8 @@ class Candidate(BaseModel):
     end: float
 
 
-class Draw(BaseModel):
-    """The coin's fall.
+class DrawBody(BaseModel):
+    """One draw from the distribution.
 
     Attributes:
         u: the random number in [0, 1), a function of seed and position alone; None where the likeliest is taken.
@@ -315,15 +315,15 @@ class Draw(BaseModel):
     seed: int
     position: int
     u: float | None
-    token: Candidate
+    token: CandidateBody
 
 
-class NextToken(BaseModel):
+class NextTokenResponse(BaseModel):
     """The distribution after a prompt, and one draw from it.
 
     Attributes:
         tokens: the prompt's ids and texts.
-        candidates: likeliest first, the drawn one among them wherever it stands.
+        candidates: likeliest first, and the drawn one even if it is not among the `limit` likeliest.
         kept: how many tokens the filters left.
         rest_raw, rest_probability: what the tokens that are not listed have together.
         entropy, processed_entropy: in bits.
@@ -333,23 +333,23 @@ class NextToken(BaseModel):
 
     model: str
     tokens: list[dict[str, Any]]
-    candidates: list[Candidate]
+    candidates: list[CandidateBody]
     kept: int
     vocabulary: int
     rest_raw: float
     rest_probability: float
     entropy: float
     processed_entropy: float
-    draw: Draw
+    draw: DrawBody
     eot_id: int | None
     context_left: int
 
 
-def heat(temperature: float | None) -> float:
-    """The temperature, with its default; so near to 0 that logits would overflow it is 0, which is the limit."""
+def effective_temperature(temperature: float | None) -> float:
+    """The temperature with its default; below 0.0001, where the scaled logits could overflow, 0: greedy, the limit."""
     value = _or(temperature, 1.0)
     return value if value >= 1e-4 else 0.0
 
 
-def _or(value: Any, default: Any) -> Any:
+def _or(value: float | None, default: float) -> float:
     return default if value is None else value

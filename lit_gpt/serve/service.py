@@ -1,4 +1,4 @@
-"""What is being served: a model under a name, its tokenizer, its limits. Everything that routes ask about it."""
+"""The served model with its name, tokenizer and worker, and the checks of requests against it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from lit_gpt.serve.api_errors import ApiError, bad_request
 from lit_gpt.serve.prometheus import Metrics
 from lit_gpt.serve.protocol import PromptBody, Sampling
 from lit_gpt.serve.worker import Worker
+from lit_gpt.tokenizer.ids import id_outside
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 _LONG_TEXT = 4096
-"""Characters from which on tokenising leaves the event loop: shorter ones take less than the hand-over."""
+"""Characters from which on a text is tokenised in a thread: for shorter ones starting it takes longer."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """One model, ready to answer.
+    """One served model.
 
     Attributes:
-        name: what requests call it; a name and never a path.
+        name: in requests' `model`; a name and never a path.
         worker: runs its engine.
     """
 
@@ -38,7 +39,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str | None) -> None:
-        """Refuse another model's name.
+        """Refuse a request for another model.
 
         Raises:
             ApiError: 404.
@@ -79,8 +80,9 @@ class Service:
         for ids in encoded:
             if not ids:
                 raise bad_request("the prompt is empty, and this model has no token to start from", param)
-            if max(ids) >= self.config.vocab_size:
-                raise bad_request(f"token id {max(ids)} is outside the vocabulary of {self.config.vocab_size}", param)
+            outside = id_outside(ids, self.config.vocab_size)
+            if outside is not None:
+                raise bad_request(f"token id {outside} is outside the vocabulary of {self.config.vocab_size}", param)
         return encoded
 
     def _encode(self, prompt: str | list[int]) -> list[int]:
@@ -92,7 +94,7 @@ class Service:
         encode = self._encode if specials and text else self.tokenizer.encode
         return encode(text) if len(text) <= _LONG_TEXT else await asyncio.to_thread(encode, text)
 
-    def check_room(self, prompts: Sequence[list[int]], max_tokens: int, param: str = "max_tokens") -> None:
+    def check_context_length(self, prompts: Sequence[list[int]], max_tokens: int, param: str = "max_tokens") -> None:
         """Refuse what does not fit into the context.
 
         Raises:
@@ -116,8 +118,9 @@ class Service:
         bias = {int(key): value for key, value in (request.logit_bias or {}).items()}
         stops = request.stop_token_ids or []
         for name, values in (("logit_bias", list(bias)), ("stop_token_ids", stops)):
-            if values and max(values) >= self.n_vocab:
-                raise bad_request(f"{name} has {max(values)}, outside the vocabulary of {self.n_vocab}", name)
+            outside = id_outside(values, self.n_vocab)
+            if outside is not None:
+                raise bad_request(f"{name} has {outside}, outside the vocabulary of {self.n_vocab}", name)
         never = {token for token, value in bias.items() if value <= -100}
         if request.min_tokens:
             never.update(stops)
@@ -156,7 +159,7 @@ def as_prompts(prompt: PromptBody) -> list[str | list[int]]:
 
 
 def model_name(source: str) -> str:
-    """A name for what was loaded from `source`: no folders, and nothing that a log or a URL would trip over.
+    """A name for what was loaded from `source`: no folders, and only characters that logs and URLs take as they are.
 
     >>> model_name("runs/version_3/last.ckpt"), model_name("openai-community/gpt2")
     ('last', 'gpt2')

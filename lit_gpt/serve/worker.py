@@ -1,7 +1,7 @@
-"""The one thread that owns the decoding engine, and the places in the queue before it.
+"""The thread that owns the generation engine, and the bounded queue in front of it.
 
-Requests live on the event loop, the engine on its thread. Between them go callables in one direction (an inbox that the
-thread empties before every step) and, in the other, one batch of news per step.
+HTTP requests are handled on the event loop, the engine runs on its own thread. The loop sends commands (callables, in
+an inbox that the thread empties before every step); the thread sends back one batch of outputs per step.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from lit_gpt.generation.generation import Strategy
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import Output
 from lit_gpt.serve.api_errors import ApiError, bad_request
-from lit_gpt.serve.middleware import where_it_failed
+from lit_gpt.serve.middleware import failure_location
 from lit_gpt.serve.prometheus import Metrics
 
 log = logging.getLogger("lit_gpt.serve")
 
-News = tuple[int, Output]
-"""Which of a job's prompts, and what the engine says about it."""
+JobOutput = tuple[int, Output]
+"""The index of one of a job's prompts, and an output of the engine for it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Limits:
     Attributes:
         max_queue: sequences that may wait while all slots are busy.
         queue_seconds: how long a request may wait for its first step.
-        request_seconds: how long it may take altogether.
+        request_seconds: how long it may take in all.
         drain_seconds: how long running requests may go on after SIGTERM.
     """
 
@@ -52,25 +52,33 @@ class Job:
     """One HTTP request in the engine: some prompts, each with some samples.
 
     Attributes:
+        arrived: `time.perf_counter()` at the request's start.
         open: continuations whose end has not been read.
-        engine_ids: what the engine calls its prompts; on the engine's thread only, as is `started`.
-        started: when the first of them left the queue.
+        outputs: from the engine, in order; an `ApiError` is the last one.
+        engine_ids: the engine's ids of its prompts; on the engine's thread only, as is `started`.
+        started: when the first of them left the engine's queue, or None.
+        last_token: (prompt, sample) → when its latest token came.
     """
 
     arrived: float
     open: int
-    news: asyncio.Queue[News | ApiError] = field(default_factory=asyncio.Queue)
+    outputs: asyncio.Queue[JobOutput | ApiError] = field(default_factory=asyncio.Queue)
     engine_ids: list[int] = field(default_factory=list)
     started: float | None = None
     last_token: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
-class Seat:
-    """One of a job's prompts in the engine, and how many of its continuations have not ended."""
+class EnginePrompt:
+    """One of a job's prompts in the engine.
+
+    Attributes:
+        index: which of the job's prompts.
+        open: continuations that have not ended.
+    """
 
     job: Job
-    prompt: int
+    index: int
     open: int
 
 
@@ -79,23 +87,23 @@ class Worker:
 
     Attributes:
         engine: touched by that thread only, but for reading counters.
-        fault: why the engine takes nothing any more, or None.
-        died: whether it failed by itself.
+        stop_reason: why the engine accepts no more commands, or None.
+        failed: whether it stopped because of an exception.
         draining: no new requests; what runs may finish.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics, limits: Limits) -> None:
         self.engine, self.metrics, self.limits = engine, metrics, limits
-        self.fault: str | None = None
-        self.died = False
+        self.stop_reason: str | None = None
+        self.failed = False
         self.draining = False
         self._reused = 0  # prefix tokens counted so far; on the engine's thread only
-        self._seats: dict[int, Seat] = {}  # by the engine's id, as the next; on the engine's thread only
+        self._prompts: dict[int, EnginePrompt] = {}  # by the engine's id, as the next; on the engine's thread only
         self._unstarted: set[int] = set()
-        self._taken = 0  # places reserved; on the event loop only
+        self._reserved = 0  # sequences; on the event loop only
         self._mean_seconds = 1.0
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # between dying and putting into the inbox
+        self._lock = threading.Lock()  # `stop_reason` and the inbox change together
         self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -103,58 +111,58 @@ class Worker:
     # --- on the event loop ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin; called on the running event loop."""
+        """Start the engine's thread; called on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def stop(self) -> None:
-        """End: what still runs fails with 503."""
+        """Stop the engine's thread: what still runs fails with 503."""
         with suppress(ApiError):
             self._send(lambda: self._end("the server is shutting down"))
         self._thread.join(timeout=10)
 
     @property
-    def places(self) -> int:
-        """Sequences that may be in the house: one for each slot, and those that wait."""
+    def capacity(self) -> int:
+        """Sequences that the server accepts at once: one for each slot, and `max_queue` that wait."""
         return self.engine.rows.n_row + self.limits.max_queue
 
     @property
-    def taken(self) -> int:
-        """Places reserved now."""
-        return self._taken
+    def reserved(self) -> int:
+        """Sequences of the requests being handled, running or waiting."""
+        return self._reserved
 
     def check_open(self) -> None:
-        """Refuse what cannot be served any more.
+        """Refuse new requests after the engine has stopped or while draining.
 
         Raises:
             ApiError: 503.
         """
-        if self.fault is not None:
+        if self.stop_reason is not None:
             raise ApiError(503, "the engine is dead: restart the server", code="engine_dead")
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
 
     @contextmanager
     def reserve(self, count: int) -> Iterator[None]:
-        """Hold `count` places; taken before any work (tokenising included) is spent on a request.
+        """Reserve capacity for `count` sequences, before any work (tokenising included) is spent on a request.
 
         Raises:
-            ApiError: 503 while closing, 400 for more than there will ever be, 429 for more than there are now.
+            ApiError: 503 while closing, 400 for more than `capacity`, 429 for more than is free now.
         """
         self.check_open()
-        if count > self.places:
-            raise bad_request(f"prompts × n = {count} is more than this server takes at once: {self.places}", "n")
-        if self._taken + count > self.places:
-            waiting = self._taken - self.engine.rows.n_row + count
+        if count > self.capacity:
+            raise bad_request(f"prompts × n = {count} is more than this server takes at once: {self.capacity}", "n")
+        if self._reserved + count > self.capacity:
+            waiting = self._reserved - self.engine.rows.n_row + count
             seconds = min(60, max(1, round(self._mean_seconds * waiting / self.engine.rows.n_row)))
-            text = f"all {self.places} places are taken: try again in {seconds} s"
+            text = f"the queue is full ({self.capacity} sequences run or wait): try again in {seconds} s"
             raise ApiError(429, text, code="queue_full", headers={"Retry-After": str(seconds)})
-        self._taken += count
+        self._reserved += count
         began = time.perf_counter()
         try:
             yield
         finally:
-            self._taken -= count
+            self._reserved -= count
             self._mean_seconds += 0.1 * (time.perf_counter() - began - self._mean_seconds)
 
     async def run(
@@ -163,36 +171,36 @@ class Worker:
         generation_config: GenerationConfig,
         arrived: float,
         strategy: Strategy | None = None,
-    ) -> AsyncGenerator[News, None]:
-        """News of all continuations until the last has ended; close it early and they are cancelled.
+    ) -> AsyncGenerator[JobOutput, None]:
+        """Outputs of all continuations until the last has ended; close it early and they are cancelled.
 
         Raises:
             ApiError: 400 for what the engine refuses, 503 if the wait is too long or the engine dies, 504 if the
                 whole request takes too long.
         """
         job = Job(arrived, len(prompts) * generation_config.num_samples)
-        self._send(lambda: self._admit(job, prompts, generation_config, strategy))
+        self._send(lambda: self._submit(job, prompts, generation_config, strategy))
         try:
             while job.open:
-                news = await self._next(job)
-                if isinstance(news, ApiError):
-                    raise news
-                job.open -= news[1].finish_reason is not None
-                yield news
+                output = await self._next(job)
+                if isinstance(output, ApiError):
+                    raise output
+                job.open -= output[1].finish_reason is not None
+                yield output
         finally:
             if job.open:
                 with suppress(ApiError):
                     self._send(lambda: self._cancel(job))
             self.metrics.end_to_end.observe(time.perf_counter() - arrived)
 
-    async def _next(self, job: Job) -> News | ApiError:
-        """The next news, within the limits of waiting and of the whole."""
+    async def _next(self, job: Job) -> JobOutput | ApiError:
+        """The job's next output, within `queue_seconds` of waiting and `request_seconds` in all."""
         limits = self.limits
         waiting = job.started is None and limits.queue_seconds < limits.request_seconds
         left = job.arrived + (limits.queue_seconds if waiting else limits.request_seconds) - time.perf_counter()
         try:
             async with asyncio.timeout(left):
-                return await job.news.get()
+                return await job.outputs.get()
         except TimeoutError:
             if waiting and job.started is not None:
                 return await self._next(job)
@@ -203,17 +211,17 @@ class Worker:
 
     def _send(self, command: Callable[[], None]) -> None:
         with self._lock:
-            if self.fault is not None:
+            if self.stop_reason is not None:
                 raise ApiError(503, "the engine is dead: restart the server", code="engine_dead")
             self._inbox.put(command)
 
     def _deliver(self, batch: list[tuple[Job, int, Output]], now: float) -> None:
-        """Hand a step's news to the requests, and count."""
+        """Put a step's outputs into the queues of their jobs, and count them."""
         for job, prompt, output in batch:
             self._count(job, prompt, output, now)
             if output.finish_reason is not None:
                 self.metrics.finished.labels(output.finish_reason).inc()
-            job.news.put_nowait((prompt, output))
+            job.outputs.put_nowait((prompt, output))
 
     def _count(self, job: Job, prompt: int, output: Output, now: float) -> None:
         if not output.tokens:
@@ -231,16 +239,16 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._ended:
-                self._obey(wait=not self.engine.has_work)
+                self._run_commands(wait=not self.engine.has_work)
                 if self.engine.has_work and not self._ended:
-                    self._publish(self.engine.step())
+                    self._send_outputs(self.engine.step())
         except BaseException as error:
-            log.error("the engine died: %s", where_it_failed(error))
-            self.died = True
+            log.error("the engine died: %s", failure_location(error))
+            self.failed = True
             self._end("the engine failed: restart the server")
 
-    def _obey(self, wait: bool) -> None:
-        """Do what the event loop has asked for."""
+    def _run_commands(self, wait: bool) -> None:
+        """Run the commands that the event loop has sent; with `wait`, wait for the first."""
         if wait:
             self._inbox.get()()
         while not self._ended:
@@ -250,68 +258,69 @@ class Worker:
                 return
             command()
 
-    def _admit(
+    def _submit(
         self, job: Job, prompts: Sequence[Sequence[int]], generation_config: GenerationConfig, strategy: Strategy | None
     ) -> None:
         try:
             for i, ids in enumerate(prompts):
                 engine_id = self.engine.submit(ids, generation_config, strategy=strategy)
                 job.engine_ids.append(engine_id)
-                self._seats[engine_id] = Seat(job, i, generation_config.num_samples)
+                self._prompts[engine_id] = EnginePrompt(job, i, generation_config.num_samples)
                 self._unstarted.add(engine_id)
         except UserError as error:
-            fault = bad_request(str(error))
+            refusal = bad_request(str(error))
             self._cancel(job)
-            self._post(lambda: job.news.put_nowait(fault))
+            self._post(lambda: job.outputs.put_nowait(refusal))
 
     def _cancel(self, job: Job) -> None:
         for engine_id in job.engine_ids:
             self._unstarted.discard(engine_id)
-            if self._seats.pop(engine_id, None) is not None:
+            if self._prompts.pop(engine_id, None) is not None:
                 self.engine.cancel(engine_id)
 
-    def _publish(self, outputs: list[Output]) -> None:
+    def _send_outputs(self, outputs: list[Output]) -> None:
         """Send one step's outputs to the event loop, in one batch."""
         now = time.perf_counter()
         if self._unstarted:
-            self._note_starts(now)
+            self._mark_started(now)
         self.metrics.prefix_hits.inc(max(0, self.engine.rows.reused - self._reused))
         self._reused = self.engine.rows.reused
         batch = []
         for output in outputs:
-            seat = self._seats.get(output.request)
-            if seat is None:  # cancelled
+            prompt = self._prompts.get(output.request)
+            if prompt is None:  # cancelled
                 continue
-            batch.append((seat.job, seat.prompt, output))
-            seat.open -= output.finish_reason is not None
-            if not seat.open:
-                del self._seats[output.request]
+            batch.append((prompt.job, prompt.index, output))
+            prompt.open -= output.finish_reason is not None
+            if not prompt.open:
+                del self._prompts[output.request]
         if batch:
             self._post(lambda: self._deliver(batch, now))
 
-    def _note_starts(self, now: float) -> None:
-        """Requests that have left the engine's queue wait no longer."""
+    def _mark_started(self, now: float) -> None:
+        """Set `started` of jobs that have left the engine's queue: `queue_seconds` no longer limits them."""
         for engine_id in self._unstarted - self.engine.waiting:
             self._unstarted.remove(engine_id)
-            job = self._seats[engine_id].job
+            job = self._prompts[engine_id].job
             if job.started is None:
                 job.started = now
                 self.metrics.queue_time.observe(now - job.arrived)
 
-    def _post(self, news: Callable[[], None]) -> None:
+    def _post(self, callback: Callable[[], None]) -> None:
+        """Run `callback` on the event loop."""
         assert self._loop is not None
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(news)
+        with suppress(RuntimeError):  # the loop is closed: no request is open any more
+            self._loop.call_soon_threadsafe(callback)
 
     def _end(self, reason: str) -> None:
-        """Fail everybody and take no more."""
+        """Fail all jobs with 503 and accept no more commands."""
         self._ended = True
         with self._lock:
-            self.fault = reason
+            self.stop_reason = reason
             while not self._inbox.empty():
                 self._inbox.get_nowait()
-        fault = ApiError(503, reason, code="engine_dead")
-        jobs = {seat.job for seat in self._seats.values()}
-        self._seats.clear()
+        failure = ApiError(503, reason, code="engine_dead")
+        jobs = {prompt.job for prompt in self._prompts.values()}
+        self._prompts.clear()
         for job in jobs:
-            self._post(lambda job=job: job.news.put_nowait(fault))  # type: ignore[misc]
+            self._post(lambda job=job: job.outputs.put_nowait(failure))  # type: ignore[misc]

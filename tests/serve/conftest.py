@@ -1,4 +1,4 @@
-"""A server for the tests, and what it serves."""
+"""Servers for the tests, and a tokenizer with a chat template."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Serving]:
-    """One server for all tests that leave it as they found it."""
+    """One server for all tests that do not change its state."""
     with serving() as running:
         yield running
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Serving]]:
-    """`start(max_slots=1, …)`: a server of the test's own."""
+    """`start(max_slots=1, …)`: a server for this test alone."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(serving(**options))
 
 
 @pytest.fixture(scope="session")
 def chat_tokenizer() -> Tokenizer:
-    """Bytes, with special tokens and a template that put a conversation together."""
+    """Bytes, with special tokens and a chat template."""
     byte = get_tokenizer("byte")
     specials = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
     template = (

@@ -1,4 +1,4 @@
-"""The API as clients see it: OpenAI's own client, and plain HTTP for what that client would never send."""
+"""The HTTP API: with OpenAI's client, and with plain HTTP for what that client would not send."""
 
 from __future__ import annotations
 
@@ -228,18 +228,18 @@ def test_tokenize_and_back(server: Serving) -> None:
     assert "version" in server.get("/version").json()
 
 
-# --- the coin
+# --- POST /v1/next_token
 
 
-def test_the_draw_is_the_completions_own(server: Serving) -> None:
-    """For every position and several settings, the token shown is the token that a completion with that seed takes."""
+def test_the_draw_is_that_of_the_completion(server: Serving) -> None:
+    """For every position and several settings, the drawn token is the one of a completion with that seed."""
     for settings in ({}, {"top_k": 7}, {"top_p": 0.6}, {"temperature": 0.0}, {"top_p": 0.9, "temperature": 1.7}):
         whole = server.complete(prompt=PROMPT, max_tokens=8, seed=9, return_token_ids=True, **settings)["choices"][0]
         generated: list[int] = []
         for token in whole["token_ids"]:
             body = {"prompt": PROMPT, "generated": generated, "seed": 9, **settings}
-            coin = server.post("/v1/next_token", body).json()
-            draw = coin["draw"]
+            answer = server.post("/v1/next_token", body).json()
+            draw = answer["draw"]
             assert draw["token"]["id"] == token and draw["position"] == len(generated)
             if settings.get("temperature") != 0:
                 assert draw["token"]["start"] <= draw["u"] < draw["token"]["end"]
@@ -249,20 +249,20 @@ def test_the_draw_is_the_completions_own(server: Serving) -> None:
 def test_penalties_count_as_in_a_completion(server: Serving) -> None:
     settings = {"repetition_penalty": 1.8, "frequency_penalty": 1.5, "presence_penalty": 0.5, "seed": 3}
     ids = server.complete(prompt=PROMPT, max_tokens=6, return_token_ids=True, **settings)["choices"][0]["token_ids"]
-    coin = server.post("/v1/next_token", {"prompt": PROMPT, "generated": ids[:5], **settings}).json()
-    assert coin["draw"]["token"]["id"] == ids[5]
+    answer = server.post("/v1/next_token", {"prompt": PROMPT, "generated": ids[:5], **settings}).json()
+    assert answer["draw"]["token"]["id"] == ids[5]
 
 
-def test_the_bars_are_the_models(server: Serving) -> None:
+def test_candidates_are_the_models(server: Serving) -> None:
     ids = list(PROMPT.encode())
     expected = reference_logprobs(server, ids)[-1].exp()
-    coin = server.post("/v1/next_token", {"prompt": PROMPT, "limit": 200, "top_k": 20, "temperature": 0.7}).json()
-    shown = coin["candidates"]
+    answer = server.post("/v1/next_token", {"prompt": PROMPT, "limit": 200, "top_k": 20, "temperature": 0.7}).json()
+    shown = answer["candidates"]
     for each in shown:
         assert each["raw"] == pytest.approx(expected[each["id"]].item(), rel=1e-9)
     assert [each["raw"] for each in shown[:200]] == sorted((each["raw"] for each in shown[:200]), reverse=True)
     kept = [each for each in shown if each["cut_by"] is None]
-    assert len(kept) == coin["kept"] == 20 and all(each["cut_by"] == "top_k" for each in shown[20:])
+    assert len(kept) == answer["kept"] == 20 and all(each["cut_by"] == "top_k" for each in shown[20:])
     hot = (expected.log() / 0.7).topk(20).values.softmax(-1)
     assert [each["probability"] for each in kept] == pytest.approx(hot.tolist(), rel=1e-9)
     edges = sorted((each["start"], each["end"]) for each in kept)
@@ -279,13 +279,13 @@ def test_every_filter_says_what_it_cut(server: Serving) -> None:
     assert {each["cut_by"] for each in cold["candidates"][1:]} == {"temperature"}
 
 
-def test_another_checkpoint_shows_other_bars(server: Serving, start: Callable[..., Serving]) -> None:
+def test_another_checkpoint_has_other_candidates(server: Serving, start: Callable[..., Serving]) -> None:
     other = start(model=make_model(seed=1))
-    coins = [each.post("/v1/next_token", {"prompt": PROMPT}).json() for each in (server, other)]
-    assert coins[0]["candidates"] != coins[1]["candidates"]
+    answers = [each.post("/v1/next_token", {"prompt": PROMPT}).json() for each in (server, other)]
+    assert answers[0]["candidates"] != answers[1]["candidates"]
 
 
-def test_the_coin_at_the_edge_of_the_context(server: Serving) -> None:
+def test_next_token_at_the_edge_of_the_context(server: Serving) -> None:
     full = server.post("/v1/next_token", {"prompt": "a" * CONTEXT})
     assert full.status_code == 200 and full.json()["context_left"] == 0
     assert server.post("/v1/next_token", {"prompt": "a" * CONTEXT, "generated": [1]}).status_code == 400

@@ -57,6 +57,6 @@ def test_no_500(fuzzed: Serving, mode: str) -> None:
             send()
         except hypothesis.errors.Unsatisfiable:  # a path without parameters has nothing to be wrong
             assert mode == "NEGATIVE"
-    assert fuzzed.service.worker.fault is None
+    assert fuzzed.service.worker.stop_reason is None
     statuses = {status for label, status in seen if label == "POST /v1/completions"}
     assert (200 if mode == "POSITIVE" else 400) in statuses and 500 not in statuses

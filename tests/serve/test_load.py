@@ -1,19 +1,16 @@
-"""When it gets tight: full queues, slow models, clients that leave, an engine that dies, a server that stops."""
+"""The server under load: full queues, slow models, clients that disconnect, a failing engine, shutdown, metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from serving import Serving, wait_for
@@ -24,8 +21,8 @@ from lit_gpt.serve.worker import Limits
 Start = Callable[..., Serving]
 
 
-def leave_after(server: Serving, body: dict[str, Any], seconds: float) -> None:
-    """Send a request and close the connection without reading the answer's end."""
+def disconnect_after(server: Serving, body: dict[str, Any], seconds: float) -> None:
+    """Send a request and close the connection after `seconds`, without reading the rest of the response."""
     host, port = server.url.removeprefix("http://").split(":")
     data = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
@@ -35,10 +32,10 @@ def leave_after(server: Serving, body: dict[str, Any], seconds: float) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_its_slot(start: Start, stream: bool) -> None:
+def test_a_client_that_disconnects_frees_its_slot(start: Start, stream: bool) -> None:
     server = start(seconds=0.05, max_slots=1)
     body = {"prompt": "a", "max_tokens": 90, "ignore_eos": True, "stream": stream}
-    leave_after(server, body, 0.4)
+    disconnect_after(server, body, 0.4)
     wait_for(lambda: server.service.worker.engine.n_running == 1 or server.metric("client_disconnects") == 1)
     forwards = server.service.worker.engine.rows.forwards
     server.wait_until_idle()
@@ -47,7 +44,7 @@ def test_a_client_that_leaves_frees_its_slot(start: Start, stream: bool) -> None
     assert server.complete(prompt="a", max_tokens=2)["usage"]["completion_tokens"] <= 2
 
 
-def test_an_async_client_that_cancels(start: Start) -> None:
+def test_an_async_client_that_cancels_frees_its_slot(start: Start) -> None:
     server = start(seconds=0.05, max_slots=1)
 
     async def use() -> None:
@@ -64,16 +61,18 @@ def test_an_async_client_that_cancels(start: Start) -> None:
     assert server.service.worker.engine.rows.forwards < 30
 
 
-def test_a_full_queue_refuses_and_says_when(start: Start) -> None:
+def test_a_full_queue_refuses_with_retry_after(start: Start) -> None:
     server = start(seconds=0.05, max_slots=1, limits=Limits(max_queue=1))
     body = {"prompt": "a", "max_tokens": 30, "ignore_eos": True}
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(server.post, "/v1/completions", body) for _ in range(2)]
-        wait_for(lambda: server.service.worker.taken == 2)
-        # a body that would fail later is refused just the same: places come before the work
+        wait_for(lambda: server.service.worker.reserved == 2)
+        # a body that would fail later is refused just the same: capacity is reserved before any work
         refused = server.post("/v1/completions", {"prompt": "a" * 10_000})
         assert refused.status_code == 429 and 1 <= int(refused.headers["Retry-After"]) <= 60
-        assert refused.json()["error"]["type"] == "rate_limit_error"
+        error = refused.json()["error"]
+        assert error["type"] == "rate_limit_error" and error["code"] == "queue_full"
+        assert error["message"].startswith("the queue is full (2 sequences run or wait): try again in ")
         with pytest.raises(openai.RateLimitError):
             server.client().completions.create(model="tiny", prompt="a")
         waited = server.client(max_retries=5).completions.create(model="tiny", prompt="a", max_tokens=1)
@@ -83,7 +82,7 @@ def test_a_full_queue_refuses_and_says_when(start: Start) -> None:
     assert server.post("/v1/completions", {"prompt": ["a", "b"], "n": 2}).json()["error"]["param"] == "n"
 
 
-def test_waiting_and_working_have_limits(start: Start) -> None:
+def test_limits_of_waiting_and_of_the_whole_request(start: Start) -> None:
     server = start(seconds=0.05, max_slots=1, limits=Limits(queue_seconds=0.3, request_seconds=1.2))
     body = {"prompt": "a", "max_tokens": 90, "ignore_eos": True}
     with ThreadPoolExecutor(2) as pool:
@@ -119,12 +118,12 @@ def test_shared_prefixes_are_counted(start: Start) -> None:
     assert server.metric("prompt_tokens_total") == 40
 
 
-def test_a_dead_engine_fails_everybody(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_engine_fails_all_requests(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     server = start(seconds=0.02, max_slots=1)
     body = {"prompt": "a", "max_tokens": 90, "ignore_eos": True}
     with ThreadPoolExecutor(3) as pool:
         running = [pool.submit(server.post, "/v1/completions", body | {"stream": i == 0}) for i in range(3)]
-        wait_for(lambda: server.service.worker.taken == 3 and server.service.worker.engine.n_running == 1)
+        wait_for(lambda: server.service.worker.reserved == 3 and server.service.worker.engine.n_running == 1)
         server.service.worker.engine.rows.model.broken = True  # type: ignore[attr-defined]
         answers = [answer.result() for answer in running]
     assert all("engine_dead" in answer.text for answer in answers)
@@ -148,90 +147,7 @@ def test_draining_finishes_what_runs(start: Start) -> None:
         assert running.result().json()["usage"]["completion_tokens"] == 40
 
 
-# --- who may speak
-
-
-def test_the_key_opens_everything_but_health_and_page(start: Start) -> None:
-    server = start(api_key="sesame")
-    for path in ("/health", "/", "/page/main.js"):
-        assert server.get(path).status_code == 200
-    for path in ("/v1/models", "/metrics", "/openapi.json", "/version", "/tokenizer_info"):
-        for key in (None, "Bearer wrong", "Bearer", "sesame", "Basic sesame", "Bearer s\xe9same"):
-            headers = {} if key is None else {"Authorization": key.encode("latin-1")}
-            answer = server.get(path, headers=headers)
-            assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
-        assert server.get(path, headers={"Authorization": "Bearer sesame"}).status_code == 200
-    with pytest.raises(openai.AuthenticationError):
-        server.client(api_key="guess").completions.create(model="tiny", prompt="a")
-    assert server.client(api_key="sesame").completions.create(model="tiny", prompt="a").choices
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 200),
-        ({"Host": "localhost:1"}, 200),
-        ({"Host": "10.1.2.3"}, 200),
-        ({"Host": "gpt.example"}, 200),
-        ({"Host": "evil.example"}, 403),
-        ({"Host": "localhost.evil.example"}, 403),
-        ({"Host": "127.0.0.1.evil.example:80"}, 403),
-        ({"Host": ""}, 403),
-        ({"Origin": "http://evil.example"}, 403),
-        ({"Origin": "null"}, 403),
-        ({"Host": "localhost:1", "Origin": "http://localhost:1"}, 200),
-        ({"Host": "localhost:1", "Origin": "http://localhost:2"}, 403),
-    ],
-)
-def test_host_and_origin(named: Serving, headers: dict[str, str], status: int) -> None:
-    answer = named.get("/v1/models", headers=headers)
-    assert answer.status_code == status
-    assert "access-control-allow-origin" not in answer.headers
-
-
-@pytest.fixture(scope="module")
-def named() -> Any:
-    from serving import serving
-
-    with serving(allowed_hosts=("gpt.example",)) as running:
-        yield running
-
-
-def test_bodies_have_a_limit(server: Serving) -> None:
-    large = b'{"prompt": "' + b"a" * (5 << 20) + b'"}'
-    assert server.post("/v1/completions", content=large).json()["error"]["code"] == "body_too_large"
-
-    def chunks() -> Any:
-        for _ in range(80):
-            yield b"a" * (1 << 16)
-
-    assert server.post("/v1/completions", content=chunks()).status_code == 413  # no Content-Length this time
-    with suppress(httpx.WriteError, httpx.ReadError):  # the server hangs up on what is larger by far
-        assert server.post("/v1/completions", content=b"a" * (33 << 20)).status_code == 413
-    assert server.get("/health").status_code == 200
-
-
-def test_the_log_has_counts_and_no_prompts(server: Serving, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "lit_gpt.serve"):
-        headers = {"X-Request-Id": "mine-1"}
-        answer = server.post(
-            "/v1/completions", {"prompt": "a secret", "max_tokens": 3, "ignore_eos": True}, headers=headers
-        )
-        forged = server.get("/x%0d%0a2026-11-21 info forged%1b[31m", headers={"X-Request-Id": "a b"})
-        waited = time.monotonic() + 10  # a line is written after its answer has gone out, maybe one of an earlier test
-        lines: list[str] = []
-        while len(lines) < 2 and time.monotonic() < waited:
-            time.sleep(0.01)
-            said = [record.getMessage() for record in caplog.records]
-            lines = [line for line in said if "mine-1" in line or "forged" in line]
-    assert answer.headers["X-Request-Id"] == "mine-1" and forged.headers["X-Request-Id"] != "a b"
-    first, second = lines
-    assert "request=mine-1" in first and "prompt_tokens=8" in first and "completion_tokens=3" in first
-    assert "secret" not in caplog.text
-    assert second.isprintable() and "\\r\\n" in second
-
-
-def test_metrics_speak_prometheus(server: Serving) -> None:
+def test_metrics_are_prometheus_text(server: Serving) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
     server.complete(prompt="a", max_tokens=5, ignore_eos=True)
@@ -246,8 +162,8 @@ def test_metrics_speak_prometheus(server: Serving) -> None:
     assert server.metric("generation_tokens_total") >= 5
 
 
-def test_many_clients_and_bad_manners_leave_nothing_behind(start: Start) -> None:
-    """A small soak; scripts/bench_serve.py has the large one."""
+def test_slow_and_disconnecting_clients_leave_no_state_behind(start: Start) -> None:
+    """A short soak; `scripts/bench_serve.py soak` is the long one."""
     server = start(max_slots=4, limits=Limits(max_queue=8))
     right = {i: server.complete(prompt=f"p{i}", max_tokens=6, seed=i)["choices"][0]["text"] for i in range(6)}
     threads = threading.active_count()
@@ -255,7 +171,7 @@ def test_many_clients_and_bad_manners_leave_nothing_behind(start: Start) -> None
     def one(i: int) -> bool:
         match i % 10:
             case 0 | 5:
-                leave_after(server, {"prompt": "a", "max_tokens": 90, "stream": i % 2 == 0}, 0.01)
+                disconnect_after(server, {"prompt": "a", "max_tokens": 90, "stream": i % 2 == 0}, 0.01)
             case 1:
                 return server.post("/v1/completions", content=b"{").status_code == 400
             case _:
@@ -268,6 +184,6 @@ def test_many_clients_and_bad_manners_leave_nothing_behind(start: Start) -> None
         assert all(pool.map(one, range(200)))
     server.wait_until_idle()
     worker = server.service.worker
-    assert not worker._seats and not worker._unstarted and threading.active_count() <= threads + 1
+    assert not worker._prompts and not worker._unstarted and threading.active_count() <= threads + 1
     engine: Engine = worker.engine
     assert engine.rows.load == 0 and not engine.has_work

@@ -1,4 +1,4 @@
-"""`lit_gpt serve` as a process: what it prints, what it refuses, and how it goes down."""
+"""`lit_gpt serve` as a process: options, start, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serving import make_model, wait_for
 
 from lit_gpt.checkpoint.format import save_model
 from lit_gpt.errors import UserError
-from lit_gpt.serve import main as launch
+from lit_gpt.serve import main as serve_main
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
 
@@ -34,21 +34,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def running(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """The process, its address, and what it said until it was ready."""
+    """The process, its address, and its lines on stderr until it was ready."""
     command = [sys.executable, "-m", "lit_gpt", "serve", "--port", "0", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
     try:
-        said: list[str] = []
+        lines: list[str] = []
         assert process.stderr is not None
-        while not said or not said[-1].startswith("try:"):
+        while not lines or not lines[-1].startswith("try:"):
             line = process.stderr.readline()
-            assert line, said
-            said.append(line)
-        address = re.search(r"page: +(http://\S+)/\n", said[-2])
+            assert line, lines
+            lines.append(line)
+        address = re.search(r"page: +(http://\S+)/\n", lines[-2])
         assert address is not None
         wait_for(lambda: _answers(address[1]))
-        yield process, address[1], said
+        yield process, address[1], lines
     finally:
         process.kill()
         process.wait()
@@ -63,11 +63,11 @@ def _answers(url: str) -> bool:
 
 
 def test_from_start_to_sigterm(checkpoint: Path) -> None:
-    """It prints a line to try, which works; at SIGTERM it finishes what runs, takes nothing new, and ends with 0."""
-    with running("--ckpt_path", checkpoint, "--max_slots", 3, LIT_GPT_SERVE__API_KEY="sesame") as (process, url, said):
-        assert "small-one" in said[1] and "3 slots" in said[1]
-        assert "curl" in said[3] and "Authorization: Bearer KEY" in said[3]
-        curl = said[3].removeprefix("try:").replace("KEY", "sesame")
+    """It prints a curl line that works; at SIGTERM it finishes what runs, accepts nothing new, and exits with 0."""
+    with running("--ckpt_path", checkpoint, "--max_slots", 3, LIT_GPT_SERVE__API_KEY="sesame") as (process, url, lines):
+        assert "small-one" in lines[1] and "3 slots" in lines[1]
+        assert "curl" in lines[3] and "Authorization: Bearer KEY" in lines[3]
+        curl = lines[3].removeprefix("try:").replace("KEY", "sesame")
         assert '"text_completion"' in subprocess.run(curl, shell=True, capture_output=True, text=True).stdout
         headers = {"Authorization": "Bearer sesame"}
         body = {"prompt": "a", "max_tokens": 700, "ignore_eos": True}
@@ -109,30 +109,30 @@ def test_from_start_to_sigterm(checkpoint: Path) -> None:
 )
 def test_bad_options_are_refused_before_anything_is_loaded(arguments: list[str], named: str) -> None:
     with pytest.raises(UserError, match=re.escape(named)):
-        launch.parse(arguments)
+        serve_main.parse(arguments)
 
 
-def test_options_that_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valid_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = tmp_path / "key"
     key.write_text("sesame\n")
-    options = launch.parse(["--ckpt_path", "x", "--host", "0.0.0.0", "--api_key_file", str(key)])
+    options = serve_main.parse(["--ckpt_path", "x", "--host", "0.0.0.0", "--api_key_file", str(key)])
     assert options.api_key == "sesame"
-    assert launch.parse(["--init_from", "gpt2", "--host", "::", "--insecure", "true"]).api_key is None
-    assert launch.parse(["--init_from", "gpt2", "--host", "::1"]).port == 8000
+    assert serve_main.parse(["--init_from", "gpt2", "--host", "::", "--insecure", "true"]).api_key is None
+    assert serve_main.parse(["--init_from", "gpt2", "--host", "::1"]).port == 8000
     monkeypatch.setenv("LIT_GPT_SERVE__API_KEY", "from-outside")
-    assert launch.parse(["--ckpt_path", "x"]).api_key == "from-outside"
+    assert serve_main.parse(["--ckpt_path", "x"]).api_key == "from-outside"
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_in_use() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(UserError, match="--port"):
-            launch.bind("127.0.0.1", other.getsockname()[1])
+            serve_main.bind("127.0.0.1", other.getsockname()[1])
 
 
-def test_a_model_without_a_tokenizer_cannot_speak(tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "bare.ckpt", make_model().float(), None)
-    options: Any = launch.parse(["--ckpt_path", str(tmp_path / "bare.ckpt"), "--precision", "fp32"])
+    options: Any = serve_main.parse(["--ckpt_path", str(tmp_path / "bare.ckpt"), "--precision", "fp32"])
     with pytest.raises(UserError, match="no tokenizer"):
-        launch.build_service(options, options.ckpt_path)
+        serve_main.build_service(options, options.ckpt_path)
