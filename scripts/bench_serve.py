@@ -1,8 +1,8 @@
-"""How the server holds up: tokens per second of many streams, time to first token, and a soak with bad manners.
+"""Benchmarks of the server: throughput of many streams, time to first token, and a soak with disconnecting clients.
 
     python scripts/bench_serve.py throughput --precision fp32     16 streams at once against the same one by one
     python scripts/bench_serve.py prefix                          time to first token, with and without a shared prefix
-    python scripts/bench_serve.py soak --requests 10000           clients that leave, bad JSON, large bodies, slow ones
+    python scripts/bench_serve.py soak --requests 10000           disconnecting and slow clients, bad JSON, large bodies
     python scripts/bench_serve.py throughput --url http://127.0.0.1:8080     the same load on another server
 
 A server is started on loopback with random weights of the given preset, unless `--url` names one. Every figure goes to
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_checkpoint(folder: Path, preset: str, tokenizer: str) -> Path:
-    """Random weights: the work is the same, whatever the text."""
+    """A checkpoint of random weights: the computation does not depend on their values."""
     import torch
 
     from lit_gpt.checkpoint.format import save_model
@@ -45,11 +45,11 @@ def make_checkpoint(folder: Path, preset: str, tokenizer: str) -> Path:
     from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
     torch.manual_seed(0)
-    words = get_tokenizer(tokenizer)
-    small = GPTConfig(vocab_size=words.n_vocab, block_size=256, n_layer=2, n_head=4, n_embd=64, init_std=0.2)
+    encoding = get_tokenizer(tokenizer)
+    small = GPTConfig(vocab_size=encoding.n_vocab, block_size=256, n_layer=2, n_head=4, n_embd=64, init_std=0.2)
     config = small if preset == "tiny" else GPTConfig.from_preset(preset)
     path = folder / f"{preset}.ckpt"
-    save_model(path, GPT(config), words)
+    save_model(path, GPT(config), encoding)
     return path
 
 
@@ -74,7 +74,7 @@ def server(arguments: argparse.Namespace) -> Iterator[tuple[str, int | None]]:
 
 
 def wait_for_server(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Its address, once it answers."""
+    """The server's address, once `/health` answers."""
     while True:
         address = re.search(r"page: +(http://\S+)/", log.read_text())
         if address is not None:
@@ -105,11 +105,11 @@ async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[float
                 first = time.perf_counter() - began
             tokens += (chunk.get("usage") or {}).get("completion_tokens", 0)
             pieces += any(choice["text"] for choice in chunk["choices"])
-    return first, tokens or pieces  # not every server counts for its streams
+    return first, tokens or pieces  # not every server sends usage in streams
 
 
-def a_client(url: str) -> httpx.AsyncClient:
-    """Patient, and with as many connections as it likes."""
+def make_client(url: str) -> httpx.AsyncClient:
+    """A client with a long timeout and no limit of connections."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     return httpx.AsyncClient(base_url=url, timeout=600, limits=limits)
 
@@ -129,7 +129,7 @@ async def throughput(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
         for i in range(arguments.streams)
     ]
     together, alone = [], []
-    async with a_client(url) as client:
+    async with make_client(url) as client:
         await stream(client, bodies[0])  # warm
         for _ in range(arguments.rounds):
             began = time.perf_counter()
@@ -157,7 +157,7 @@ async def prefix(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return [draw.randrange(1000, 40000) for _ in range(n)]
 
     shared, cold, warm = ids(512), [], []
-    async with a_client(url) as client:
+    async with make_client(url) as client:
         await stream(client, {"prompt": shared + ids(16), "max_tokens": 4})
         for _ in range(arguments.rounds):
             cold.append((await stream(client, {"prompt": ids(528), "max_tokens": 4}))[0])
@@ -174,15 +174,15 @@ async def prefix(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 async def soak(url: str, arguments: argparse.Namespace, pid: int | None) -> dict[str, Any]:
-    """Many requests, a fifth of whose clients leave half-way; what is left behind, and which answers were wrong."""
+    """Many requests, a fifth of whose clients disconnect; slots and memory left in use, and wrong answers."""
     bodies = [{"prompt": f"prompt {i}", "max_tokens": 12, "seed": i, "ignore_eos": True} for i in range(16)]
     counts: dict[str, int] = {}
-    async with a_client(url) as client:
+    async with make_client(url) as client:
         right = [(await client.post("/v1/completions", json=body)).json()["choices"][0]["text"] for body in bodies]
-        await wave(client, url, 500, arguments.clients, bodies, right, {})  # pools and caches fill up first
-        before = state(pid)
+        await send_requests(client, url, 500, arguments.clients, bodies, right, {})  # fills pools and caches
+        before = process_state(pid)
         began = time.perf_counter()
-        await wave(client, url, arguments.requests, arguments.clients, bodies, right, counts)
+        await send_requests(client, url, arguments.requests, arguments.clients, bodies, right, counts)
         seconds = time.perf_counter() - began
         await asyncio.sleep(1)
         metrics = (await client.get("/metrics")).text
@@ -195,11 +195,11 @@ async def soak(url: str, arguments: argparse.Namespace, pid: int | None) -> dict
         "left": {name: float(value) for name, value in running},
         "disconnects": float(disconnects[1]) if disconnects else None,
         "before": before,
-        "after": state(pid),
+        "after": process_state(pid),
     }
 
 
-async def wave(
+async def send_requests(
     client: httpx.AsyncClient,
     url: str,
     requests: int,
@@ -225,9 +225,9 @@ async def wave(
 
 
 async def one_request(client: httpx.AsyncClient, url: str, chance: float, body: dict[str, Any], text: str) -> str:
-    """What became of one request; its kind is decided by `chance`."""
+    """The outcome of one request; `chance` decides its kind."""
     if chance < 0.20:
-        return await leave(url, {**body, "max_tokens": 200, "stream": chance < 0.10}, chance)
+        return await disconnect(url, {**body, "max_tokens": 200, "stream": chance < 0.10}, chance)
     if chance < 0.25:
         answer = await client.post("/v1/completions", content=b'{"prompt": ')
         return f"bad JSON {answer.status_code}"
@@ -251,8 +251,8 @@ async def one_request(client: httpx.AsyncClient, url: str, chance: float, body: 
     return "right" if answer.json()["choices"][0]["text"] == text else "WRONG"
 
 
-async def leave(url: str, body: dict[str, Any], chance: float) -> str:
-    """Send a request, wait a little, and hang up."""
+async def disconnect(url: str, body: dict[str, Any], chance: float) -> str:
+    """Send a request, wait `chance` / 2 seconds, and abort the connection."""
     host, port = url.removeprefix("http://").split(":")
     data = json.dumps(body).encode()
     _, writer = await asyncio.open_connection(host, int(port))
@@ -265,7 +265,7 @@ async def leave(url: str, body: dict[str, Any], chance: float) -> str:
 
 
 async def read_slowly(client: httpx.AsyncClient, body: dict[str, Any], text: str) -> str:
-    """Take the stream in small sips."""
+    """Read the stream 256 bytes at a time, with pauses."""
     got = b""
     async with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
         if answer.status_code != 200:
@@ -277,7 +277,7 @@ async def read_slowly(client: httpx.AsyncClient, body: dict[str, Any], text: str
     return "slow right" if "".join(event["choices"][0]["text"] for event in events) == text else "slow WRONG"
 
 
-def state(pid: int | None) -> dict[str, int]:
+def process_state(pid: int | None) -> dict[str, int]:
     """Memory in MB, open descriptors and threads of the server's process."""
     if pid is None:
         return {}

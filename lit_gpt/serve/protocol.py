@@ -290,9 +290,9 @@ class CandidateBody(BaseModel):
         text: the token as text, bytes that are no whole character as `bytes:\\xNN`.
         raw: the model's own probability.
         probability: after penalties, temperature and filters; 0 if it was cut.
-        cut_by: the filter that removed it, or None; at temperature 0 that is `temperature`, but for the likeliest.
-        start: of its interval in [0, 1), in which the draw's random number lies if it is drawn.
-        end: of that interval.
+        cut_by: which filter took it away, or None; at temperature 0 that is `temperature`, but for the likeliest.
+        start: where its interval begins on the line from 0 to 1 that the draw lands on.
+        end: where it ends.
     """
 
     id: int

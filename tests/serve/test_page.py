@@ -1,4 +1,4 @@
-"""The page in headless Chromium, in front of a real server: what it shows is what the server says."""
+"""The page in headless Chromium with a real server: it shows what the server answers."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ pytestmark = pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"{CHROMIUM
 
 @pytest.fixture(scope="module")
 def words() -> Iterator[Serving]:
-    with serving(model=writer(3), tokenizer=letters()) as running:
+    with serving(model=ascii_model(3), tokenizer=byte_tokenizer()) as running:
         yield running
 
 
-def letters() -> Tokenizer:
+def byte_tokenizer() -> Tokenizer:
     """Bytes, in an order in which the printable ones of ASCII come first."""
     return Tokenizer.build("letters", r"(?s:.)", {bytes([(value + 32) % 256]): value for value in range(256)}, {})
 
 
-def writer(seed: int) -> GPT:
-    """Reads every byte and writes printable ASCII, so that the tests can compare texts."""
+def ascii_model(seed: int) -> GPT:
+    """A model that reads every byte and generates printable ASCII, so that the tests can compare texts."""
     torch.manual_seed(seed)
     model = GPT(
         GPTConfig(vocab_size=256, block_size=96, n_layer=2, n_head=4, n_embd=32, init_std=0.3, head_bias=True)
@@ -63,7 +63,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     """`visit(server, …)`: the page, loaded. At the end nothing may have been written to the console."""
-    contexts, said = [], []
+    contexts, messages = [], []
 
     def open_page(server: Serving, wait: str = ".bar", quiet: bool = True, **options: Any) -> Any:
         options = {"locale": "en-US", "reduced_motion": "reduce", "viewport": {"width": 1200, "height": 900}} | options
@@ -71,9 +71,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("pageerror", lambda error: messages.append(str(error)))
         if quiet:
-            page.on("console", lambda message: said.append(message.text))
+            page.on("console", lambda message: messages.append(message.text))
         page.goto(server.url)
         page.wait_for_selector(wait)
         return page
@@ -81,7 +81,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     yield open_page
     for context in contexts:
         context.close()
-    assert said == []
+    assert messages == []
 
 
 def generated(page: Any, lane: int = 0) -> str:
@@ -102,19 +102,19 @@ def prompt(page: Any, text: str) -> None:
     page.wait_for_selector("#flip:not([disabled])")
 
 
-def test_the_coin_is_the_servers(words: Serving, visit: Callable[..., Any]) -> None:
+def test_flips_write_the_completion_of_that_seed(words: Serving, visit: Callable[..., Any]) -> None:
     """Flipping five times writes what a completion with the same seed writes; bars and line are the server's."""
     page = visit(words)
     prompt(page, "HELLO")
     flip(page, 5)
     whole = words.complete(prompt="HELLO", max_tokens=5, seed=1)["choices"][0]["text"]
     assert generated(page) == whole.replace("\n", "⏎")
-    coin = words.post("/v1/next_token", {"prompt": "HELLO", "generated": ids(whole), "seed": 1, "limit": 200}).json()
+    answer = words.post("/v1/next_token", {"prompt": "HELLO", "generated": ids(whole), "seed": 1, "limit": 200}).json()
     assert [int(i) for i in page.locator(".bar").evaluate_all("all => all.map(bar => bar.dataset.id)")] == [
-        each["id"] for each in coin["candidates"][:12]
+        each["id"] for each in answer["candidates"][:12]
     ]
     lefts = page.locator(".segment").evaluate_all("all => all.map(one => [one.dataset.id, parseFloat(one.style.left)])")
-    starts = {str(each["id"]): 100 * each["start"] for each in coin["candidates"] if each["probability"] > 0}
+    starts = {str(each["id"]): 100 * each["start"] for each in answer["candidates"] if each["probability"] > 0}
     assert len(lefts) == len(starts) and all(abs(starts[i] - left) < 1e-3 for i, left in lefts)
 
 
@@ -122,8 +122,8 @@ def ids(text: str) -> list[int]:
     return [(ord(letter) - 32) % 256 for letter in text]
 
 
-def test_where_the_coin_lands(words: Serving, visit: Callable[..., Any]) -> None:
-    """Looking at a token again shows the fall that wrote it: at the server's number, on that token's stretch."""
+def test_the_coin_is_at_the_servers_draw(words: Serving, visit: Callable[..., Any]) -> None:
+    """Clicking on a token shows the draw that chose it: at the server's random number, in that token's interval."""
     page = visit(words)
     prompt(page, "HELLO")
     flip(page, 2)
@@ -135,7 +135,7 @@ def test_where_the_coin_lands(words: Serving, visit: Callable[..., Any]) -> None
     assert page.locator(".segment.hit").get_attribute("data-id") == str(draw["token"]["id"])
 
 
-def test_another_road_and_back(words: Serving, visit: Callable[..., Any]) -> None:
+def test_choosing_another_token_and_stepping_back(words: Serving, visit: Callable[..., Any]) -> None:
     page = visit(words)
     prompt(page, "HELLO")
     flip(page, 3)
@@ -153,7 +153,7 @@ def test_another_road_and_back(words: Serving, visit: Callable[..., Any]) -> Non
     playwright.expect(page.locator(".token")).to_have_count(1)
     page.wait_for_selector("#flip:not([disabled])")
     flip(page)
-    assert generated(page) == first[:2]  # the same seed falls the same way
+    assert generated(page) == first[:2]  # the same seed draws the same token
     page.click("#restart")
     playwright.expect(page.locator(".token")).to_have_count(0)
 
@@ -190,7 +190,7 @@ def test_two_seeds_side_by_side_and_running(words: Serving, visit: Callable[...,
     playwright.expect(page.locator(".lane")).to_have_count(1)
 
 
-def test_writing_streams_and_goes_to_the_coin(words: Serving, visit: Callable[..., Any]) -> None:
+def test_writing_streams_and_opens_in_a_lane(words: Serving, visit: Callable[..., Any]) -> None:
     page = visit(words)
     prompt(page, "HELLO")
     page.click("#tab-write")
@@ -211,7 +211,7 @@ def test_writing_streams_and_goes_to_the_coin(words: Serving, visit: Callable[..
 
 
 def test_stop_stops_the_server_too(start: Callable[..., Serving], visit: Callable[..., Any]) -> None:
-    slow = start(model=writer(3), tokenizer=letters(), seconds=0.05)
+    slow = start(model=ascii_model(3), tokenizer=byte_tokenizer(), seconds=0.05)
     page = visit(slow)
     page.click("#tab-write")
     page.fill("#length", "90")
@@ -253,7 +253,7 @@ def test_keyboard_alone(words: Serving, visit: Callable[..., Any]) -> None:
     assert focused == 0 and page.locator("#card").is_visible()
     page.keyboard.press("Escape")
     assert not page.locator("#card").is_visible()
-    page.focus("#tab-coin")
+    page.focus("#tab-next-token")
     page.keyboard.press("ArrowRight")
     assert page.locator("#tab-write").get_attribute("aria-selected") == "true"
     nameless = page.locator("button:visible, input:visible, textarea:visible").evaluate_all(
@@ -262,7 +262,7 @@ def test_keyboard_alone(words: Serving, visit: Callable[..., Any]) -> None:
     assert nameless == 0 and page.locator("[role=status]").text_content()
 
 
-def test_a_phone_needs_no_sideways_scrolling(words: Serving, visit: Callable[..., Any]) -> None:
+def test_a_phone_needs_no_horizontal_scrolling(words: Serving, visit: Callable[..., Any]) -> None:
     page = visit(words, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
     flip(page, 2)
     page.click("#compare")
@@ -278,19 +278,19 @@ def test_markup_in_a_prompt_stays_text(words: Serving, visit: Callable[..., Any]
 
 
 def test_a_key_is_asked_for_and_an_error_is_shown(start: Callable[..., Serving], visit: Callable[..., Any]) -> None:
-    locked = start(model=writer(3), tokenizer=letters(), api_key="sesame")
+    locked = start(model=ascii_model(3), tokenizer=byte_tokenizer(), api_key="sesame")
     page = visit(locked, wait="dialog[open]", quiet=False)  # a refused request is in the console by itself
     page.fill("#key", "sesame")
     page.keyboard.press("Enter")
     page.wait_for_selector(".bar")
     page.fill("#prompt", "A" * 200)
-    page.wait_for_selector("#trouble:visible")
-    assert "exceed" in page.locator("#trouble").text_content()
+    page.wait_for_selector("#error:visible")
+    assert "exceed" in page.locator("#error").text_content()
 
 
 def test_another_checkpoint_other_bars(
     words: Serving, start: Callable[..., Serving], visit: Callable[..., Any]
 ) -> None:
-    other = start(model=writer(4), tokenizer=letters())
+    other = start(model=ascii_model(4), tokenizer=byte_tokenizer())
     shown = [visit(each).locator(".bar").all_text_contents() for each in (words, other)]
     assert shown[0] != shown[1]

@@ -1,4 +1,4 @@
-// The server, from the page's side: JSON calls, server-sent events, and the key if it asks for one.
+// Requests to the server: JSON, server-sent events, and the API key if it needs one.
 
 import { t } from "./i18n.js";
 
@@ -32,7 +32,7 @@ async function reason(response) {
   }
 }
 
-let asking = null; // several calls may meet the closed door at once; one dialog is enough
+let asking = null; // several requests may be refused at once; one dialog is enough
 
 function askForKey(refused) {
   if (sessionStorage.getItem(KEY) !== refused) return Promise.resolve(); // another call has got one meanwhile

@@ -1,4 +1,4 @@
-// Puts the page together: language, theme, tabs, sliders, and the two rooms behind the tabs.
+// The page's entry point: language, theme, tabs, sliders, and the two panels.
 
 import { getJson } from "./api.js";
 import { Lane } from "./next_token.js";
@@ -17,20 +17,20 @@ const page = {
     const k = TOP_K[$("top-k").value];
     return k === null ? knobs : { ...knobs, top_k: k };
   },
-  say: (text) => {
-    $("news").textContent = text;
-    $("trouble").hidden = true;
+  announce: (text) => {
+    $("status").textContent = text;
+    $("error").hidden = true;
   },
-  fail: (error) => {
+  showError: (error) => {
     stopRunning();
-    $("trouble").textContent = error.message;
-    $("trouble").hidden = false;
+    $("error").textContent = error.message;
+    $("error").hidden = false;
   },
-  room: () => lanes[0]?.room ?? Infinity,
-  moved: () => showButtons(),
-  takeToCoin: (prompt, path) => {
+  capacity: () => lanes[0]?.capacity ?? Infinity,
+  laneChanged: () => showButtons(),
+  openInLane: (prompt, path) => {
     $("prompt").value = prompt;
-    select("coin");
+    select("next-token");
     lanes[0].restart(path.map((token) => ({ ...token, how: "draw" })));
     $("flip").focus({ preventScroll: true });
   },
@@ -40,7 +40,7 @@ const lanes = [];
 let running = false;
 let flipping = false;
 
-// --- the coin's buttons
+// --- buttons of the next-token panel
 
 async function flipAll() {
   if (flipping) return false;
@@ -70,7 +70,7 @@ function stopRunning() {
 }
 
 function showButtons() {
-  const ready = lanes.some((lane) => lane.news && lane.news.context_left > 0);
+  const ready = lanes.some((lane) => lane.answer && lane.answer.context_left > 0);
   $("flip").disabled = flipping || running || !ready;
   $("run").disabled = !running && !ready;
   $("run").textContent = t(running ? "pause" : "run");
@@ -95,7 +95,7 @@ function toggleCompare() {
     $("lanes").classList.remove("two");
     showButtons();
   } else {
-    addLane(Number(lanes[0].seed.value) + 1, [...lanes[0].path]); // both stand at the same fork of the road
+    addLane(Number(lanes[0].seed.value) + 1, [...lanes[0].path]); // both lanes continue the same text
   }
 }
 
@@ -109,7 +109,7 @@ function showKnobs() {
   $("top-k").setAttribute("aria-valuetext", topK ?? t("all"));
 }
 
-function later(ms, action) {
+function debounced(ms, action) {
   let timer = 0;
   return () => {
     clearTimeout(timer);
@@ -117,23 +117,23 @@ function later(ms, action) {
   };
 }
 
-const refreshAll = later(30, () => lanes.forEach((lane) => lane.refresh()));
-const restartAll = later(250, () => lanes.forEach((lane) => lane.restart()));
+const refreshAll = debounced(30, () => lanes.forEach((lane) => lane.refresh()));
+const restartAll = debounced(250, () => lanes.forEach((lane) => lane.restart()));
 
 // --- tabs, language, theme
 
 function select(name) {
-  for (const each of ["coin", "write"]) {
+  for (const each of ["next-token", "write"]) {
     const on = each === name;
     $(each).hidden = !on;
     $(`tab-${each}`).setAttribute("aria-selected", on);
     $(`tab-${each}`).tabIndex = on ? 0 : -1;
   }
-  if (name !== "coin") stopRunning();
+  if (name !== "next-token") stopRunning();
   closeCard();
 }
 
-function speak() {
+function applyLanguage() {
   document.documentElement.lang = currentLanguage() === "zh" ? "zh-CN" : "en";
   translate(document);
   $("language").textContent = t("otherLanguage");
@@ -147,7 +147,7 @@ function speak() {
 
 const theme = () => localStorage.getItem("lit_gpt.theme") ?? "auto";
 
-function dress() {
+function applyTheme() {
   if (theme() === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme();
   $("theme").textContent = t(`theme${theme()}`);
@@ -157,7 +157,7 @@ function dress() {
 
 let writer = null;
 
-function listen() {
+function addListeners() {
   $("flip").addEventListener("click", flipAll);
   $("run").addEventListener("click", () => (running ? stopRunning() : keepFlipping()));
   $("back").addEventListener("click", () => { stopRunning(); lanes.forEach((lane) => lane.back()); });
@@ -167,11 +167,11 @@ function listen() {
   for (const id of ["temperature", "top-k", "top-p"]) {
     $(id).addEventListener("input", () => { showKnobs(); refreshAll(); });
   }
-  for (const name of ["coin", "write"]) {
+  for (const name of ["next-token", "write"]) {
     $(`tab-${name}`).addEventListener("click", () => select(name));
     $(`tab-${name}`).addEventListener("keydown", (event) => {
       if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-      const other = name === "coin" ? "write" : "coin";
+      const other = name === "next-token" ? "write" : "next-token";
       select(other);
       $(`tab-${other}`).focus();
     });
@@ -180,21 +180,21 @@ function listen() {
     const untouched = $("prompt").value === t("defaultPrompt");
     switchLanguage();
     if (untouched) $("prompt").value = t("defaultPrompt");
-    speak();
+    applyLanguage();
     if (untouched) restartAll();
   });
   $("theme").addEventListener("click", () => {
     const next = { auto: "light", light: "dark", dark: "auto" }[theme()];
     localStorage.setItem("lit_gpt.theme", next);
-    dress();
+    applyTheme();
   });
 }
 
 async function start() {
   $("prompt").value = t("defaultPrompt");
-  dress();
-  speak();
-  listen();
+  applyTheme();
+  applyLanguage();
+  addListeners();
   writer = new Writer(page);
   try {
     const { data } = await getJson("/v1/models");
@@ -203,7 +203,7 @@ async function start() {
     $("length").max = data[0].max_model_len - 1;
     await addLane(1);
   } catch (error) {
-    page.fail(error);
+    page.showError(error);
   }
 }
 

@@ -1,4 +1,4 @@
-// Tokens as people can read them: bytes joined into characters, white space made visible, colour by probability.
+// Printable tokens: bytes joined into characters, white space made visible, colour by probability.
 
 import { percent, t } from "./i18n.js";
 
@@ -52,7 +52,7 @@ export function quoted(token) {
   return `“${nameOf(token)}”`;
 }
 
-// Five steps from a long shot to a near certainty; style.css has a colour for each.
+// The class of one of five steps of probability; style.css has a colour for each.
 export function shade(p) {
   return `p${[0.01, 0.05, 0.2, 0.5].filter((edge) => p >= edge).length}`;
 }
@@ -69,7 +69,7 @@ export class Sheet {
     root.replaceChildren(this.prompt, this.caret);
   }
 
-  // tokens: [{ text, p, alternatives: [[text, p], …] }]; `at` is the one being looked at.
+  // tokens: [{ text, p, alternatives: [[text, p], …] }]; `at` is the one whose distribution is shown.
   show(prompt, tokens, at = -1) {
     this.prompt.textContent = prompt;
     const texts = pieces(tokens.map((token) => (isEnd(token) ? "" : token.text)));

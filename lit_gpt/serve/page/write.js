@@ -1,4 +1,4 @@
-// "Let it write": a streamed completion, each token coloured by the probability that the model gave it.
+// The writing panel: a streamed completion, each token coloured by the probability that the model gave it.
 
 import { postStream } from "./api.js";
 import { number, percent, t } from "./i18n.js";
@@ -7,7 +7,7 @@ import { Sheet } from "./text.js";
 const ALTERNATIVES = 6;
 
 export class Writer {
-  // page: { knobs(), prompt(), room(), say(text), fail(error), takeToCoin(promptIds, tokens) }
+  // page: { knobs(), prompt(), capacity(), announce(text), showError(error), openInLane(prompt, tokens) }
   constructor(page) {
     this.page = page;
     this.sheet = new Sheet(document.getElementById("sheet"), (i) => this.pick(i));
@@ -30,13 +30,13 @@ export class Writer {
     this.written = this.page.prompt(); // what these tokens continue, whatever is typed meanwhile
     this.busy(true);
     this.sheet.show(this.written, []);
-    this.page.say(t("writing"));
+    this.page.announce(t("writing"));
     try {
       await this.read();
-      this.page.say(this.stats.textContent);
+      this.page.announce(this.stats.textContent);
     } catch (error) {
-      if (error.name === "AbortError") this.page.say(t("stopped"));
-      else this.page.fail(error);
+      if (error.name === "AbortError") this.page.announce(t("stopped"));
+      else this.page.showError(error);
     } finally {
       this.busy(false);
       this.running = null;
@@ -46,7 +46,7 @@ export class Writer {
   async read() {
     const { seed, ...knobs } = this.page.knobs();
     const body = { ...knobs, prompt: this.written, logprobs: ALTERNATIVES, return_token_ids: true,
-      max_tokens: Math.min(Number(document.getElementById("length").value), this.page.room()) };
+      max_tokens: Math.min(Number(document.getElementById("length").value), this.page.capacity()) };
     for await (const { choices } of postStream("/v1/completions", body, this.running.signal)) {
       if (choices.length) this.add(choices[0]);
     }
@@ -75,7 +75,7 @@ export class Writer {
 
   pick(index) {
     this.running?.abort();
-    this.page.takeToCoin(this.written, this.tokens.slice(0, index));
+    this.page.openInLane(this.written, this.tokens.slice(0, index));
   }
 
   busy(on) {
