@@ -185,7 +185,7 @@ class BodyLimit:
             return await self.refuse(ApiError(408, "the body did not arrive in time", code="slow_body"), scope, send)
         except ApiError as error:
             return await self.refuse(error, scope, send)
-        if body is None:  # the client left before its body was whole
+        if body is None:  # the client disconnected before its body was complete
             self.metrics.disconnects.inc()
             return
         first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -196,7 +196,7 @@ class BodyLimit:
         await self.app(scope, replay, send)
 
     async def read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body, or None if the client left.
+        """The body, or None if the client disconnected.
 
         What is too large is still read, and dropped, up to a point: a client that is cut off while it sends would see a
         broken connection and not the answer.
@@ -222,7 +222,7 @@ class BodyLimit:
         return b"".join(parts)
 
     async def refuse(self, error: ApiError, scope: Scope, send: Send) -> None:
-        """Answer and close: what is left of the body would have to be read before the connection served again."""
+        """Answer and close: to keep the connection, the rest of the body would have to be read first."""
         self.metrics.rejected.labels(str(error.code)).inc()
         error.headers["Connection"] = "close"
 

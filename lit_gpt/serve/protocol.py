@@ -308,7 +308,7 @@ class DrawBody(BaseModel):
     """One draw from the distribution.
 
     Attributes:
-        u: the random number in [0, 1), a function of seed and position alone; None where the likeliest is taken.
+        u: the random number in [0, 1), a function of seed and position alone; None at temperature 0.
         token: the candidate whose interval holds it.
     """
 

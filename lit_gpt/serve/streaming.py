@@ -56,7 +56,7 @@ async def run_until_disconnect(receive: Receive, work: Coroutine[Any, Any, T], o
 class EventStream(Response):
     """OpenAI's server-sent events: `data: {chunk}` each, `data: [DONE]` at the end.
 
-    The first chunk is made before the headers are sent, so that what fails until then (a full queue, a dead engine) has
+    The first chunk is made before the headers are sent, so that what fails before (a full queue, a failed engine) has
     its proper status; what fails later is an error event, after which the stream ends without `[DONE]`.
 
     Args:

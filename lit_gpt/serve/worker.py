@@ -175,7 +175,7 @@ class Worker:
         """Outputs of all continuations until the last has ended; close it early and they are cancelled.
 
         Raises:
-            ApiError: 400 for what the engine refuses, 503 if the wait is too long or the engine dies, 504 if the
+            ApiError: 400 for what the engine refuses, 503 if the wait is too long or the engine fails, 504 if the
                 whole request takes too long.
         """
         job = Job(arrived, len(prompts) * generation_config.num_samples)
