@@ -36,7 +36,7 @@ from lit_gpt.options import OneLineErrors, parser_keys
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.callbacks import Samples, default_callbacks, progress_bar
 from lit_gpt.train.module import LitGPT
-from lit_gpt.train.precision import Decision, device_type, resolve_compile, resolve_precision
+from lit_gpt.train.precision import Decision, TrainerPrecision, device_type, resolve_compile, resolve_precision
 from lit_gpt.train.rank_zero import decide_once, is_rank_zero
 
 _METHOD_SKIPS = {
@@ -48,7 +48,7 @@ _METHOD_SKIPS = {
 _FREE_KEYS = {"dropout"}
 """Keys of the model's config that a checkpoint does not settle: they shape the training, not the weights."""
 
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+Precision = Literal["auto", TrainerPrecision]
 
 
 class GPTTrainer(Trainer):

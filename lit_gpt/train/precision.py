@@ -12,7 +12,7 @@ import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,17 +22,11 @@ from lit_gpt.inference import native as kernels
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 
-PRECISIONS = (
-    "32-true",
-    "bf16-mixed",
-    "16-mixed",
-    "bf16-true",
-    "16-true",
-    "64-true",
-    "transformer-engine",
-    "transformer-engine-float16",
-)
-"""What Lightning's Trainer knows."""
+TrainerPrecision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+"""The precisions that can be trained in here, by the names of Lightning's Trainer."""
+
+PRECISIONS = (*get_args(TrainerPrecision), "transformer-engine", "transformer-engine-float16")
+"""All precisions that Lightning's Trainer knows. Those of Transformer Engine need layers of its own."""
 
 _ALIASES = {
     "32": "32-true",
