@@ -35,8 +35,9 @@ from lit_gpt.model.config import GPTConfig, preset_values
 from lit_gpt.options import OneLineErrors, parser_keys
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.callbacks import Samples, default_callbacks, progress_bar
+from lit_gpt.train.compile import resolve_compile
 from lit_gpt.train.module import LitGPT
-from lit_gpt.train.precision import Decision, TrainerPrecision, device_type, resolve_compile, resolve_precision
+from lit_gpt.train.precision import Decision, TrainerPrecision, device_type, resolve_precision
 from lit_gpt.train.rank_zero import decide_once, is_rank_zero
 
 _METHOD_SKIPS = {
