@@ -28,8 +28,9 @@ from torch import Tensor
 from lit_gpt.atomic import atomic_write
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
-from lit_gpt.train.optim import OptimizerConfig, ScheduleConfig, clip_gradients, make_optimizer
+from lit_gpt.train.optim import OptimizerConfig, clip_gradients, make_optimizer
 from lit_gpt.train.precision import cpu_has_bf16
+from lit_gpt.train.schedule import ScheduleConfig
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "shakespeare_char_modern.yaml"
 

@@ -34,7 +34,8 @@ from lit_gpt.generation.engine import Draft, check_draft
 from lit_gpt.model.config import GPTConfig, preset_values
 from lit_gpt.options import OneLineErrors, parser_keys
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from lit_gpt.train.callbacks import Samples, default_callbacks, progress_bar
+from lit_gpt.train.callbacks.defaults import default_callbacks, progress_bar
+from lit_gpt.train.callbacks.samples import Samples
 from lit_gpt.train.compile import resolve_compile
 from lit_gpt.train.module import LitGPT
 from lit_gpt.train.precision import Decision, TrainerPrecision, device_type, resolve_precision
