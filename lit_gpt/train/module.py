@@ -1,4 +1,4 @@
-"""LitGPT: the GPT as Lightning trains, validates and checkpoints it."""
+"""LitGPT, the LightningModule: how a GPT is trained, validated, sampled and checkpointed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -49,6 +50,18 @@ class LitGPT(L.LightningModule):
     """
 
     model: GPT
+    tokenizer: Tokenizer | None = None
+    initial_weights: dict[str, Tensor] | None = None
+    precision_reason: str = "as asked for"
+    stepped: bool = False
+    generation_config: GenerationConfig = GenerationConfig()
+    observer: Observer | None = None
+    inference_precision: str = "auto"
+    draft: Draft | None = None
+    _completions: Completions[PromptRecord] | None = None
+    _byte_lengths: Tensor | None = None
+    _step_loss: Tensor | None = None
+    _gradient_norm: Tensor | None = None
 
     def __init__(
         self,
@@ -59,7 +72,7 @@ class LitGPT(L.LightningModule):
         compile: Literal["auto"] | bool = "auto",
         activation_checkpointing: bool = False,
     ) -> None:
-        """A module without weights yet: they are made when the Trainer knows where they belong.
+        """A module without weights yet: they are made when the Trainer knows on which devices they belong.
 
         Args:
             config: the model's shape.
@@ -75,36 +88,22 @@ class LitGPT(L.LightningModule):
         if preset is not None and config == GPTConfig():
             config = GPTConfig.from_preset(preset)
         self.config = config
-        self.optimizer_config = optimizer
-        self.schedule_config = schedule
+        self.optimizer_config, self.schedule_config = optimizer, schedule
         self.compile_model = compile
         self.activation_checkpointing = activation_checkpointing
         self.model = None  # type: ignore[assignment]
-        self.tokenizer: Tokenizer | None = None
-        self.initial_weights: dict[str, Tensor] | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self.generation_config = GenerationConfig()
-        self.observer: Observer | None = None
-        self.inference_precision = "auto"
-        self.draft: Draft | None = None
-        self._completions: Completions[PromptRecord] | None = None
-        self.precision_reason = "as asked for"
         self.metric = LanguageModelMetric()
-        self._byte_lengths: Tensor | None = None
         self._micro_losses: list[Tensor] = []
-        self.stepped = False
-        self._step_loss: Tensor | None = None
-        self._gradient_norm: Tensor | None = None
         # Plain values: a dataclass in a checkpoint could not be read without running code.
-        values = {
+        self.save_hyperparameters({
             "config": config.to_dict(),
             "preset": preset,
             "optimizer": dataclasses.asdict(optimizer),
             "schedule": dataclasses.asdict(schedule),
             "compile": compile,
             "activation_checkpointing": activation_checkpointing,
-        }
-        self.save_hyperparameters(values)
+        })  # fmt: skip
 
     # Building ----------------------------------------------------------------------------------------------------
 
@@ -133,7 +132,7 @@ class LitGPT(L.LightningModule):
             return self.trainer.strategy.root_device.type == "cuda"
         return self.compile_model
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped once per optimizer step."""
         fused = not str(self.trainer.precision).startswith("16")  # a gradient scaler is at work there
         optimizer = make_optimizer(self.model, self.optimizer_config, fused)
@@ -250,7 +249,7 @@ class LitGPT(L.LightningModule):
     def predict_step(self, batch: list[PromptRecord], batch_idx: int) -> list[tuple[PromptRecord, list[Completion]]]:
         """Continue prompts; those that are finished by now, which may be of earlier batches.
 
-        A batch fills the engine's free rows and leaves when it begins to wait; the last one stays until all is done.
+        A batch fills the engine's free slots and returns when it would have to wait, the last one when all is done.
         """
         completions = self._completions
         assert completions is not None

@@ -1,6 +1,6 @@
 """Timing of a training step on the CPU, with a throw-away model of the run's own shapes.
 
-What the hardware does not settle is timed: on one and the same CPU bf16 autocast won or lost by factors, depending on
+What the hardware does not decide is timed: on one and the same CPU bf16 autocast won or lost by factors, depending on
 the shapes and on which kernels PyTorch has for them.
 """
 
