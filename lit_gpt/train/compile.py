@@ -31,11 +31,11 @@ def resolve_compile(
 
     Args:
         config: the model.
-        precision: as the Trainer takes it.
+        precision: by the Trainer's name.
         batch_size: rows of one micro-batch.
         run_tokens: tokens of the whole run; 0 if unknown.
         eager: a step without it, if `resolve_precision` has timed one.
-        accelerator: as the Trainer takes it.
+        accelerator: by the Trainer's name.
         activation_checkpointing: whether the run will use it.
     """
     device = device_type(accelerator)

@@ -43,7 +43,7 @@ class CheckpointKeepsFlags:
     """
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing, in place of Lightning's merging of the checkpoint's hyperparameters over what was parsed."""
+        """Nothing, where LightningCLI would merge the checkpoint's hyperparameters over what was parsed."""
 
 
 class _NotAdvertising(logging.Filter):
@@ -134,7 +134,7 @@ def begin_next_epoch(fit_loop: dict[str, Any]) -> None:
 
 
 class SigtermRequest:
-    """Whether this process was told to stop, in place of Lightning's handler of SIGTERM.
+    """Whether this process received SIGTERM, and a handler that replaces Lightning's.
 
     That one communicates inside the signal, which can lock the ranks up (issue 20806), and stops between two
     micro-batches of one step, whose gradient is then lost. It can go when Lightning's ranks agree on the end outside
@@ -158,7 +158,7 @@ class SigtermRequest:
             signal.signal(signal.SIGTERM, on_sigterm)
 
     def agree(self, trainer: L.Trainer, device: torch.device) -> None:
-        """After an optimizer step: if any rank was told to stop, Lightning ends the run of all with this batch."""
+        """After an optimizer step: if any rank received SIGTERM, Lightning ends the run of all with this batch."""
         received = self._received
         if trainer.world_size > 1:
             flag = torch.tensor(int(received), device=device)

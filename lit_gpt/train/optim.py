@@ -83,7 +83,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = True
     """The optimizer of `config` over `model`'s parameters.
 
     Args:
-        model: its parameters stand on their final device.
+        model: its parameters are on their final device.
         config: kind and rates.
         fused: AdamW in one kernel, on CPU and GPU. Leave it off under a gradient scaler, which a fused step would
             bypass before clipping.

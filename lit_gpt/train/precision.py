@@ -29,7 +29,7 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class Decision:
-    """A precision as the Trainer takes it, why it was chosen, and the timings behind it, if any were needed."""
+    """A precision by the Trainer's name, why it was chosen, and the timings behind it, if any were needed."""
 
     precision: str
     reason: str
@@ -59,11 +59,11 @@ def resolve_precision(
     result: two ranks may time differently.
 
     Args:
-        requested: `auto` or what Lightning's Trainer takes.
+        requested: `auto` or a name of Lightning's Trainer.
         config: the model.
         batch_size: rows of one micro-batch.
         block_size: tokens of a row; the config's if None.
-        accelerator: as the Trainer takes it: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
+        accelerator: by the Trainer's name: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
         activation_checkpointing: whether the run will use it.
 
     Raises:

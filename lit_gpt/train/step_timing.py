@@ -30,7 +30,7 @@ class StepTiming:
     """What one training step (forward and backward pass) took.
 
     Attributes:
-        precision: as the Trainer takes it.
+        precision: by the Trainer's name.
         seconds: of the fastest step.
         tokens: target tokens of the step.
         rows: rows of the step's batch.

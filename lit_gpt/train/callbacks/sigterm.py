@@ -25,7 +25,7 @@ class SigtermStop(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """After each optimizer step the ranks agree on whether one of them was told to stop."""
+        """After each optimizer step the ranks agree on whether one of them received SIGTERM."""
         assert isinstance(pl_module, LitGPT)
         if pl_module.stepped:
             self._request.agree(trainer, pl_module.device)
