@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # reads this when it first allocates.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-_HOMES = {
+_MODULES = {
     "GPT": "lit_gpt.model.gpt",
     "GPTConfig": "lit_gpt.model.config",
     "GenerationConfig": "lit_gpt.generation.generation_config",
@@ -35,7 +35,7 @@ __all__ = ["GPT", "GPTConfig", "GenerationConfig", "LitGPT", "TokenDataModule", 
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `lit_gpt --help` must not pay for torch."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    """The public name, imported on first use: `lit_gpt --help` must not pay for torch."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'lit_gpt' has no attribute '{name}'")

@@ -1,9 +1,9 @@
-"""`load`: a checkpoint of any kind becomes an object that generates, streams and scores."""
+"""The Python API: `load` a checkpoint of any kind, then generate, stream and score."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -34,8 +34,8 @@ def load(path_or_id: str, precision: str = "auto", device: str = "auto") -> Gene
         UserError: if there is no such checkpoint, precision or device.
     """
     model, tokenizer = _read(path_or_id)
-    place = resolve_device(device)
-    return Generator(prepare_for_inference(model.to(place), precision), tokenizer, precision, place)
+    target = resolve_device(device)
+    return Generator(prepare_for_inference(model.to(target), precision), tokenizer, precision, target)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -47,11 +47,11 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        found = torch.device(device)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device={device!r} cannot be used here: choose auto or cpu") from error
-    return place
+    return found
 
 
 def _read(path_or_id: str) -> tuple[GPT, Tokenizer | None]:
@@ -61,7 +61,7 @@ def _read(path_or_id: str) -> tuple[GPT, Tokenizer | None]:
 
 
 class Generator:
-    """A model and its tokenizer, ready to write. Keyword names are the flags of `predict` (`GenerationConfig`).
+    """A model and its tokenizer, ready to generate. Keyword names are the flags of `predict` (`GenerationConfig`).
 
     Attributes:
         model: the GPT, in eval mode.
@@ -109,8 +109,8 @@ class Generator:
         results: list[list[Completion]] = [[] for _ in prompts]
         engine = self._engine(generation_config)
         try:
-            for place, completions in complete(engine, ids, generation_config, value):
-                results[place] = completions
+            for index, completions in complete(engine, ids, generation_config, value):
+                results[index] = completions
         finally:
             engine.cancel_all()  # after an error or an interrupt: what is left must not meet the next call
         for completion in (completion for completions in results for completion in completions):
@@ -118,7 +118,7 @@ class Generator:
                 raise RuntimeError(completion.error)
         return results
 
-    def generate(self, prompt: Any, value: Value | None = None, **settings: Any) -> Any:
+    def generate(self, prompt: PromptInput | Sequence[PromptInput], value: Value | None = None, **settings: Any) -> Any:
         """Continue a prompt, or several.
 
         >>> gpt.generate("ROMEO:", max_new_tokens=50, temperature=0.8)  # doctest: +SKIP
@@ -130,13 +130,14 @@ class Generator:
 
         Returns:
             The continuation as text (as ids where there is no tokenizer); a list of them for a list of prompts. With
-            `num_samples` above 1 each of them is a list.
+            `num_samples` above 1 each of them is a list. The type depends on these values, so it is not declared.
 
         Raises:
             UserError: for settings or prompts that are wrong.
         """
         one = isinstance(prompt, str) or (len(prompt) > 0 and all(isinstance(token, int) for token in prompt))
-        results = self.complete([prompt] if one else prompt, value, **settings)
+        prompts = cast("Sequence[PromptInput]", [prompt] if one else prompt)
+        results = self.complete(prompts, value, **settings)
         single = settings.get("num_samples", 1) == 1
         made = [[self._plain(item) for item in completions] for completions in results]
         flat = [items[0] if single else items for items in made]
@@ -184,7 +185,7 @@ class Generator:
         return completion.prompt or []
 
     def _engine(self, generation_config: GenerationConfig) -> Engine:
-        """The engine that `generate` and its like share: its rows remember prefixes from call to call.
+        """The engine that `generate` and its like share: its slots keep cached prefixes from call to call.
 
         While a stream is being read, it is busy, and the call gets one of its own.
         """

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes and links: a path holds the old content or the whole new one."""
 
 import os
 import tempfile
@@ -39,7 +39,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
 
 
 def atomic_link(target: str | os.PathLike[str], link: str | os.PathLike[str]) -> None:
-    """Point the symbolic link `link` at `target`, replacing what stood there in one step.
+    """Point the symbolic link `link` at `target`, replacing what was there in one step.
 
     The link is relative, so that the folder can be moved as a whole.
     """

@@ -1,4 +1,4 @@
-"""A batch as the data makes it and the model takes it."""
+"""`Batch`, the inputs and targets of one training step, and `IGNORE_INDEX`, the target that does not count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one exception that means: the input is wrong, and here is what to do about it."""
+"""UserError: bad input, with a message that says what to do about it."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What the plain subcommands (`prepare`, `serve`, `convert`, `info`, …) share: one parser, one manner."""
+"""The argument parser of `prepare`, `serve`, `convert`, `info`, …: YAML and environment too, one-line errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 
 
 class OneLineErrors:
-    """What makes a jsonargparse parser report bad input as one line that names the nearest right key."""
+    """Mixin for a jsonargparse parser: bad input is reported in one line that names the nearest right key."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise `UserError`; the program turns it into one line and exit status 2."""
@@ -44,11 +44,11 @@ class CommandParser(OneLineErrors, ArgumentParser):
 
 
 def parser_keys(parser: ArgumentParser) -> list[str]:
-    """Every dotted key that `parser` takes."""
+    """Every dotted key of `parser`."""
     return [action.dest for action in parser._actions]
 
 
-def make_parser(name: str, description: str) -> Any:
+def make_parser(name: str, description: str) -> CommandParser:
     """A parser for `lit_gpt NAME`: `--config FILE` (repeatable), `--print_config`, `LIT_GPT_NAME__KEY`.
 
     Precedence is jsonargparse's own: default < environment < file < flag.

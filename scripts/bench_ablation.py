@@ -1,4 +1,4 @@
-"""What each part of the modern block is worth: the recipe with one part changed, at equal time, with several seeds.
+"""Effect of each part of the modern block on the loss: the recipe with one part changed, at equal time.
 
     python scripts/bench_ablation.py --text tinyshakespeare.txt --seeds 1 2 3
 
@@ -6,7 +6,7 @@ The recipe is `configs/shakespeare_char_modern.yaml`: its model, optimizer, sche
 CPU has that, its blocks compiled. First the training steps of all variants are timed in turn; then every variant gets
 as many steps as `--seconds` hold, its learning rate falling to 0 with the last. Compilation is not counted: it is much
 the same for all. The loss is over the whole held-out tenth in fp32.
-Runs already in the results file are not made again.
+Each is run with several seeds. Runs already in the results file are not made again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from torch import Tensor
 from lit_gpt.atomic import atomic_write
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
-from lit_gpt.train.optim import OptimizerConfig, ScheduleConfig, clip_gradients, make_optimizer
+from lit_gpt.train.optim import OptimizerConfig, clip_gradients, make_optimizer
 from lit_gpt.train.precision import cpu_has_bf16
+from lit_gpt.train.schedule import ScheduleConfig
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "shakespeare_char_modern.yaml"
 
@@ -137,12 +138,12 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 1000
     recipe = yaml.safe_load(RECIPE.read_text())
     text = options.text.read_text()
-    place = {character: index for index, character in enumerate(sorted(set(text)))}
-    ids = torch.tensor([place[character] for character in text])
+    char_ids = {character: index for index, character in enumerate(sorted(set(text)))}
+    ids = torch.tensor([char_ids[character] for character in text])
     train, held_out = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     if not set(options.variants) <= results.get("seconds", {}).keys():
-        results["seconds"] = step_seconds(options.variants, recipe, train, len(place), options.rounds)
+        results["seconds"] = step_seconds(options.variants, recipe, train, len(char_ids), options.rounds)
         keep(results, options.output)
     torch._dynamo.reset()
     schedule = ScheduleConfig(**recipe["model"]["schedule"])
@@ -152,7 +153,7 @@ def main() -> None:
             if str(seed) in runs:
                 continue
             n_step = int(options.seconds / results["seconds"][variant])
-            trainee, factor = Trainee(variant, recipe, len(place), seed), schedule.factor(n_step)
+            trainee, factor = Trainee(variant, recipe, len(char_ids), seed), schedule.factor(n_step)
             draw = batches(train, recipe["data"]["batch_size"], trainee.config.block_size, seed)
             for i in range(n_step):
                 trainee.step(draw(), factor(i))

@@ -187,8 +187,8 @@ def held_out_loss(checkpoint: Path, options: argparse.Namespace) -> float:
     if gpt.tokenizer is not None:
         ids = gpt.tokenizer.encode(held_out)
     else:  # a nanoGPT checkpoint has no vocabulary in it: characters in sorted order
-        place = {character: index for index, character in enumerate(sorted(set(text)))}
-        ids = [place[character] for character in held_out]
+        char_ids = {character: index for index, character in enumerate(sorted(set(text)))}
+        ids = [char_ids[character] for character in held_out]
     size = gpt.config.block_size
     nll = 0.0
     for start in range(0, len(ids) - 1, size):

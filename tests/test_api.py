@@ -30,7 +30,7 @@ def gpt(model: GPT) -> Generator:
     return Generator(model, get_tokenizer("byte"))
 
 
-def test_load_gives_a_checkpoint_that_writes(model: GPT, gpt: Generator, tmp_path: Path) -> None:
+def test_load_gives_a_generator(model: GPT, gpt: Generator, tmp_path: Path) -> None:
     save_model(tmp_path / "x.ckpt", model, get_tokenizer("byte"))
     loaded = lit_gpt.load(str(tmp_path / "x.ckpt"), precision="fp32", device="cpu")
     assert loaded.generate("ROMEO:", strategy="greedy") == gpt.generate("ROMEO:", strategy="greedy")
@@ -59,7 +59,7 @@ def test_a_stream_is_the_text_in_whole_characters(gpt: Generator) -> None:
     assert len(pieces) > 5
 
 
-def test_a_stream_that_is_left_frees_its_row_and_does_not_disturb(gpt: Generator) -> None:
+def test_a_stream_that_is_left_frees_its_slot_and_does_not_disturb(gpt: Generator) -> None:
     expected = gpt.generate("a", seed=1, max_new_tokens=20)
     stream = gpt.stream("b", seed=2, max_new_tokens=20)
     next(stream)

@@ -1,5 +1,4 @@
-"""One model over several devices with FSDP2: which module is gathered when, and how weights are made without a copy
-of the whole on every device."""
+"""FSDP2: a model sharded over several devices, block by block."""
 
 from __future__ import annotations
 

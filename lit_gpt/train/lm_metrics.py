@@ -1,4 +1,4 @@
-"""What a model's predictions are worth: loss, perplexity and bits per byte over a whole data set, exactly."""
+"""Loss, perplexity and bits per byte over a whole data set, exact for any batch size and number of processes."""
 
 from __future__ import annotations
 

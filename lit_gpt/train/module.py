@@ -1,4 +1,4 @@
-"""LitGPT: the GPT as Lightning trains, validates and checkpoints it."""
+"""LitGPT, the LightningModule: how a GPT is trained, validated, sampled and checkpointed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,8 +27,10 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.fsdp import shard
+from lit_gpt.train.lightning_fixes import begin_next_epoch, clip_module_gradients, log_scalars, total_steps
 from lit_gpt.train.lm_metrics import LanguageModelMetric, byte_lengths, count_bytes
-from lit_gpt.train.optim import OptimizerConfig, ScheduleConfig, clip_gradients, make_optimizer
+from lit_gpt.train.optim import OptimizerConfig, make_optimizer
+from lit_gpt.train.schedule import ScheduleConfig
 
 
 class LitGPT(L.LightningModule):
@@ -47,6 +50,18 @@ class LitGPT(L.LightningModule):
     """
 
     model: GPT
+    tokenizer: Tokenizer | None = None
+    initial_weights: dict[str, Tensor] | None = None
+    precision_reason: str = "as asked for"
+    stepped: bool = False
+    generation_config: GenerationConfig = GenerationConfig()
+    observer: Observer | None = None
+    inference_precision: str = "auto"
+    draft: Draft | None = None
+    _completions: Completions[PromptRecord] | None = None
+    _byte_lengths: Tensor | None = None
+    _step_loss: Tensor | None = None
+    _gradient_norm: Tensor | None = None
 
     def __init__(
         self,
@@ -57,7 +72,7 @@ class LitGPT(L.LightningModule):
         compile: Literal["auto"] | bool = "auto",
         activation_checkpointing: bool = False,
     ) -> None:
-        """A module without weights yet: they are made when the Trainer knows where they belong.
+        """A module without weights yet: they are made when the Trainer knows on which devices they belong.
 
         Args:
             config: the model's shape.
@@ -73,36 +88,22 @@ class LitGPT(L.LightningModule):
         if preset is not None and config == GPTConfig():
             config = GPTConfig.from_preset(preset)
         self.config = config
-        self.optimizer_config = optimizer
-        self.schedule_config = schedule
+        self.optimizer_config, self.schedule_config = optimizer, schedule
         self.compile_model = compile
         self.activation_checkpointing = activation_checkpointing
         self.model = None  # type: ignore[assignment]
-        self.tokenizer: Tokenizer | None = None
-        self.initial_weights: dict[str, Tensor] | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self.generation_config = GenerationConfig()
-        self.observer: Observer | None = None
-        self.inference_precision = "auto"
-        self.draft: Draft | None = None
-        self._completions: Completions[PromptRecord] | None = None
-        self.precision_reason = "as asked for"
         self.metric = LanguageModelMetric()
-        self._byte_lengths: Tensor | None = None
         self._micro_losses: list[Tensor] = []
-        self.stepped = False
-        self._step_loss: Tensor | None = None
-        self._gradient_norm: Tensor | None = None
         # Plain values: a dataclass in a checkpoint could not be read without running code.
-        values = {
+        self.save_hyperparameters({
             "config": config.to_dict(),
             "preset": preset,
             "optimizer": dataclasses.asdict(optimizer),
             "schedule": dataclasses.asdict(schedule),
             "compile": compile,
             "activation_checkpointing": activation_checkpointing,
-        }
-        self.save_hyperparameters(values)
+        })  # fmt: skip
 
     # Building ----------------------------------------------------------------------------------------------------
 
@@ -131,23 +132,12 @@ class LitGPT(L.LightningModule):
             return self.trainer.strategy.root_device.type == "cuda"
         return self.compile_model
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped once per optimizer step."""
         fused = not str(self.trainer.precision).startswith("16")  # a gradient scaler is at work there
         optimizer = make_optimizer(self.model, self.optimizer_config, fused)
-        factor = self.schedule_config.factor(self._total_steps())
+        factor = self.schedule_config.factor(total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
-
-    def _total_steps(self) -> int:
-        """Optimizer steps of the whole run; -1 if it has no end.
-
-        `estimated_stepping_batches` builds the data loader early, so that a resume would silently lose the loader's
-        state: it is read only where the number of steps is not given.
-        """
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
-        total = self.trainer.estimated_stepping_batches
-        return -1 if total == float("inf") else int(total)
 
     # Training ----------------------------------------------------------------------------------------------------
 
@@ -161,10 +151,10 @@ class LitGPT(L.LightningModule):
         return loss
 
     def _dropout_seed(self, batch_idx: int) -> int:
-        """A pure function of the place in the run: a resumed run drops what the uninterrupted one would have."""
+        """A pure function of the position in the run: a resumed run drops what the uninterrupted one would have."""
         micro_step = batch_idx % self.trainer.accumulate_grad_batches
-        place = f"{self.seed} {self.global_step} {micro_step} {self.global_rank}"
-        return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "little", signed=True)
+        position = f"{self.seed} {self.global_step} {micro_step} {self.global_rank}"
+        return int.from_bytes(hashlib.sha256(position.encode()).digest()[:8], "little", signed=True)
 
     def configure_gradient_clipping(
         self,
@@ -172,19 +162,18 @@ class LitGPT(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, and keep the norm for the log. Lightning's own way refuses fused AdamW under bf16-mixed."""
+        """Clip, and keep the mean loss and the gradient norm of the step for the log."""
         self._step_loss = torch.stack(self._micro_losses).mean()
         self._micro_losses.clear()
         self.stepped = True
-        if gradient_clip_algorithm == "value" and gradient_clip_val is not None:
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-            gradient_clip_val = None
-        if gradient_clip_val is not None or (self.global_step + 1) % self._log_interval == 0:
-            self._gradient_norm = clip_gradients(self.parameters(), gradient_clip_val)
+        is_logged = (self.global_step + 1) % self._log_interval == 0
+        self._gradient_norm = clip_module_gradients(
+            self.parameters(), gradient_clip_val, gradient_clip_algorithm, is_logged
+        )
 
     @property
     def logs_now(self) -> bool:
-        """Whether an optimizer step has just been made and its turn in the log has come."""
+        """Whether an optimizer step has just been made that is one to log."""
         return self.stepped and self.global_step % self._log_interval == 0
 
     @property
@@ -197,22 +186,13 @@ class LitGPT(L.LightningModule):
         self.stepped = False
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the step that has just been made, if its turn has come. Between turns nothing waits for the device."""
+        """Log the step that has just been made, if it is one to log. In between nothing waits for the device."""
         if not self.logs_now:
             return
         loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")
         self.log("train/loss", loss, prog_bar=True, logger=False)
         rates = {f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups}
-        self.write({"train/loss": loss, "train/gradient_norm": self._gradient_norm, **rates})
-
-    def write(self, figures: dict[str, Any]) -> None:
-        """Figures to the loggers, at the number of optimizer steps done.
-
-        `self.log` would count from 0 and, after a resume in the middle of an epoch, miss its own turns.
-        """
-        scalars = {name: float(value) for name, value in figures.items()}
-        for logger in self.loggers:
-            logger.log_metrics(scalars, step=self.global_step)
+        log_scalars(self, {"train/loss": loss, "train/gradient_norm": self._gradient_norm, **rates})
 
     # Validation and test -----------------------------------------------------------------------------------------
 
@@ -234,11 +214,11 @@ class LitGPT(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss`, `val/perplexity` and `val/bits_per_byte` over all batches of all ranks."""
-        self._log_figures("val")
+        self._log_metric("val")
 
     def on_test_epoch_end(self) -> None:
         """Log the same figures for the test set."""
-        self._log_figures("test")
+        self._log_metric("test")
 
     def _start_counting(self) -> None:
         self.metric.reset()
@@ -249,7 +229,7 @@ class LitGPT(L.LightningModule):
         nll, tokens = self.model(*batch)
         self.metric.update(nll, tokens, 0 if self._byte_lengths is None else count_bytes(batch[1], self._byte_lengths))
 
-    def _log_figures(self, stage: str) -> None:
+    def _log_metric(self, stage: str) -> None:
         figures = self.metric.compute()
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, prog_bar=stage == "val")
         if self.trainer.training or self.trainer.state.fn == "fit":
@@ -269,7 +249,7 @@ class LitGPT(L.LightningModule):
     def predict_step(self, batch: list[PromptRecord], batch_idx: int) -> list[tuple[PromptRecord, list[Completion]]]:
         """Continue prompts; those that are finished by now, which may be of earlier batches.
 
-        A batch fills the engine's free rows and leaves when it begins to wait; the last one stays until all is done.
+        A batch fills the engine's free slots and returns when it would have to wait, the last one when all is done.
         """
         completions = self._completions
         assert completions is not None
@@ -284,7 +264,7 @@ class LitGPT(L.LightningModule):
         return finished
 
     def on_predict_end(self) -> None:
-        """Give the cache's memory back."""
+        """Free the cache's memory."""
         self._completions = None
 
     # Checkpoints -------------------------------------------------------------------------------------------------
@@ -295,7 +275,7 @@ class LitGPT(L.LightningModule):
         checkpoint[KEY] = {**entry, "seed": self.seed, "precision_reason": self.precision_reason}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take tokenizer and seed from a checkpoint."""
+        """Restore tokenizer, seed and Lightning's progress from a checkpoint."""
         entry = checkpoint[KEY]
         self.seed = entry.get("seed", self.seed)
         self.precision_reason = entry.get("precision_reason", self.precision_reason)
@@ -304,15 +284,3 @@ class LitGPT(L.LightningModule):
         align_progress(checkpoint, self.trainer.accumulate_grad_batches)
         if "loops" in checkpoint:
             begin_next_epoch(checkpoint["loops"]["fit_loop"])
-
-
-def begin_next_epoch(fit_loop: dict[str, Any]) -> None:
-    """Mend the loop state of a run that ended with its epoch.
-
-    Lightning resets its count of batches when the next epoch starts, so that a checkpoint from after the last epoch
-    holds a full count: resumed to train on, it would make one batch of the next epoch and skip the rest (2.6.6).
-    """
-    epoch, batch = fit_loop["epoch_progress"]["current"], fit_loop["epoch_loop.batch_progress"]
-    if batch["is_last_batch"] and epoch["completed"] == epoch["ready"] > 0:
-        batch["current"] = dict.fromkeys(batch["current"], 0)
-        batch["is_last_batch"] = False

@@ -1,4 +1,4 @@
-"""Optimizers and learning rate schedules: which parameter gets which update, and how large at which step."""
+"""Optimizers: AdamW and Muon, which parameter each of them updates, and gradient clipping by norm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch.optim import AdamW, Muon, Optimizer
 from lit_gpt.errors import UserError, nearest
 
 OptimizerName = Literal["adamw", "muon"]
-ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Check every value. Raises UserError, naming it and the remedy."""
-        _known("optimizer name", self.name, get_args(OptimizerName))
+        if self.name not in get_args(OptimizerName):
+            raise UserError(f'unknown optimizer name "{self.name}": {nearest(str(self.name), get_args(OptimizerName))}')
         for name in ("lr", "weight_decay", "muon_lr", "muon_weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
@@ -54,65 +54,6 @@ class OptimizerConfig:
                 raise UserError(f"{name}={getattr(self, name)} must lie in [0, 1)")
         if self.eps <= 0:
             raise UserError(f"eps={self.eps} must be above 0")
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """How the learning rate changes over a run, as a factor on each group's peak.
-
-    Attributes:
-        name: after the warm-up `cosine` or `linear` falls to `min_lr_ratio` at the last step, `wsd` stays at the
-            peak and falls linearly at the end (arXiv 2404.06395), `constant` stays.
-        warmup: linear warm-up: a number of steps, or below 1 a share of the run.
-        min_lr_ratio: the last learning rate as a share of the peak.
-        decay: length of `wsd`'s fall: a number of steps, or below 1 a share of the run.
-    """
-
-    name: ScheduleName = "cosine"
-    warmup: float = 0.02
-    min_lr_ratio: float = 0.1
-    decay: float = 0.2
-
-    def __post_init__(self) -> None:
-        """Check every value. Raises UserError, naming it and the remedy."""
-        _known("schedule name", self.name, get_args(ScheduleName))
-        for name in ("warmup", "decay"):
-            value = getattr(self, name)
-            if value < 0 or (value > 1 and value != int(value)):
-                raise UserError(f"{name}={value} must be a whole number of steps, or below 1 a share of the run")
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise UserError(f"min_lr_ratio={self.min_lr_ratio} is a share of the peak: choose a value in [0, 1]")
-
-    def factor(self, total_steps: int) -> Callable[[int], float]:
-        """The factor on the peak rate, as a function of the number of optimizer steps done.
-
-        Args:
-            total_steps: length of the run in optimizer steps; -1 for a run without end, which only `constant` allows.
-
-        Raises:
-            UserError: when the schedule needs an end and there is none, or warm-up and decay do not fit into the run.
-        """
-        if total_steps < 0:
-            if self.name != "constant" or 0 < self.warmup < 1:
-                raise UserError("a run without max_steps or max_epochs has no end to schedule for: set one of them")
-            total_steps = 0
-        warmup, decay = _steps(self.warmup, total_steps), _steps(self.decay, total_steps)
-        if self.name == "wsd" and warmup + decay > total_steps:
-            raise UserError(f"warmup={warmup} and decay={decay} steps exceed the run of {total_steps}: shorten them")
-        if self.name in ("cosine", "linear") and warmup >= total_steps:
-            raise UserError(f"warmup={warmup} steps is no shorter than the run of {total_steps}: shorten it")
-        start = total_steps - decay if self.name == "wsd" else warmup
-        return lambda step: self._at(step, warmup, start, total_steps)
-
-    def _at(self, step: int, warmup: int, start: int, end: int) -> float:
-        """The factor at `step`, with the fall running from `start` to `end`."""
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if self.name == "constant" or step < start:
-            return 1.0
-        done = min(1.0, (step - start) / max(1, end - start))
-        height = 0.5 * (1 + math.cos(math.pi * done)) if self.name == "cosine" else 1 - done
-        return self.min_lr_ratio + (1 - self.min_lr_ratio) * height
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -142,7 +83,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = True
     """The optimizer of `config` over `model`'s parameters.
 
     Args:
-        model: its parameters stand on their final device.
+        model: its parameters are on their final device.
         config: kind and rates.
         fused: AdamW in one kernel, on CPU and GPU. Leave it off under a gradient scaler, which a fused step would
             bypass before clipping.
@@ -197,12 +138,3 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.clip_grad_norm_(with_gradient, math.inf if max_norm is None else max_norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
-def _steps(value: float, total: int) -> int:
-    return round(value * total) if value < 1 else int(value)
-
-
-def _known(what: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise UserError(f'unknown {what} "{value}": {nearest(str(value), known)}')

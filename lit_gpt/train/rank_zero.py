@@ -1,4 +1,4 @@
-"""Before there is a process group: what rank 0 decides or prepares, and how the other ranks learn of it."""
+"""Decisions of rank 0 that all ranks share, before there is a process group."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _calls = 0
 
 
 def decide_once(name: str, decide: Callable[[], str]) -> str:
-    """Run `decide` on rank 0 only and return its value on every rank.
+    """Run `decide` on rank 0 only and return its result on every rank.
 
     Ranks that torchrun or SLURM started meet in a store on the port after the process group's. Ranks that Lightning
     starts later inherit the value in an environment variable, since rank 0 decides before they exist.

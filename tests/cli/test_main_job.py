@@ -78,7 +78,7 @@ def test_fit_alone_prepares_trains_validates_samples_and_leaves_a_checkpoint_tha
     assert texts[0].count("世") >= 2
 
 
-def test_a_checkpoint_settles_the_model_but_not_the_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_fixes_the_model_but_not_the_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0
     last = folder / "lightning_logs/version_0/checkpoints/last.ckpt"
     assert read_header(last).config.n_embd == 32
@@ -118,7 +118,7 @@ def test_what_the_machine_or_the_batch_cannot_do_is_refused_before_any_work(
     assert not (folder / "lightning_logs").exists()
 
 
-def test_fine_tuning_takes_the_weights_shape_and_tokenizer_and_starts_anew(
+def test_fine_tuning_has_the_weights_shape_and_tokenizer_and_starts_anew(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0

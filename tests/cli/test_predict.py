@@ -18,7 +18,8 @@ from environment import ROOT, RunProgram
 from lit_gpt.__main__ import main
 from lit_gpt.api import load
 from lit_gpt.checkpoint.format import save_model
-from lit_gpt.cli.predict import PartialFile, to_line, to_records
+from lit_gpt.cli.partial_results import PartialResults
+from lit_gpt.cli.prediction_writer import to_line, to_records
 from lit_gpt.data.prompts import PromptDataset
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import Completion
@@ -183,7 +184,7 @@ def test_prompts_are_read_from_the_disk_when_they_are_needed(tmp_path: Path) -> 
 
 
 def test_only_whole_prompts_count_as_finished(tmp_path: Path) -> None:
-    partial = PartialFile(tmp_path / "out.jsonl", "run")
+    partial = PartialResults(tmp_path / "out.jsonl", "run")
     dataset = PromptDataset(["a", "b", "c"])
     lines = [[to_line(record) for record in to_records(prompt, [Completion("x")] * 2)] for prompt in dataset]
     with partial.append(0) as file:

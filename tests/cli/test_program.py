@@ -1,4 +1,4 @@
-"""The program's manners: fast help, one-line errors, exit statuses, nothing imported before it is needed."""
+"""The program's behaviour: fast help, one-line errors, exit statuses, nothing imported before it is needed."""
 
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from training import Batches, module, trainer
 
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
-from lit_gpt.train.callbacks import default_callbacks
-from lit_gpt.train.optim import OptimizerConfig, ScheduleConfig
+from lit_gpt.train.callbacks.defaults import default_callbacks
+from lit_gpt.train.optim import OptimizerConfig
+from lit_gpt.train.schedule import ScheduleConfig
 
 
 class Terminate(Callback):

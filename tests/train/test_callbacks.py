@@ -20,9 +20,12 @@ from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
-from lit_gpt.train.callbacks import NonFiniteLoss, Samples, default_callbacks
-from lit_gpt.train.optim import OptimizerConfig, ScheduleConfig
-from lit_gpt.train.throughput import Throughput
+from lit_gpt.train.callbacks.defaults import default_callbacks
+from lit_gpt.train.callbacks.non_finite import NonFiniteLoss
+from lit_gpt.train.callbacks.samples import Samples
+from lit_gpt.train.callbacks.throughput import Throughput
+from lit_gpt.train.optim import OptimizerConfig
+from lit_gpt.train.schedule import ScheduleConfig
 
 
 class Poison(Callback):

@@ -17,9 +17,11 @@ from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT, _causal_attention
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
-from lit_gpt.train.callbacks import LastCheckpoint, default_callbacks
+from lit_gpt.train.callbacks.checkpoints import LastCheckpoint
+from lit_gpt.train.callbacks.defaults import default_callbacks
 from lit_gpt.train.module import LitGPT
-from lit_gpt.train.optim import OptimizerConfig, ScheduleConfig
+from lit_gpt.train.optim import OptimizerConfig
+from lit_gpt.train.schedule import ScheduleConfig
 
 DROPPING = dataclasses.replace(TINY, dropout=0.2)
 
@@ -48,7 +50,7 @@ def test_a_run_stopped_at_an_epochs_end_goes_on_as_if_it_had_not(tmp_path: Path,
         assert torch.equal(a, b), key
 
 
-def test_dropout_is_a_function_of_the_place_in_the_run(tmp_path: Path) -> None:
+def test_dropout_is_a_function_of_the_position_in_the_run(tmp_path: Path) -> None:
     def first_losses(seed: int) -> dict[int, float]:
         run = trainer(tmp_path / str(seed), max_steps=3)
         lit = module(config=dataclasses.replace(TINY, dropout=0.5), optimizer=OptimizerConfig(lr=0.0))

@@ -21,7 +21,7 @@ TINY = GPTConfig(vocab_size=61, block_size=16, n_layer=2, n_head=2, n_embd=32)
 
 
 class Batches:
-    """Rows of random tokens in batches; under several ranks each takes its share of every batch.
+    """Rows of random tokens in batches; under several ranks each gets its share of every batch.
 
     The last batch is filled up with targets that do not count, so that every rank has the same number of batches.
     """

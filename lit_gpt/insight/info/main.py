@@ -135,7 +135,7 @@ def main(argv: list[str]) -> int | None:
         )
     results: dict[str, Any] = {}
     if args.hardware:
-        from lit_gpt.train.precision import hardware_table
+        from lit_gpt.train.hardware import hardware_table
 
         results["hardware"] = dict(hardware_table())
     if sources:

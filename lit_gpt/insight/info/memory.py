@@ -8,15 +8,14 @@ really saved. `torch.compile` keeps less, CUDA's fused RMSNorm as well.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import SHORT_CONTEXT
 from lit_gpt.model.loss import BLOCK, CHUNK_BYTES
-
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
-OptimizerName = Literal["adamw", "muon"]
+from lit_gpt.train.optim import OptimizerName
+from lit_gpt.train.precision import TrainerPrecision as Precision
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_gpt.errors import UserError
 from lit_gpt.insight.remix.main import open_corpus, remix
-from lit_gpt.train.callbacks import Samples
+from lit_gpt.train.callbacks.samples import Samples
 from lit_gpt.train.module import LitGPT
 
 _ORDERS = (4, 8)  # n of the n-grams whose new share is logged
@@ -42,7 +42,7 @@ class RemixFigures(Callback):
         assert isinstance(pl_module, LitGPT)
         if trainer.sanity_checking or trainer.state.fn != "fit" or pl_module.tokenizer is None:
             return
-        (texts,) = self._samples.write(trainer, pl_module, ["\n"], self._num_samples)
+        (texts,) = self._samples.generate(trainer, pl_module, ["\n"], self._num_samples)
         if not trainer.is_global_zero:
             return
         ids = [np.asarray(pl_module.tokenizer.encode(text), np.int64) for text in texts]

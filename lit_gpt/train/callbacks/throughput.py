@@ -1,4 +1,4 @@
-"""How fast a run is, against what its device could do."""
+"""Throughput of a training run: tokens per second, model FLOPs utilisation, data wait and memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lit_gpt.batch import Batch
 from lit_gpt.console import note
+from lit_gpt.train.lightning_fixes import log_scalars
 from lit_gpt.train.module import LitGPT
 
 PEAK_FLOPS = {
@@ -63,7 +65,7 @@ class Throughput(Callback):
         self.tokens = self._logged_tokens = state_dict["tokens"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look up or measure the device's peak."""
+        """Find or measure the device's peak."""
         self.peak = peak_flops(trainer.strategy.root_device, str(trainer.precision)) * trainer.world_size
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,7 +73,7 @@ class Throughput(Callback):
         self._began = time.perf_counter()
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """The time since the last batch ended was spent on fetching this one."""
         self._start = time.perf_counter()
@@ -80,7 +82,7 @@ class Throughput(Callback):
             self._busy += self._start - self._mark
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count, and at each entry of the log report."""
         assert isinstance(pl_module, LitGPT)
@@ -89,7 +91,7 @@ class Throughput(Callback):
             if trainer.strategy.root_device.type == "cuda":
                 torch.cuda.synchronize(trainer.strategy.root_device)
             self._busy += time.perf_counter() - self._start
-            pl_module.write(self._figures(pl_module, batch[1].size(1)))
+            log_scalars(pl_module, self._figures(pl_module, batch[1].size(1)))
             self._logged_tokens, self._busy, self._waited = self.tokens, 0.0, 0.0
         else:
             self._busy += time.perf_counter() - self._start

@@ -1,0 +1,119 @@
+"""Existing weights that the command line names, and the parser defaults that they or a preset imply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lit_gpt.checkpoint.format import Header, read_header, resolve_ckpt_path
+from lit_gpt.convert.recognise import open_source
+from lit_gpt.convert.source import SourceCheckpoint
+from lit_gpt.errors import UserError
+from lit_gpt.model.config import GPTConfig, preset_values
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+_FREE_KEYS = {"dropout"}
+"""Keys of the model's config that a checkpoint does not determine: they shape the training, not the weights."""
+
+
+@dataclass(frozen=True)
+class ExistingWeights:
+    """The weights that the command line names, none of them read yet; neither is set for a new model.
+
+    Attributes:
+        header: of the checkpoint in `--ckpt_path`.
+        source: what `--init_from` names.
+    """
+
+    header: Header | None = None
+    source: SourceCheckpoint | None = None
+
+    @property
+    def config(self) -> GPTConfig | None:
+        """The model's shape, None for a new model."""
+        origin = self.header or self.source
+        return None if origin is None else origin.config
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What the model was trained with, None for a new model or one of bare ids."""
+        if self.source is not None:
+            return self.source.tokenizer
+        if self.header is not None and self.header.tokenizer is not None:
+            return Tokenizer.from_dict(self.header.tokenizer)
+        return None
+
+
+def find_weights(subcommand: str, options: Namespace) -> ExistingWeights:
+    """The weights that `options` names for `subcommand`.
+
+    Raises:
+        UserError: if it names two, or none where the subcommand needs some, or they cannot be read.
+    """
+    if options.ckpt_path and options.init_from:
+        raise UserError("--ckpt_path goes on with a run, --init_from starts from other weights: give one of them")
+    if options.ckpt_path:
+        path = resolve_ckpt_path(options.ckpt_path, options.trainer.default_root_dir or ".")
+        return ExistingWeights(header=read_header(path))
+    if options.init_from:
+        return ExistingWeights(source=open_source(options.init_from))
+    if subcommand != "fit":
+        raise UserError(f"{subcommand} needs a model: --ckpt_path PATH, --ckpt_path last, or --init_from SOURCE")
+    return ExistingWeights()
+
+
+def parser_defaults(weights: ExistingWeights, preset: str | None, known: list[str]) -> dict[str, Any]:
+    """Defaults by the parser's dotted keys: of the weights, or of the preset where there are none.
+
+    Args:
+        weights: what the command line names.
+        preset: a named shape.
+        known: the keys that the parser has; what else a checkpoint says is left out.
+
+    Raises:
+        UserError: for an unknown preset.
+    """
+    if weights.header is not None:
+        return _checkpoint_defaults(weights.header, known)
+    if weights.source is not None:
+        return _config_defaults(weights.source.config.to_dict())
+    return {} if preset is None else _config_defaults(preset_values(preset))
+
+
+def refuse_changed_model(subcommand: str, options: Namespace, weights: ExistingWeights) -> None:
+    """With weights given, what they determine can't be overridden. Raises UserError, naming the key."""
+    if weights.config is None:
+        return
+    for key, value in weights.config.to_dict().items():
+        asked = options.model.config[key]
+        if key not in _FREE_KEYS and asked != value:
+            raise UserError(
+                f"model.config.{key}={asked} differs from the checkpoint's {value}: its weights have that shape; "
+                f"leave the key out"
+            )
+    saved = None if weights.header is None else weights.header.precision
+    if subcommand == "fit" and saved is not None and options.trainer.precision not in ("auto", saved):
+        raise UserError(
+            f"trainer.precision={options.trainer.precision} differs from the run's {saved}: leave it out to "
+            f"go on with the run, or start a new one with --init_from"
+        )
+
+
+def _checkpoint_defaults(header: Header, known: list[str]) -> dict[str, Any]:
+    """What a checkpoint says about model and data."""
+    values = _config_defaults(header.config.to_dict())
+    values |= _flatten({"model": {**header.hyper_parameters, "config": {}, "preset": None}, "data": header.data})
+    return {key: value for key, value in values.items() if key in known}
+
+
+def _config_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    return {f"model.config.{key}": value for key, value in values.items()}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

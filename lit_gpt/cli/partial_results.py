@@ -1,0 +1,104 @@
+"""The .partial files of a `predict` run: results so far, from which a killed run resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from lit_gpt.atomic import atomic_write
+from lit_gpt.errors import UserError
+
+
+class PartialResults:
+    """The results so far of a run that writes to `output`: `output.partial`, and one more file for each further rank.
+
+    A line is one continuation. The lines of a prompt are written together; the first line says what the run is.
+    """
+
+    def __init__(self, output: str | os.PathLike[str], run: str) -> None:
+        """Results of the run with the fingerprint `run`."""
+        self.output = Path(output)
+        self._run = run
+
+    def path(self, rank: int) -> Path:
+        """The file of one rank."""
+        return self.output.with_name(f"{self.output.name}.partial{'' if rank == 0 else f'.{rank}'}")
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.output.parent.glob(f"{self.output.name}.partial*"))
+
+    def finished(self, resume: bool, total: int) -> set[int]:
+        """Prompts, of `total`, that need not be done again.
+
+        Raises:
+            UserError: if a run would be overwritten, or was begun with other prompts or settings.
+        """
+        if self.output.exists() and resume:
+            return set(range(total))
+        if self.output.exists():
+            raise UserError(f"{self.output} exists already and is complete: delete it, or name another file")
+        if not self._paths():
+            return set()
+        if not resume:
+            raise UserError(f"{self._paths()[0]} is an unfinished run: go on with --resume, or delete it")
+        return {index for path in self._paths() for index, _, _ in self._groups(path)}
+
+    def _groups(self, path: Path) -> Iterator[tuple[int, int, int]]:
+        """(prompt, offset, length in bytes) of every prompt whose lines are all there."""
+        with path.open("rb") as file:
+            head = file.readline()
+            if head.endswith(b"\n") and json.loads(head).get("run") != self._run:
+                raise UserError(f"{path} was begun with other prompts, settings or weights: delete it to begin anew")
+            offset = end = len(head)
+            for line in file:
+                if not line.endswith(b"\n"):  # killed in the middle of it
+                    return
+                end += len(line)
+                record = json.loads(line)
+                if record["sample"] + 1 == record["samples"]:
+                    yield record["index"], offset, end - offset
+                    offset = end
+
+    def append(self, rank: int) -> IO[bytes]:
+        """The file of one rank, open at the end of what is whole in it."""
+        path = self.path(rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        groups = list(self._groups(path)) if path.exists() else []
+        file = path.open("r+b" if path.exists() else "w+b")
+        if groups:
+            _, offset, size = groups[-1]
+            file.truncate(offset + size)
+        else:
+            file.truncate(0)
+            file.write(json.dumps({"run": self._run}).encode() + b"\n")
+            file.flush()
+        file.seek(0, os.SEEK_END)
+        return file
+
+    def merged(self) -> Iterator[bytes]:
+        """The lines of all ranks in the order of the input."""
+        paths = self._paths()
+        groups = sorted(
+            (index, number, offset, size)
+            for number, path in enumerate(paths)
+            for index, offset, size in self._groups(path)
+        )
+        files = [path.open("rb") for path in paths]
+        try:
+            for _, number, offset, size in groups:
+                files[number].seek(offset)
+                yield from files[number].read(size).splitlines(keepends=True)
+        finally:
+            for file in files:
+                file.close()
+
+    def finish(self) -> None:
+        """Write the output, whole and in order, and drop the partial files."""
+        with atomic_write(self.output) as file:
+            for lines in self.merged():
+                file.write(lines)
+        for path in self._paths():
+            path.unlink()

@@ -1,0 +1,191 @@
+"""Options that must be resolved before the Trainer is built: data, vocabulary, precision and `torch.compile`.
+
+Lightning builds Trainer and module before it prepares data, and fixes the precision when it builds the Trainer. What is
+prepared or timed here is done on rank 0, and the other ranks learn the result.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from jsonargparse import Namespace
+
+from lit_gpt.cli.defaults import ExistingWeights
+from lit_gpt.console import note
+from lit_gpt.data.datamodule import TokenDataModule, check_divisible
+from lit_gpt.errors import UserError
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.train.compile import resolve_compile
+from lit_gpt.train.precision import Decision, device_type, resolve_precision
+from lit_gpt.train.rank_zero import decide_once, is_rank_zero
+
+# Machine -------------------------------------------------------------------------------------------------------------
+
+
+def check_machine(subcommand: str, options: Namespace) -> None:
+    """Refuse what this machine or the batch cannot do, before the data is prepared. Raises UserError."""
+    trainer, data = options.trainer, options.get("data")
+    for name in ("num_nodes", "accumulate_grad_batches"):
+        if trainer[name] < 1:
+            raise UserError(f"trainer.{name}={trainer[name]} must be at least 1")
+    available = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    device, ranks = device_type(trainer.accelerator), rank_count(trainer)
+    if available.get(device) == 0 or (trainer.accelerator == "gpu" and device == "cpu"):
+        raise UserError(f"trainer.accelerator={trainer.accelerator}: this machine has none; leave it out, or use cpu")
+    most = {**available, "cpu": os.cpu_count()}.get(device)
+    if most is not None and ranks // trainer.num_nodes > most:
+        kind = "CPU cores" if device == "cpu" else f"{device} devices"
+        raise UserError(f"trainer.devices={trainer.devices}: this machine has {most} {kind}; take at most {most}")
+    if subcommand == "fit" and data is not None:
+        check_divisible(data.batch_size, ranks)
+
+
+def rank_count(trainer: Namespace) -> int:
+    """Processes that share a batch, as far as the Trainer's options say."""
+    devices = trainer.devices  # a number, a list of indices, or either as text
+    if isinstance(devices, str) and "," in devices:
+        devices = [index for index in devices.split(",") if index.strip()]
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
+    return max(1, count) * trainer.num_nodes
+
+
+# Data and vocabulary -------------------------------------------------------------------------------------------------
+
+
+def resolve_data(options: Namespace, weights: ExistingWeights, default_vocab_size: int) -> Tokenizer | None:
+    """Prepare the data if there is none, and set `vocab_size` of a new model to its vocabulary's; the tokenizer.
+
+    Args:
+        options: of the subcommand, changed in place.
+        weights: whose tokenizer the data must have, and is prepared with unless another is named.
+        default_vocab_size: what `vocab_size` is where nobody has set it.
+
+    Raises:
+        UserError: if the data cannot be prepared, or does not fit the model.
+    """
+    options.data.block_size = options.model.config.block_size
+    data, trained_with = TokenDataModule(**options.data.as_dict()), weights.tokenizer
+    decide_once("data", lambda: _prepare(data, trained_with))
+    data.load_tokenizer(trained_with)
+    if data.tokenizer is not None:
+        _resolve_vocabulary(options, weights, data.tokenizer, default_vocab_size)
+    return data.tokenizer
+
+
+def _prepare(data: TokenDataModule, trained_with: Tokenizer | None) -> str:
+    """Prepare the data, with the tokenizer that the model was trained with unless another is named."""
+    if data.spec is not None or trained_with is None:
+        data.prepare_data()
+        return "ready"
+    with TemporaryDirectory() as folder:
+        data.spec = str(Path(folder) / "tokenizer.json")
+        trained_with.save(data.spec)
+        data.prepare_data()
+    data.spec = None
+    return "ready"
+
+
+def _resolve_vocabulary(
+    options: Namespace, weights: ExistingWeights, tokenizer: Tokenizer, default_vocab_size: int
+) -> None:
+    """A new model gets the data's vocabulary; for weights that exist the data must have theirs."""
+    config, trained_with = options.model.config, weights.tokenizer
+    if trained_with is not None and trained_with.hash != tokenizer.hash:
+        raise UserError(
+            f"{options.data.path} holds shards of the tokenizer {tokenizer.name} ({tokenizer.hash[:12]}), the "
+            f"model was trained with {trained_with.name} ({trained_with.hash[:12]}): prepare the text with the "
+            f"model's tokenizer in another folder"
+        )
+    if weights.config is None and config.vocab_size == default_vocab_size:
+        config.vocab_size = tokenizer.n_vocab
+    if config.vocab_size < tokenizer.n_vocab:
+        raise UserError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids, the model's vocab_size is "
+            f"{config.vocab_size}: leave vocab_size out"
+        )
+
+
+# Precision and compilation -------------------------------------------------------------------------------------------
+
+
+def resolve_precision_option(subcommand: str, options: Namespace, weights: ExistingWeights) -> Decision:
+    """Replace `precision: auto` by what suits this machine and model; a run goes on, and is judged, in its own.
+
+    Returns:
+        The precision with its reason, and on the rank that timed it with the timings.
+    """
+    trainer, header = options.trainer, weights.header
+    if subcommand == "predict" and trainer.precision in ("auto", None):
+        trainer.precision = "32-true"  # `--precision` says how the weights are held; autocast only costs time here
+    if header is not None and header.precision is not None and trainer.precision in ("auto", None):
+        trainer.precision = header.precision
+    if trainer.precision == "auto" and subcommand != "fit":
+        trainer.precision = "32-true"
+    if trainer.precision != "auto":
+        return Decision(trainer.precision, "as asked for")
+    decision = _decide_precision(options)
+    trainer.precision = decision.precision
+    if is_rank_zero():
+        note(str(decision))
+    return decision
+
+
+def _decide_precision(options: Namespace) -> Decision:
+    """The decision of rank 0, elsewhere without its timings."""
+    here: list[Decision] = []
+
+    def decide() -> str:
+        here.append(
+            resolve_precision(
+                "auto",
+                GPTConfig.from_dict(options.model.config.as_dict()),
+                _rows(options),
+                accelerator=options.trainer.accelerator,
+                activation_checkpointing=options.model.activation_checkpointing,
+            )
+        )
+        return f"{here[0].precision}: {here[0].reason}"
+
+    precision, reason = decide_once("precision", decide).split(": ", 1)
+    return Decision(precision, reason, here[0].timings if here else ())
+
+
+def resolve_compile_option(subcommand: str, options: Namespace, decision: Decision) -> None:
+    """Replace `compile: auto` of a `fit` by whether it makes this run faster.
+
+    Args:
+        subcommand: its name.
+        options: of the subcommand, changed in place; its precision is resolved.
+        decision: about the precision, with a timing of the step without `torch.compile` if there is one.
+    """
+    if subcommand != "fit" or options.model.compile != "auto":
+        return
+    verdict, timing = decide_once("compile", lambda: _decide_compile(options, decision)).split(": ", 1)
+    options.model.compile = verdict == "on"
+    if timing and is_rank_zero():
+        note(f"compile {verdict}: {timing}")
+
+
+def _decide_compile(options: Namespace, decision: Decision) -> str:
+    trainer, rows = options.trainer, _rows(options)
+    config = GPTConfig.from_dict(options.model.config.as_dict())
+    run_tokens = max(0, trainer.max_steps) * trainer.accumulate_grad_batches * rows * config.block_size
+    is_faster, timing = resolve_compile(
+        config,
+        trainer.precision,
+        rows,
+        run_tokens,
+        next((timing for timing in decision.timings if timing.precision == trainer.precision), None),
+        trainer.accelerator,
+        options.model.activation_checkpointing,
+    )
+    return f"{'on' if is_faster else 'off'}: {timing}"
+
+
+def _rows(options: Namespace) -> int:
+    """Rows of one rank's micro-batch."""
+    return max(1, options.data.batch_size // rank_count(options.trainer))

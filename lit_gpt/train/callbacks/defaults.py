@@ -1,0 +1,28 @@
+"""The callbacks of every `fit`, and the progress bar."""
+
+from __future__ import annotations
+
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from lit_gpt.train.callbacks.checkpoints import LastCheckpoint, best_checkpoint
+from lit_gpt.train.callbacks.non_finite import NonFiniteStop
+from lit_gpt.train.callbacks.run_summary import RunSummary
+from lit_gpt.train.callbacks.sigterm import SigtermStop
+from lit_gpt.train.callbacks.throughput import Throughput
+
+
+def default_callbacks() -> list[Callback]:
+    """What every `fit` has. Samples are apart, since they have settings; the progress bar, since it can be off."""
+    return [
+        Throughput(),
+        NonFiniteStop(),
+        RunSummary(),
+        SigtermStop(),
+        best_checkpoint(),
+        LastCheckpoint(),
+    ]
+
+
+def progress_bar() -> RichProgressBar:
+    """Progress on stderr: stdout is for results."""
+    return RichProgressBar(refresh_rate=10, console_kwargs={"stderr": True})

@@ -1,0 +1,176 @@
+"""Work-arounds for PyTorch Lightning: what each waits for, and when it can go.
+
+All were seen in Lightning 2.6.6. Where Lightning wants a method overridden, the override is one line that calls a
+function of this file. Work-arounds that are the whole subject of another file stay there:
+
+- `checkpoint/lightning_io.py`: Lightning writes a checkpoint in the system's temporary folder and moves it, which is
+  a copy across file systems. It can go when `TorchCheckpointIO` writes beside the file and renames.
+- `data/loader.py`, `data/datamodule.py`: Lightning saves the state of rank 0's loader only, and counts local
+  micro-batches, which another number of ranks or another accumulation makes wrong (`align_progress`).
+- `checkpoint/format.py`, `resolve_ckpt_path`: Lightning looks for `--ckpt_path last` in the new run's own empty
+  folder, warns and trains from scratch. It can go when Lightning looks in earlier runs and fails where there is none.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from lit_gpt.train.optim import clip_gradients
+
+SAVE_CONFIG_OPTIONS = {"overwrite": True}
+"""For `SaveConfigCallback`, which refuses a folder that has a config.yaml: a resumed run goes on in the folder of its
+first part. It can go when a resumed run may write there."""
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+
+class CheckpointKeepsFlags:
+    """Mixin for a LightningCLI, named before it: the values in the file of `--ckpt_path` do not override the flags.
+
+    The program makes them parser defaults instead. Waits for Lightning's pull request 21455, which does the same; it
+    can go with the first release that has it, if that release reads the file before it checks required arguments.
+    """
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing, where LightningCLI would merge the checkpoint's hyperparameters over what was parsed."""
+
+
+class _NotAdvertising(logging.Filter):
+    """Lets through what does not recommend services of Lightning's maker."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+
+
+def silence_lightning() -> None:
+    """Drop the advertisements that Lightning logs at every start, and two warnings that no user can act on.
+
+    The warnings: PyTorch's deprecation of a class that Lightning itself uses (`LeafSpec`), and that a checkpoint was
+    made with other callbacks, which is so whenever `validate` reads one. Each can go when Lightning no longer says it.
+    """
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(_NotAdvertising())
+    for message in (".*LeafSpec.*", ".*callbacks used to create the checkpoint.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+def total_steps(trainer: L.Trainer) -> int:
+    """Optimizer steps of the whole run; -1 if it has no end.
+
+    `estimated_stepping_batches` builds the data loader early, so that a resume would silently lose the loader's
+    state: it is read only where the number of steps is not given. Waits for Lightning's issue 20550; then the property
+    alone is enough.
+    """
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    total = trainer.estimated_stepping_batches
+    return -1 if total == float("inf") else int(total)
+
+
+def clip_module_gradients(
+    parameters: Iterable[Tensor], clip_val: float | None, algorithm: str | None, want_norm: bool
+) -> Tensor | None:
+    """The body of a module's `configure_gradient_clipping`: clip by value or by norm; the norm before, if it was made.
+
+    Lightning's own clipping refuses fused AdamW under bf16-mixed, as if there were a gradient scaler: its issue 21435,
+    pull request 21436. With a release that has that, `LightningModule.clip_gradients` clips as well; this stays as
+    long as the norm is to be logged without being computed twice.
+
+    Args:
+        parameters: with their gradients.
+        clip_val: the Trainer's `gradient_clip_val`.
+        algorithm: `value`, or the norm for anything else.
+        want_norm: compute the norm even where nothing is clipped by it.
+    """
+    parameters = list(parameters)
+    if algorithm == "value" and clip_val is not None:
+        torch.nn.utils.clip_grad_value_(parameters, clip_val)
+        clip_val = None
+    return clip_gradients(parameters, clip_val) if clip_val is not None or want_norm else None
+
+
+def log_scalars(module: L.LightningModule, scalars: dict[str, Any]) -> None:
+    """Numbers or scalar tensors to all loggers of `module`, at the number of optimizer steps done.
+
+    `LightningModule.log` counts from 0 and, after a resume in the middle of an epoch, misses its own turns. It can go
+    when a resumed run logs at the same steps as one that was never stopped.
+    """
+    values = {name: float(value) for name, value in scalars.items()}
+    for logger in module.loggers:
+        logger.log_metrics(values, step=module.global_step)
+
+
+# Resuming ------------------------------------------------------------------------------------------------------------
+
+
+def begin_next_epoch(fit_loop: dict[str, Any]) -> None:
+    """Correct the loop state of a run that ended with its epoch, in place.
+
+    Lightning resets its count of batches when the next epoch starts, so that a checkpoint from after the last epoch
+    holds a full count: resumed to train on, it would make one batch of the next epoch and skip the rest. No issue is
+    known; it can go when `test_a_run_stopped_at_an_epochs_end_goes_on_as_if_it_had_not` passes without it.
+    """
+    epoch, batch = fit_loop["epoch_progress"]["current"], fit_loop["epoch_loop.batch_progress"]
+    if batch["is_last_batch"] and epoch["completed"] == epoch["ready"] > 0:
+        batch["current"] = dict.fromkeys(batch["current"], 0)
+        batch["is_last_batch"] = False
+
+
+# SIGTERM -------------------------------------------------------------------------------------------------------------
+
+
+class SigtermRequest:
+    """Whether this process received SIGTERM, and a handler that replaces Lightning's.
+
+    That one communicates inside the signal, which can lock the ranks up (issue 20806), and stops between two
+    micro-batches of one step, whose gradient is then lost. It can go when Lightning's ranks agree on the end outside
+    the handler and after a whole optimizer step.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+
+    def install(self, trainer: L.Trainer) -> None:
+        """Replace the handler; Lightning puts back what was there before the run."""
+        self._received = False
+
+        def on_sigterm(number: int, frame: FrameType | None) -> None:
+            launcher = trainer.strategy.launcher
+            if launcher is not None and not self._received:
+                launcher.kill(number)  # the processes that this one has started
+            self._received = True
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+    def agree(self, trainer: L.Trainer, device: torch.device) -> None:
+        """After an optimizer step: if any rank received SIGTERM, Lightning ends the run of all with this batch."""
+        received = self._received
+        if trainer.world_size > 1:
+            flag = torch.tensor(int(received), device=device)
+            received = bool(trainer.strategy.reduce(flag, reduce_op="max"))
+        trainer._signal_connector.received_sigterm = received
+
+
+def set_sigterm_status(trainer: L.Trainer, exception: BaseException) -> None:
+    """Exit with 143 after SIGTERM, where Lightning exits with 0: its sender must see that the run was cut short.
+
+    Processes that rank 0 has started leave with 0: Lightning's watcher kills rank 0 when one of them fails. It can go
+    when `SIGTERMException` carries a status of its own.
+    """
+    if isinstance(exception, SIGTERMException):
+        exception.code = 0 if trainer.strategy.launcher is not None and trainer.local_rank > 0 else 143

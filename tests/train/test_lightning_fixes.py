@@ -1,0 +1,52 @@
+"""Work-arounds for Lightning that can be tested without a run; test_module and test_parallel hold the others."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from lit_gpt.train.lightning_fixes import begin_next_epoch, clip_module_gradients, silence_lightning
+
+
+def test_advertisements_are_dropped_and_all_else_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    silence_lightning()
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    with caplog.at_level(logging.INFO, logger.name):
+        logger.info("Tip: install litlogger")
+        logger.info("Tip: install litmodels")
+        logger.info("GPU available: False")
+    assert caplog.messages == ["GPU available: False"]
+
+
+@pytest.mark.parametrize(
+    ("clip_val", "algorithm", "want_norm", "gradient", "norm"),
+    [
+        (None, None, False, [3.0, 4.0], None),
+        (None, None, True, [3.0, 4.0], 5.0),
+        (1.0, "norm", False, [0.6, 0.8], 5.0),
+        (3.5, "value", False, [3.0, 3.5], None),
+        (3.5, "value", True, [3.0, 3.5], math.hypot(3.0, 3.5)),
+    ],
+)
+def test_gradients_are_clipped_by_norm_or_value_and_the_norm_is_made_where_it_is_wanted(
+    clip_val: float | None, algorithm: str | None, want_norm: bool, gradient: list[float], norm: float | None
+) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    found = clip_module_gradients(iter([parameter]), clip_val, algorithm, want_norm)
+    assert parameter.grad.tolist() == pytest.approx(gradient, rel=1e-5)
+    assert (None if found is None else found.item()) == pytest.approx(norm)
+
+
+@pytest.mark.parametrize(("completed", "is_last", "expected"), [(1, True, 0), (0, True, 6), (1, False, 6)])
+def test_only_a_run_that_ended_with_its_epoch_begins_the_next(completed: int, is_last: bool, expected: int) -> None:
+    state: dict[str, Any] = {
+        "epoch_progress": {"current": {"ready": 1, "completed": completed}},
+        "epoch_loop.batch_progress": {"current": {"ready": 6, "completed": 6}, "is_last_batch": is_last},
+    }
+    begin_next_epoch(state)
+    assert state["epoch_loop.batch_progress"]["current"] == {"ready": expected, "completed": expected}
