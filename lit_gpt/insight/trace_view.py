@@ -72,7 +72,7 @@ class TraceWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write and show them."""
-        self._traces.sort(key=lambda trace: (trace.place, trace.sample))
+        self._traces.sort(key=lambda trace: (trace.prompt_index, trace.sample))
         if self._output is not None:
             with atomic_write(self._output, "w") as file:
                 file.writelines(to_lines(self._traces))
@@ -89,7 +89,7 @@ def to_lines(found: Sequence[Trace]) -> Iterator[str]:
     """A line of JSON for each decision."""
     for trace in found:
         for step in trace.steps:
-            record = {"prompt": trace.place, "sample": trace.sample, **step.to_dict()}
+            record = {"prompt": trace.prompt_index, "sample": trace.sample, **step.to_dict()}
             yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
@@ -97,7 +97,7 @@ def to_html(found: Sequence[Trace], tokenizer: Tokenizer | None = None) -> str:
     """One page with everything in it: no request goes out, whoever opens it."""
     values = [
         {
-            "place": trace.place,
+            "prompt_index": trace.prompt_index,
             "sample": trace.sample,
             "prompt": trace.prompt,
             "steps": [{**step.to_dict(), **_written(step.chosen, tokenizer)} for step in trace.steps],
@@ -123,7 +123,7 @@ def _written(token: Candidate, tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 def to_table(trace: Trace) -> Table:
     """One row for each decision."""
-    title = f"prompt {trace.place + 1}, sample {trace.sample + 1}"
+    title = f"prompt {trace.prompt_index + 1}, sample {trace.sample + 1}"
     table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
     table.add_column("#", justify="right")
     table.add_column("token", style="bold")
