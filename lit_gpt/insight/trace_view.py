@@ -1,4 +1,4 @@
-"""A trace for people and for programs: a table in the terminal, lines of JSON, one self-contained page."""
+"""Views of a trace: a table for the terminal, JSON lines, a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TraceWriter(BasePredictionWriter):
     def __init__(
         self, tracer: Tracer, tokenizer: Tokenizer | None, show: bool, output: str | None, html: str | None
     ) -> None:
-        """A writer of what `tracer` notes.
+        """A writer of what `tracer` records.
 
         Args:
             tracer: the observer of the engine.
@@ -61,7 +61,7 @@ class TraceWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Take the traces of what is finished."""
+        """Collect the traces of the prompts that are finished. `batch` is Lightning's: of any type, and unused."""
         for prompt, completions in prediction:
             self._traces += traces(self._tracer, prompt.place, self._readable(prompt.prompt), completions)
 
@@ -94,7 +94,7 @@ def to_lines(found: Sequence[Trace]) -> Iterator[str]:
 
 
 def to_html(found: Sequence[Trace], tokenizer: Tokenizer | None = None) -> str:
-    """One page with everything in it: no request goes out, whoever opens it."""
+    """One HTML page with all scripts and data in it: it makes no request."""
     values = [
         {
             "prompt_index": trace.prompt_index,
@@ -110,8 +110,8 @@ def to_html(found: Sequence[Trace], tokenizer: Tokenizer | None = None) -> str:
     return page.replace("__DATA__", data)
 
 
-def _written(token: Candidate, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The token as it stands in the text, if its bytes are whole characters that can be seen, else escaped."""
+def _written(token: Candidate, tokenizer: Tokenizer | None) -> dict[str, str | bool]:
+    """The token's own text if its bytes are whole printable characters, else escaped."""
     data = b"" if tokenizer is None else tokenizer.token_bytes(token.id)
     try:
         text = data.decode("utf-8")
@@ -166,7 +166,7 @@ def _alternatives(step: Step) -> Text:
 
 
 def percent(share: float) -> str:
-    """A probability in three characters or so.
+    """A probability as a short percentage.
 
     >>> percent(0.5), percent(0.034), percent(0.00001)
     ('50%', '3.4%', '<0.1%')

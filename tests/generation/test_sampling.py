@@ -84,7 +84,7 @@ def choose_by_stages(item: Sampler, row: Tensor) -> tuple[int, Tensor]:
 def test_the_batched_choice_is_that_of_the_stages(chosen: list[dict[str, Any]], seed: int, data: Any) -> None:
     """Some rows have the same filters and go through one call; the choice may not depend on the company.
 
-    The larger vocabularies have more than one block, and more tokens than top-p looks at first.
+    The larger vocabularies have more than one block, and more tokens than top-p sorts at first.
     """
     copies, n_vocab = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([V, 700, 1500]))
     scale = data.draw(st.sampled_from([0.1, 1.0, 8.0]))

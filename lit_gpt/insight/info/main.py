@@ -1,4 +1,4 @@
-"""`lit_gpt info`: what a model is made of and what it will cost, before a single weight exists."""
+"""`lit_gpt info`: parameters, tensors, memory and FLOPs of a model, from its configuration alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_gpt.insight.info.table import print_hardware, print_info
 from lit_gpt.model.config import PRESETS, GPTConfig
 from lit_gpt.options import CommandParser
 
-# Where the shape comes from ------------------------------------------------------------------------------------------
+# Sources of the shape ------------------------------------------------------------------------------------------
 
 
 def subject_from_preset(preset: str) -> Subject:

@@ -47,54 +47,73 @@ class TrainingMemory:
         return asdict(self)
 
 
-def training_memory(
-    config: GPTConfig,
-    parameters: int,
-    matrices: int,
-    batch_size: int,
-    context: int,
-    precision: Precision = "32-true",
-    optimizer: OptimizerName = "adamw",
-    accumulate_grad_batches: int = 1,
-    activation_checkpointing: bool = False,
-    device: str = "cpu",
-) -> TrainingMemory:
-    """Bytes of a training step on `batch_size` sequences of `context` tokens.
+@dataclass(frozen=True)
+class TrainingStep:
+    """What a training step is estimated for.
 
-    Args:
-        config: the model's shape.
-        parameters: number of weights, shared ones counted once.
-        matrices: those of them in the blocks' matrices, which Muon updates.
+    Attributes:
         batch_size: sequences in a micro-batch.
         context: tokens in a sequence.
         precision: of the Trainer.
         optimizer: `adamw`, or `muon` with AdamW for what is no matrix of a block.
         accumulate_grad_batches: with more than one, gradients outlive the micro-batch.
         activation_checkpointing: keep each block's input only.
+    """
+
+    batch_size: int
+    context: int
+    precision: Precision = "32-true"
+    optimizer: OptimizerName = "adamw"
+    accumulate_grad_batches: int = 1
+    activation_checkpointing: bool = False
+
+    def check(self, config: GPTConfig) -> None:
+        """Raises UserError for a number below 1, an unknown name, or a context beyond the model's."""
+        accumulate = self.accumulate_grad_batches
+        numbers = {"batch_size": self.batch_size, "context": self.context, "accumulate_grad_batches": accumulate}
+        for name, value in numbers.items():
+            if value < 1:
+                raise UserError(f"{name}={value} must be at least 1")
+        if self.context > config.block_size:
+            raise UserError(
+                f"context={self.context} is longer than the model's block_size={config.block_size}: lower it"
+            )
+        check_precision(self.precision)
+        if self.optimizer not in get_args(OptimizerName):
+            nearest_name = nearest(self.optimizer, get_args(OptimizerName))
+            raise UserError(f'unknown optimizer "{self.optimizer}": {nearest_name}')
+
+
+def training_memory(
+    config: GPTConfig, parameters: int, matrices: int, step: TrainingStep, device: str = "cpu"
+) -> TrainingMemory:
+    """Bytes of a training step.
+
+    Args:
+        config: the model's shape.
+        parameters: number of weights, shared ones counted once.
+        matrices: those of them in the blocks' matrices, which Muon updates.
+        step: what it is estimated for.
         device: `cpu`, whose bf16 attention keeps the scores of a short context, or another, whose does not.
 
     Raises:
-        UserError: for a number below 1, an unknown precision, or a context beyond the model's.
+        UserError: for a step that `TrainingStep.check` refuses.
     """
-    _check(config, batch_size, context, accumulate_grad_batches)
-    check_precision(precision)
-    if optimizer not in get_args(OptimizerName):
-        raise UserError(f'unknown optimizer "{optimizer}": {nearest(optimizer, get_args(OptimizerName))}')
-    size = _master_bytes(precision)
+    step.check(config)
+    size = _master_bytes(step.precision)
     weights = gradients = parameters * size
-    moments = 2 * parameters - (matrices if optimizer == "muon" else 0)
-    tokens = batch_size * context
-    block = block_activation_bytes(config, batch_size, context, precision, device)
-    kept = tokens * config.n_embd * size if activation_checkpointing else block
-    outside = _outside_bytes(config, batch_size, context, precision)
-    activations = config.n_layer * kept + outside
-    casts = _cast_bytes(config, precision, activation_checkpointing)
-    workspace = _workspace_bytes(config, tokens, precision, block if activation_checkpointing else 0)
-    held = gradients if accumulate_grad_batches > 1 else 0
-    # Last of all comes the gradient of the look-up, which is added to the head's where they share a matrix.
-    look_up = config.vocab_rows * config.n_embd * size if config.tie_embeddings else 0
-    peak = weights + moments * size + max(activations + casts + held + workspace, gradients + look_up)
-    return TrainingMemory(weights, gradients, moments * size, activations, casts, workspace, peak)
+    moments = size * (2 * parameters - (matrices if step.optimizer == "muon" else 0))
+    tokens = step.batch_size * step.context
+    block = block_activation_bytes(config, step.batch_size, step.context, step.precision, device)
+    kept = tokens * config.n_embd * size if step.activation_checkpointing else block
+    activations = config.n_layer * kept + _outside_bytes(config, step.batch_size, step.context, step.precision)
+    casts = _cast_bytes(config, step.precision, step.activation_checkpointing)
+    workspace = _workspace_bytes(config, tokens, step.precision, block if step.activation_checkpointing else 0)
+    held = gradients if step.accumulate_grad_batches > 1 else 0
+    # Last of all comes the gradient of the embedding, which is added to the head's where they share a matrix.
+    embedding = config.vocab_rows * config.n_embd * size if config.tie_embeddings else 0
+    peak = weights + moments + max(activations + casts + held + workspace, gradients + embedding)
+    return TrainingMemory(weights, gradients, moments, activations, casts, workspace, peak)
 
 
 def check_precision(precision: str) -> Precision:
@@ -103,14 +122,6 @@ def check_precision(precision: str) -> Precision:
         if precision == known:
             return known
     raise UserError(f'the memory of precision "{precision}" is not known here: use {", ".join(get_args(Precision))}')
-
-
-def _check(config: GPTConfig, batch_size: int, context: int, accumulate: int) -> None:
-    for name, value in (("batch_size", batch_size), ("context", context), ("accumulate_grad_batches", accumulate)):
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    if context > config.block_size:
-        raise UserError(f"context={context} is longer than the model's block_size={config.block_size}: lower it")
 
 
 def _master_bytes(precision: Precision) -> int:
