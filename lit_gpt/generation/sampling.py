@@ -97,14 +97,14 @@ class Sampler:
             self._seen[token] = True
 
     @cached_property
-    def _has_counts(self) -> bool:
-        """Whether the penalties depend on the tokens generated so far."""
+    def _depends_on_text(self) -> bool:
+        """Whether the penalties depend on the prompt or on the tokens generated so far."""
         return self._counts is not None or self._seen is not None
 
     @property
     def has_penalties(self) -> bool:
         """Whether `apply_penalties` may change the next token's logits."""
-        return self._bias is not None or self._has_counts or self.position < self.generation_config.min_new_tokens
+        return self._bias is not None or self._depends_on_text or self.position < self.generation_config.min_new_tokens
 
     @property
     def takes_largest(self) -> bool:

@@ -164,13 +164,14 @@ def test_a_model_that_remembers_and_one_that_does_not(
     assert reports["fresh"]["held_out"]["longest"] == reports["overfitted"]["held_out"]["longest"]
 
 
-def test_the_place_of_a_span_is_where_it_stands(corpus: Path) -> None:
+def test_a_span_names_its_shard_document_and_position(corpus: Path) -> None:
     stream, tokenizer = open_tokens(corpus, "train"), get_tokenizer("byte")
     text = "xx learned to play the accordion.\nzz"
     found = longest_matches([np.array(tokenizer.encode(text))], stream)
     first, *rest = longest_spans(found, stream, tokenizer)
     assert first.piece == " learned to play the accordion.\n" and first.start == 2
     assert tokenizer.decode(stream.read(first.position, first.length)) == first.piece
+    assert first.to_dict()["place"] == first.position  # the report's key for it
     assert first.document is not None and first.document % 3 == 2 and first.after == ""
     assert first.before == DOCUMENTS[2][max(0, first.offset - 40) : first.offset]  # type: ignore[operator]
     assert first.shard == "train_000000.bin"
