@@ -170,6 +170,12 @@ def test_the_candidates_intervals_tile_the_line(model: GPT) -> None:
     assert step.draw is not None and low <= step.draw < high
 
 
+def test_a_penalty_that_overflows_is_what_cut() -> None:
+    sampler = Sampler(GenerationConfig(repetition_penalty=1e38, top_k=2), [1], 4)
+    step = record_step(sampler, torch.tensor([0.0, -100.0, 1.0, 2.0]), 3, likeliest_before(4), str)
+    assert [one.cut_by for one in step.candidates] == [None, None, "top_k", "repetition_penalty"]
+
+
 def test_a_chosen_token_beyond_the_limit_is_listed_last() -> None:
     before = torch.tensor([0.5, 0.3, 0.2])
     assert likeliest_before(2)(before, before, 2) == [0, 1, 2]

@@ -189,7 +189,7 @@ def _parser() -> Any:
         "--init_from", type=str | None, help="what `lit_gpt convert` reads: a Hugging Face folder or id"
     )
     parser.add_argument("--format", type=str, default="table", help="table or json")
-    parser.add_argument("--hardware", action="store_true", help="what `precision: auto` looks at on this machine")
+    parser.add_argument("--hardware", action="store_true", help="what `precision: auto` decides by on this machine")
     parser.add_argument("--batch_size", type=int | None, help="sequences of a micro-batch, for the training memory")
     parser.add_argument("--context", type=int | None, help="tokens of a sequence; the model's block_size if left out")
     parser.add_argument("--precision", type=str | None, help="of training: 32-true, bf16-mixed, …")

@@ -1,4 +1,4 @@
-"""Memory of a training step and of serving, estimated from a `GPTConfig` alone.
+"""Memory of a training step, estimated from a `GPTConfig` alone.
 
 Every figure is in bytes. Activations are what autograd keeps between the forward and the backward pass of one
 micro-batch, tensor by tensor as PyTorch's eager CPU kernels save them; the tests compare the sums with what autograd
