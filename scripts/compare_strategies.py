@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from lit_gpt import load
 from lit_gpt.api import Generator
 
-SETTINGS: list[tuple[str, dict[str, Any]]] = [
+CASES: list[tuple[str, dict[str, Any]]] = [
     ("greedy", {"strategy": "greedy"}),
     ("greedy, repetition_penalty 1.3", {"strategy": "greedy", "repetition_penalty": 1.3}),
     ("sample, temperature 1", {"seed": 1}),
@@ -77,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     gpt = load(options.checkpoint)
     results = {}
-    for name, settings in SETTINGS:
+    for name, settings in CASES:
         runs = [measure(gpt, options.prompt, options.max_new_tokens, settings) for _ in range(options.repeats)]
         results[name] = min(runs, key=lambda run: run["ms"])
     base = results["greedy"]["ms"]
