@@ -1,4 +1,4 @@
-"""Every decoding strategy on one checkpoint, side by side: text, cost per token, repetition. Prints Markdown.
+"""Comparison of all decoding strategies on one checkpoint: text, cost per token, repetition. Prints Markdown.
 
 python scripts/compare_strategies.py CHECKPOINT PROMPT [--max_new_tokens 100]
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import Any, TypedDict
 
 from lit_gpt import load
 from lit_gpt.api import Generator
 
-ROWS: list[tuple[str, dict[str, Any]]] = [
+CASES: list[tuple[str, dict[str, Any]]] = [
     ("greedy", {"strategy": "greedy"}),
     ("greedy, repetition_penalty 1.3", {"strategy": "greedy", "repetition_penalty": 1.3}),
     ("sample, temperature 1", {"seed": 1}),
@@ -27,14 +27,29 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+class Measurement(TypedDict):
+    """One continuation.
+
+    `ms`, `forwards` and `fed`: milliseconds of processor time, forward passes and tokens fed, for each generated token.
+    `logprob`: the mean log-probability of a token. `distinct`: distinct-4.
+    """
+
+    text: str
+    ms: float
+    forwards: float
+    fed: float
+    logprob: float
+    distinct: float
+
+
 def distinct(ids: list[int], n: int) -> float:
     """Share of the n-grams of `ids` that are different ones (Li et al. 2016, arXiv 1510.03055)."""
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return len(set(grams)) / max(1, len(grams))
 
 
-def measure(gpt: Generator, prompt: str, n: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """One continuation: text, milliseconds of processor time and passes a token, mean log-probability, distinct-4."""
+def measure(gpt: Generator, prompt: str, n: int, settings: dict[str, Any]) -> Measurement:
+    """Continue `prompt` by `n` tokens with the keywords of `Generator.complete` in `settings`, whatever their types."""
     engine = gpt.engine()
     gpt._engines = {"ngram": engine}  # no prefix known from the strategy before
     began = time.process_time()
@@ -62,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     gpt = load(options.checkpoint)
     results = {}
-    for name, settings in ROWS:
+    for name, settings in CASES:
         runs = [measure(gpt, options.prompt, options.max_new_tokens, settings) for _ in range(options.repeats)]
         results[name] = min(runs, key=lambda run: run["ms"])
     base = results["greedy"]["ms"]

@@ -51,7 +51,7 @@ class Match(NamedTuple):
     """For each position of a text: how many tokens from there on occur in the stream, and where first found (or -1)."""
 
     lengths: Ints
-    places: Ints
+    positions: Ints
 
 
 def longest_matches(

@@ -1,12 +1,12 @@
-"""What happens to logits before a token is chosen: pure functions, (B, V) → (B, V); none changes its argument.
+"""Functions of logits, (B, V) → (B, V), and of draws from them; none changes its argument.
 
-The order, for every strategy:
+The order, for every strategy, is that of `lit_gpt.generation.sampling.STAGES`:
 
     repetition penalty → frequency and presence penalties → logit bias (bans and masked end-of-text are a bias of -∞)
     → temperature → top-k → top-p → min-p → draw
 
-Greedy decoding applies the penalties and the bias and takes the arg-max. A knob is a number, or a (B, 1) tensor with
-one value for each row. A token that is out has a logit of -∞; at least one always stays.
+Greedy decoding applies the penalties and the bias and takes the arg-max. A setting is a number, or a (B, 1) tensor
+with one value for each row. A token that was cut has a logit of -∞; at least one always stays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FIRST_LOOK = 256
+_FIRST_SORTED = 256
 """Tokens that hold the nucleus nearly always, which saves sorting the whole vocabulary."""
 
 _BLOCK = 256
@@ -70,8 +70,8 @@ def top_p(logits: Tensor, p: float | Tensor) -> Tensor:
 
 def min_p(logits: Tensor, p: float | Tensor) -> Tensor:
     """Keep tokens whose probability is at least `p` times the largest one (arXiv 2407.01082)."""
-    share = torch.as_tensor(p, dtype=logits.dtype, device=logits.device)
-    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + share.log(), -math.inf)
+    ratio = torch.as_tensor(p, dtype=logits.dtype, device=logits.device)
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + ratio.log(), -math.inf)
 
 
 def shortlist(logits: Tensor, k: int | None, p: float | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -86,8 +86,8 @@ def shortlist(logits: Tensor, k: int | None, p: float | Tensor) -> tuple[Tensor,
         values, ids = largest(logits, min(k, V))
         return values, ids, None
     total = logits.logsumexp(-1, keepdim=True)
-    if V > _FIRST_LOOK:
-        values, ids = logits.topk(_FIRST_LOOK, dim=-1)
+    if V > _FIRST_SORTED:
+        values, ids = logits.topk(_FIRST_SORTED, dim=-1)
         mass = (values.logsumexp(-1, keepdim=True) - total).exp()
         if bool((mass > p).all()):
             return values, ids, total
@@ -98,7 +98,7 @@ def shortlist(logits: Tensor, k: int | None, p: float | Tensor) -> tuple[Tensor,
 def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row of (B, V), in order, and their ids; on a CPU in half of `topk`'s time.
 
-    The k largest stand in the k groups of `_GROUP` with the largest maxima, and those are fast to find.
+    The k largest are in the k groups of `_GROUP` with the largest maxima, and those are fast to find.
     """
     V = logits.size(-1)
     n = V // _GROUP
@@ -108,8 +108,8 @@ def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ids = (groups[:, None] + torch.arange(0, n * _GROUP, n)[:, None]).flatten(1)
     if n * _GROUP < V:
         ids = torch.cat([ids, torch.arange(n * _GROUP, V).expand(len(ids), -1)], 1)
-    values, places = logits.gather(1, ids).topk(k, dim=-1)
-    return values, ids.gather(1, places)
+    values, indices = logits.gather(1, ids).topk(k, dim=-1)
+    return values, ids.gather(1, indices)
 
 
 def nucleus(values: Tensor, p: float | Tensor, total: Tensor | None = None) -> Tensor:
@@ -134,7 +134,7 @@ def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
     a token of the block: a cumulative sum in float64 over the whole vocabulary would cost as much as the softmax.
     """
     if len(logits) > 1 and logits.numel() > _CACHED and logits.device.type == "cpu":
-        return torch.cat([choose(row[None], place[None]) for row, place in zip(logits, uniforms)])
+        return torch.cat([choose(row[None], one[None]) for row, one in zip(logits, uniforms)])
     if logits.size(-1) <= 4 * _BLOCK:
         return _invert(logits.softmax(-1).to(widest(logits)), uniforms.to(widest(logits)))[0]
     blocks = _blocks(logits.softmax(-1), 0.0)  # (B, n / 256, 256)
@@ -146,15 +146,15 @@ def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
 def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Where shares `uniforms` (B, 1) of the total of `weights` (B, n) fall: the index (B,), and the share of it."""
     cumulative = weights.cumsum(-1)
-    place = uniforms * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, place, right=True)  # never one of weight 0: place is below the total
+    target = uniforms * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, target, right=True)  # never one of weight 0: target is below the total
     found = weights.gather(-1, index)
-    rest = (place - cumulative.gather(-1, index)) / found + 1
+    rest = (target - cumulative.gather(-1, index)) / found + 1
     return index[:, 0], rest.clamp(0.0, _BELOW_ONE)
 
 
 def argmax(logits: Tensor) -> Tensor:
-    """(B,) places of the largest logits, the first one of equals. Block maxima first: a tenth of the time on a CPU."""
+    """(B,) indices of the largest logits, the first one of equals. Block maxima first: a tenth of the time on a CPU."""
     blocks = _blocks(logits, -math.inf)
     block = blocks.amax(-1).argmax(-1)
     inside = blocks[torch.arange(len(blocks), device=logits.device), block]

@@ -1,26 +1,27 @@
-"""How each token was chosen: what the model said, what processing made of it, and the draw.
+"""How each token was chosen: the model's distribution, what each stage of sampling cut, and the draw.
 
-A `Tracer` is an observer of the decoding engine: every strategy reports each token that it decides on, with the logits
-it was decided from. Nothing is computed for it when no observer is set.
+`Step` is the record of one decision, for `predict --trace` and for the server's next-token page. A `Tracer` is an
+observer of the decoding engine: every strategy reports each token that it decides on, with the logits it was decided
+from. Nothing is computed for it when no observer is set.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lit_gpt.generation import logits as L
 from lit_gpt.generation.complete import Completion
 from lit_gpt.generation.outputs import Token
-from lit_gpt.generation.sampling import Sampler, candidates
+from lit_gpt.generation.sampling import Sampler, StageResult, candidates
 from lit_gpt.tokenizer.printable import show_token
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+Listing = Callable[[Tensor, Tensor, int], list[int]]
+"""Which candidates a `Step` lists, in order: from the (V,) probabilities before and after, and the chosen token."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Candidate:
 
     Attributes:
         id: its id.
-        piece: how it reads; half a character as its bytes.
+        piece: its printable text; half a character as its bytes.
         before: probability by the model.
         after: probability after processing; 0 where it was cut.
-        cut_by: what cut it: `forbidden`, `top_k`, `top_p` or `min_p`; None if it was kept.
+        cut_by: the stage of `lit_gpt.generation.sampling.STAGES` that cut it; None if it was kept.
+        interval: its part of the line from 0 to 1 that the draw points at; None where nothing was drawn. That of a
+            token that was cut is empty.
     """
 
     id: int
@@ -40,11 +43,28 @@ class Candidate:
     before: float
     after: float
     cut_by: str | None = None
+    interval: tuple[float, float] | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, without the interval: the trace writes the chosen token's only."""
+        return {
+            "id": self.id,
+            "piece": self.piece,
+            "before": self.before,
+            "after": self.after,
+            "cut_by": self.cut_by,
+        }
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What one filter removed: how many tokens, and the probability that the model had given them together."""
+    """What one stage removed.
+
+    Attributes:
+        by: the stage's name.
+        tokens: how many it removed.
+        mass: the probability that the model had given them together.
+    """
 
     by: str
     tokens: int
@@ -59,14 +79,13 @@ class Step:
         position: how many tokens were generated before it.
         chosen: the token.
         how: `drawn`, `largest`, or the strategy's name.
-        rank: the chosen token's place by the model's probability, from 1.
+        rank: the chosen token's rank by the model's probability, from 1.
         draw: the random number in [0, 1) that decided; None where nothing was drawn, or by more than one number.
-        interval: where the chosen token stands on the line from 0 to 1 that the draw points at.
         entropy_before: of the model's distribution, in bits.
         entropy_after: of the processed distribution, in bits.
         kept: tokens with a probability after processing.
-        cuts: what each filter removed, in order.
-        candidates: the likeliest tokens before and after processing, and the chosen one, likeliest first.
+        cuts: what each stage removed, in order.
+        candidates: other tokens that might have been chosen, and the chosen one.
     """
 
     position: int
@@ -74,16 +93,32 @@ class Step:
     how: str
     rank: int
     draw: float | None
-    interval: tuple[float, float] | None
     entropy_before: float
     entropy_after: float
     kept: int
     cuts: list[Cut]
     candidates: list[Candidate]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The chosen token's part of the line from 0 to 1 that the draw points at."""
+        return self.chosen.interval
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, as a line of JSON has them."""
+        return {
+            "position": self.position,
+            "chosen": self.chosen.to_dict(),
+            "how": self.how,
+            "rank": self.rank,
+            "draw": self.draw,
+            "interval": self.interval,
+            "entropy_before": self.entropy_before,
+            "entropy_after": self.entropy_after,
+            "kept": self.kept,
+            "cuts": [vars(cut) for cut in self.cuts],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+        }
 
 
 @dataclass(frozen=True)
@@ -91,35 +126,92 @@ class Trace:
     """All decisions of one continuation.
 
     Attributes:
-        place: of the prompt in the input, from 0.
+        prompt_index: of the prompt in the input, from 0.
         sample: which of the prompt's continuations.
         prompt: as text.
         text: the continuation.
         steps: one for each token.
     """
 
-    place: int
+    prompt_index: int
     sample: int
     prompt: str
     text: str
     steps: list[Step]
 
 
+def record_step(sampler: Sampler, raw: Tensor, token: int, listing: Listing, show: Callable[[int], str]) -> Step:
+    """The record of a decision.
+
+    Args:
+        sampler: in its state before the decision.
+        raw: the model's logits, (V,).
+        token: what was chosen.
+        listing: chooses the candidates to list.
+        show: the printable text of an id.
+    """
+    generation_config = sampler.generation_config
+    stages = list(sampler.stages(raw[None]))
+    before, after = raw.double().softmax(-1), stages[-1].after[0].double().softmax(-1)
+    cuts = _cuts(stages)
+    drawn = generation_config.strategy == "sample" and not generation_config.greedy
+    starts = _interval_starts(sampler, raw) if drawn else None
+
+    def candidate(one: int) -> Candidate:
+        low, share = None if starts is None else starts[one].item(), after[one].item()
+        cut_by = next((name for name, gone in cuts if bool(gone[one])), None)
+        interval = None if low is None else (low, low + share)
+        return Candidate(one, show(one), before[one].item(), share, cut_by, interval)
+
+    return Step(
+        position=sampler.position,
+        chosen=candidate(token),
+        how="drawn" if drawn else "largest" if sampler.takes_largest else generation_config.strategy,
+        rank=int((before > before[token]).sum()) + 1,
+        draw=sampler.uniform() if drawn else None,
+        entropy_before=_bits(before),
+        entropy_after=_bits(after),
+        kept=int((after > 0).sum()),
+        cuts=[Cut(name, int(gone.sum()), before[gone].sum().item()) for name, gone in cuts],
+        candidates=[candidate(one) for one in listing(before, after, token)],
+    )
+
+
+def likeliest(n: int) -> Listing:
+    """The `n` likeliest tokens before and after processing, and the chosen one: the likeliest after it first."""
+
+    def listing(before: Tensor, after: Tensor, token: int) -> list[int]:
+        ids = {token, *_top(before, n), *_top(after, n)}
+        return sorted(ids, key=lambda one: (-after[one].item(), -before[one].item(), one))
+
+    return listing
+
+
+def likeliest_before(n: int) -> Listing:
+    """The `n` likeliest tokens by the model, likeliest first, and the chosen one at the end if it is none of them."""
+
+    def listing(before: Tensor, after: Tensor, token: int) -> list[int]:
+        ids: list[int] = before.topk(min(n, len(before))).indices.tolist()
+        return ids if token in ids else [*ids, token]
+
+    return listing
+
+
 class Tracer:
-    """Takes notes of every decision of an engine whose `observer` it is."""
+    """Records every decision of an engine whose `observer` it is."""
 
     def __init__(self, tokenizer: Tokenizer | None, top: int = 10) -> None:
         """A tracer that keeps the `top` likeliest candidates of each step."""
         self._tokenizer = tokenizer
-        self._top = top
+        self._listing = likeliest(top)
         # By identity: a beam search decides on many tokens that end up in no text, and equal ones are not the same.
         self._steps: dict[int, tuple[Token, Step]] = {}
 
     def __call__(self, sampler: Sampler, raw: Tensor, token: Token) -> None:
-        """Take note that `token` was chosen where the model said `raw`, (V,)."""
-        self._steps[id(token)] = (token, self._step(sampler, raw, token.id))
+        """Record that `token` was chosen from the model's logits `raw`, (V,)."""
+        self._steps[id(token)] = (token, record_step(sampler, raw, token.id, self._listing, self._show))
 
-    def take(self, completions: Sequence[Completion]) -> list[list[Step]]:
+    def drain(self, completions: Sequence[Completion]) -> list[list[Step]]:
         """The steps of a prompt's finished continuations, which are then forgotten. Beams share their first tokens."""
         tokens = {id(token) for completion in completions for token in completion.tokens}
         found = [[self._steps[id(token)][1] for token in completion.tokens] for completion in completions]
@@ -127,69 +219,36 @@ class Tracer:
             del self._steps[token]
         return found
 
-    def forget(self) -> None:
-        """Drop what no continuation has claimed."""
-        self._steps.clear()
-
-    def _step(self, sampler: Sampler, raw: Tensor, token: int) -> Step:
-        generation_config = sampler.generation_config
-        stages = _stages(sampler, raw)
-        before, after = raw.double().softmax(-1), stages[-1][1].double().softmax(-1)
-        cuts = _cuts(stages)
-        drawn = generation_config.strategy == "sample" and not generation_config.greedy
-        chosen = self._candidate(token, before, after, cuts)
-        ids = {token, *_top(before, self._top), *_top(after, self._top)}
-        candidates = [self._candidate(one, before, after, cuts) for one in ids]
-        return Step(
-            position=sampler.position,
-            chosen=chosen,
-            how="drawn" if drawn else "largest" if generation_config.greedy else generation_config.strategy,
-            rank=int((before > before[token]).sum()) + 1,
-            draw=sampler.uniform() if drawn else None,
-            interval=_interval(sampler, stages[1][1], token) if drawn else None,
-            entropy_before=_bits(before),
-            entropy_after=_bits(after),
-            kept=int((after > 0).sum()),
-            cuts=[Cut(name, int(gone.sum()), before[gone].sum().item()) for name, gone in cuts],
-            candidates=sorted(candidates, key=lambda one: (-one.after, -one.before, one.id)),
-        )
-
-    def _candidate(self, token: int, before: Tensor, after: Tensor, cuts: list[tuple[str, Tensor]]) -> Candidate:
-        piece = f"#{token}" if self._tokenizer is None else show_token(self._tokenizer, token)
-        cut_by = next((name for name, gone in cuts if bool(gone[token])), None)
-        return Candidate(token, piece, before[token].item(), after[token].item(), cut_by)
+    def _show(self, token: int) -> str:
+        return f"#{token}" if self._tokenizer is None else show_token(self._tokenizer, token)
 
 
-def _stages(sampler: Sampler, raw: Tensor) -> list[tuple[str, Tensor]]:
-    """The (V,) logits as the model gave them, and after each processor that can cut, by name; the last is `shape`'s."""
-    generation_config = sampler.generation_config
-    adjusted = sampler.apply_penalties(raw[None])
-    stages = [("", raw[None]), ("forbidden", adjusted)]
-    if not generation_config.greedy:
-        logits = L.temperature(adjusted, generation_config.temperature)
-        if generation_config.top_k is not None and generation_config.strategy not in ("contrastive", "mcts"):
-            stages.append(("top_k", logits := L.top_k(logits, generation_config.top_k)))
-        if generation_config.top_p < 1:
-            stages.append(("top_p", logits := L.top_p(logits, generation_config.top_p)))
-        if generation_config.min_p > 0:
-            stages.append(("min_p", logits := L.min_p(logits, generation_config.min_p)))
-        stages.append(("", logits))
-    return [(name, logits[0]) for name, logits in stages]
+def traces(tracer: Tracer, prompt_index: int, prompt: str, completions: Sequence[Completion]) -> list[Trace]:
+    """The traces of a prompt's continuations."""
+    return [
+        Trace(prompt_index, sample, prompt, completion.text, steps)
+        for sample, (completion, steps) in enumerate(zip(completions, tracer.drain(completions)))
+    ]
 
 
-def _cuts(stages: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """What each filter removed, (V,), by the filter's name; those that removed nothing are left out."""
-    steps = ((name, (before > -math.inf) & (after == -math.inf)) for (_, before), (name, after) in pairwise(stages))
-    return [(name, gone) for name, gone in steps if bool(gone.any())]
+def _cuts(stages: Sequence[StageResult]) -> list[tuple[str, Tensor]]:
+    """What each stage removed, as a (V,) mask, by the stage's name; those that removed nothing are left out."""
+    changed = [stage for stage in stages if stage.after is not stage.before]
+    masks = ((name, ((before > -math.inf) & (after == -math.inf))[0]) for name, before, after in changed)
+    return [(name, gone) for name, gone in masks if bool(gone.any())]
 
 
-def _interval(sampler: Sampler, adjusted: Tensor, token: int) -> tuple[float, float]:
-    """Where `token` stands on the line that the draw points at, in the order in which the engine lays it out."""
-    logits, ids = candidates([sampler], adjusted[None])
-    weights = logits[0].double().softmax(-1)
-    place = token if ids is None else int((ids[0] == token).nonzero()[0, 0])
-    end = weights[: place + 1].sum().item()
-    return end - weights[place].item(), end
+def _interval_starts(sampler: Sampler, raw: Tensor) -> Tensor:
+    """Where each token's part of the line begins that the draw points at, (V,), in the order in which the engine draws.
+
+    Args:
+        sampler: one that draws.
+        raw: the model's logits, (V,).
+    """
+    logits, ids = candidates([sampler], sampler.apply_penalties(raw[None]))
+    mass = logits[0].double().softmax(-1)
+    starts = mass.cumsum(-1) - mass
+    return starts if ids is None else torch.zeros_like(raw, dtype=starts.dtype).scatter_(-1, ids[0], starts)
 
 
 def _top(probabilities: Tensor, n: int) -> list[int]:
@@ -198,13 +257,5 @@ def _top(probabilities: Tensor, n: int) -> list[int]:
 
 
 def _bits(probabilities: Tensor) -> float:
-    """Entropy in bits; what has no probability adds nothing."""
-    return torch.special.entr(probabilities).sum().item() / math.log(2)
-
-
-def traces(tracer: Tracer, place: int, prompt: str, completions: Sequence[Completion]) -> list[Trace]:
-    """The traces of a prompt's continuations."""
-    return [
-        Trace(place, sample, prompt, completion.text, steps)
-        for sample, (completion, steps) in enumerate(zip(completions, tracer.take(completions)))
-    ]
+    """Entropy in bits; what has no probability adds nothing, and certainty has 0, not -0."""
+    return abs(torch.special.entr(probabilities).sum().item()) / math.log(2)

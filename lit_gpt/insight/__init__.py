@@ -1,1 +1,1 @@
-"""Looking inside: what a model is made of, how it chose, how much it remembers."""
+"""Inspection of models: size and memory, how tokens were chosen, tokenizers, verbatim training text in samples."""

@@ -1,11 +1,11 @@
-"""`lit_gpt tokenize`: text to pieces and ids side by side, ids to text, tokenizers compared."""
+"""`lit_gpt tokenize`: tokens and ids of a text side by side, ids to text, comparison of tokenizers."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from lit_gpt.console import note
 from lit_gpt.errors import UserError, nearest
@@ -16,7 +16,26 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained, tr
 FILE = "FILE:"
 """A text that starts so names a file instead, as in `predict --start`."""
 
-_SHOWN = 24  # pieces in a row of the comparison
+_SHOWN = 24  # tokens in a row of the comparison
+
+
+class TokenRow(TypedDict):
+    """A token: its id, its printable text, its bytes in hexadecimal."""
+
+    id: int
+    piece: str
+    bytes: str
+
+
+class Summary(TypedDict):
+    """What a tokenizer makes of a text; `pieces` has the printable text of its first tokens."""
+
+    tokenizer: str
+    vocabulary: int
+    tokens: int
+    bytes_per_token: float
+    characters_per_token: float
+    pieces: list[str]
 
 
 def main(argv: list[str]) -> int | None:
@@ -59,17 +78,17 @@ def read_text(text: str | None) -> str:
     return found
 
 
-def pieces(tokenizer: Tokenizer, text: str) -> list[dict[str, Any]]:
-    """One row for each token: its id, its bytes in hexadecimal, and how it reads."""
+def pieces(tokenizer: Tokenizer, text: str) -> list[TokenRow]:
+    """One row for each token: its id, its printable text, and its bytes in hexadecimal."""
     return [_row(tokenizer, token) for token in tokenizer.encode(text)]
 
 
-def _row(tokenizer: Tokenizer, token: int) -> dict[str, Any]:
+def _row(tokenizer: Tokenizer, token: int) -> TokenRow:
     return {"id": token, "piece": show_token(tokenizer, token), "bytes": tokenizer.token_bytes(token).hex(" ")}
 
 
-def summary(tokenizer: Tokenizer, text: str) -> dict[str, Any]:
-    """How many tokens `text` takes, and how many bytes and characters one of them carries.
+def summary(tokenizer: Tokenizer, text: str) -> Summary:
+    """The number of tokens of `text`, and the bytes and characters per token.
 
     >>> summary(get_tokenizer("byte"), "你好")["bytes_per_token"]
     1.0
@@ -129,7 +148,7 @@ def _token_id(word: str, tokenizer: Tokenizer) -> int:
     return int(word)
 
 
-def _show(rows: list[dict[str, Any]], total: dict[str, Any], style: str) -> None:
+def _show(rows: list[TokenRow], total: Summary, style: str) -> None:
     if style == "json":
         print(json.dumps({**{k: v for k, v in total.items() if k != "pieces"}, "rows": rows}, ensure_ascii=False))
         return
@@ -143,11 +162,11 @@ def _show(rows: list[dict[str, Any]], total: dict[str, Any], style: str) -> None
     Console(highlight=False).print(table)
 
 
-def _headline(total: dict[str, Any]) -> str:
+def _headline(total: Summary) -> str:
     return f"{total['tokenizer']}: {total['tokens']} tokens, {total['bytes_per_token']:.2f} bytes per token"
 
 
-def _compare(totals: list[dict[str, Any]], style: str) -> None:
+def _compare(totals: list[Summary], style: str) -> None:
     if style == "json":
         print(json.dumps(totals, ensure_ascii=False))
         return

@@ -1,4 +1,4 @@
-"""A trace for people and for programs: a table in the terminal, lines of JSON, one self-contained page."""
+"""Views of a trace: a table for the terminal, JSON lines, a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TraceWriter(BasePredictionWriter):
     def __init__(
         self, tracer: Tracer, tokenizer: Tokenizer | None, show: bool, output: str | None, html: str | None
     ) -> None:
-        """A writer of what `tracer` notes.
+        """A writer of what `tracer` records.
 
         Args:
             tracer: the observer of the engine.
@@ -61,7 +61,7 @@ class TraceWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Take the traces of what is finished."""
+        """Collect the traces of the prompts that are finished. `batch` is Lightning's: of any type, and unused."""
         for prompt, completions in prediction:
             self._traces += traces(self._tracer, prompt.place, self._readable(prompt.prompt), completions)
 
@@ -72,7 +72,7 @@ class TraceWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write and show them."""
-        self._traces.sort(key=lambda trace: (trace.place, trace.sample))
+        self._traces.sort(key=lambda trace: (trace.prompt_index, trace.sample))
         if self._output is not None:
             with atomic_write(self._output, "w") as file:
                 file.writelines(to_lines(self._traces))
@@ -89,15 +89,15 @@ def to_lines(found: Sequence[Trace]) -> Iterator[str]:
     """A line of JSON for each decision."""
     for trace in found:
         for step in trace.steps:
-            record = {"prompt": trace.place, "sample": trace.sample, **step.to_dict()}
+            record = {"prompt": trace.prompt_index, "sample": trace.sample, **step.to_dict()}
             yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def to_html(found: Sequence[Trace], tokenizer: Tokenizer | None = None) -> str:
-    """One page with everything in it: no request goes out, whoever opens it."""
+    """One HTML page with all scripts and data in it: it makes no request."""
     values = [
         {
-            "place": trace.place,
+            "prompt_index": trace.prompt_index,
             "sample": trace.sample,
             "prompt": trace.prompt,
             "steps": [{**step.to_dict(), **_written(step.chosen, tokenizer)} for step in trace.steps],
@@ -110,8 +110,8 @@ def to_html(found: Sequence[Trace], tokenizer: Tokenizer | None = None) -> str:
     return page.replace("__DATA__", data)
 
 
-def _written(token: Candidate, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The token as it stands in the text, if its bytes are whole characters that can be seen, else escaped."""
+def _written(token: Candidate, tokenizer: Tokenizer | None) -> dict[str, str | bool]:
+    """The token's own text if its bytes are whole printable characters, else escaped."""
     data = b"" if tokenizer is None else tokenizer.token_bytes(token.id)
     try:
         text = data.decode("utf-8")
@@ -123,7 +123,7 @@ def _written(token: Candidate, tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 def to_table(trace: Trace) -> Table:
     """One row for each decision."""
-    title = f"prompt {trace.place + 1}, sample {trace.sample + 1}"
+    title = f"prompt {trace.prompt_index + 1}, sample {trace.sample + 1}"
     table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
     table.add_column("#", justify="right")
     table.add_column("token", style="bold")
@@ -166,7 +166,7 @@ def _alternatives(step: Step) -> Text:
 
 
 def percent(share: float) -> str:
-    """A probability in three characters or so.
+    """A probability as a short percentage.
 
     >>> percent(0.5), percent(0.034), percent(0.00001)
     ('50%', '3.4%', '<0.1%')

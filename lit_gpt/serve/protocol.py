@@ -290,7 +290,7 @@ class CandidateBody(BaseModel):
         text: the token as text, bytes that are no whole character as `bytes:\\xNN`.
         raw: the model's own probability.
         probability: after penalties, temperature and filters; 0 if it was cut.
-        cut_by: which filter took it away, or None; at temperature 0 that is `temperature`, but for the likeliest.
+        cut_by: the stage of sampling that cut it, or None; at temperature 0 that is `greedy`, but for the likeliest.
         start: where its interval begins on the line from 0 to 1 that the draw lands on.
         end: where it ends.
     """
@@ -299,7 +299,10 @@ class CandidateBody(BaseModel):
     text: str
     raw: float
     probability: float
-    cut_by: Literal["temperature", "top_k", "top_p", "min_p"] | None
+    cut_by: (
+        Literal["repetition_penalty", "frequency_presence_penalty", "temperature", "top_k", "top_p", "min_p", "greedy"]
+        | None
+    )
     start: float
     end: float
 

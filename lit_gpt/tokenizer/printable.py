@@ -1,4 +1,4 @@
-"""How a token is shown to people: text where its bytes are whole characters, the bytes themselves where not."""
+"""Printable tokens: text where the bytes are whole characters, escaped bytes elsewhere."""
 
 from __future__ import annotations
 

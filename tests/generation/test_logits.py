@@ -1,11 +1,10 @@
-"""Each processor against transformers', closed forms, and drawing against the distribution it draws from."""
+"""Each function of logits against transformers' and closed forms; draws in blocks against plain ones."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,8 +19,6 @@ from transformers import (
 )
 
 from lit_gpt.generation import logits as L
-from lit_gpt.generation.generation_config import GenerationConfig
-from lit_gpt.generation.sampling import Sampler, choose_tokens, ranked
 
 IDS = torch.zeros(1, 1, dtype=torch.long)  # transformers' warpers take ids and ignore them
 
@@ -130,98 +127,12 @@ def test_argmax_and_draws_in_blocks_equal_the_plain_ones(x: Tensor) -> None:
 
 @given(logits(most=600), st.floats(0, 1 - 2**-52))
 @settings(deadline=None, max_examples=60)
-def test_a_token_that_is_out_is_never_drawn(x: Tensor, uniform: float) -> None:
+def test_a_token_that_was_cut_is_never_drawn(x: Tensor, uniform: float) -> None:
     x = x.masked_fill(torch.rand_like(x) < 0.7, -math.inf)
     x[:, 0] = 0.0
     for u in (uniform, 0.0, 1 - 2**-52):
         drawn = L.choose(x.float(), torch.full((len(x), 1), u, dtype=torch.float64))
         assert bool(x.gather(-1, drawn[:, None]).isfinite().all())
-
-
-SETTINGS: list[dict[str, Any]] = [
-    {},
-    {"temperature": 0},
-    {"top_k": 3},
-    {"top_p": 0.8},
-    {"min_p": 0.2},
-    {"top_k": 5, "top_p": 0.7, "min_p": 0.1, "temperature": 1.3},
-    {"repetition_penalty": 1.5, "frequency_penalty": 0.3, "presence_penalty": 0.2, "logit_bias": {1: 2.0}},
-    {"banned_tokens": [0, 1], "ignore_eos": True, "top_p": 0.9},
-]
-
-
-def sampler(values: dict[str, Any], n_vocab: int, seed: int = 0) -> Sampler:
-    generation_config = GenerationConfig(**values)
-    generation_config.check()
-    item = Sampler(generation_config, [0, 1, 1], n_vocab, frozenset([2]), frozenset([2]), seed)
-    for token in (3, 0):
-        item.observe(token)
-    return item
-
-
-@given(st.lists(st.sampled_from(SETTINGS), min_size=1, max_size=4), st.integers(0, 1000))
-@settings(deadline=None, max_examples=60)
-def test_picking_together_is_drawing_from_each_shape(chosen: list[dict[str, Any]], seed: int) -> None:
-    V = 40
-    x = torch.randn(len(chosen), V, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    items = [sampler(values, V, seed + i) for i, values in enumerate(chosen)]
-    for item, row, token in zip(items, x, choose_tokens(items, x)):
-        shaped = item.process(row[None])
-        if item.generation_config.greedy:
-            assert token == int(shaped.argmax())
-            continue
-        order = shaped.sort(descending=True, stable=True).indices[0]  # filters leave the largest first
-        sorts = item.generation_config.top_k is not None or item.generation_config.top_p < 1
-        line = shaped[0, order] if sorts else shaped[0]
-        place = int(L.choose(line[None], torch.tensor([[item.uniform()]], dtype=torch.float64)))
-        assert token == (int(order[place]) if sorts else place)
-
-
-def test_the_order_of_the_processors() -> None:
-    item = sampler({**SETTINGS[5], **SETTINGS[6]}, 40)
-    x = torch.randn(1, 40, dtype=torch.float64)
-    seen = torch.zeros(40, dtype=torch.bool)
-    seen[[0, 1, 3]] = True
-    counts = torch.zeros(40, dtype=torch.float64)
-    counts[[3, 0]] = 1
-    y = L.count_penalties(L.repetition_penalty(x, seen, 1.5), counts, 0.3, 0.2)
-    y[:, 1] += 2.0
-    y = L.min_p(L.top_p(L.top_k(y / 1.3, 5), 0.7), 0.1)
-    torch.testing.assert_close(item.process(x), y)
-
-
-def test_end_of_text_is_masked_until_enough_is_written() -> None:
-    item = Sampler(GenerationConfig(min_new_tokens=2), [0], 4, frozenset([2]), frozenset([2]))
-    x = torch.zeros(1, 4)
-    for expected in (False, False, True):
-        assert bool(item.process(x)[0, 2].isfinite()) is expected
-        item.observe(1)
-
-
-def test_shaping_along_a_path_is_shaping_step_by_step() -> None:
-    item = sampler(SETTINGS[6], 12)
-    x, path = torch.randn(3, 12, dtype=torch.float64), [5, 5]
-    together = item.process(x, path)
-    for i in range(3):
-        torch.testing.assert_close(together[i : i + 1], item.walk(path[:i]).process(x[i : i + 1]))
-
-
-@pytest.mark.parametrize("values", [{}, {"top_k": 3}, {"top_p": 0.8, "temperature": 1.5}, {"min_p": 0.3}])
-def test_draws_follow_the_distribution(values: dict[str, Any]) -> None:
-    """Chi-square over 4,000 seeds at one position, and over 4,000 positions of one seed."""
-    x = torch.tensor([[1.0, 0.2, -0.5, 0.7, -1.0]], dtype=torch.float64)
-    by_seed = [sampler(values, 5, seed) for seed in range(4000)]
-    wanderer = sampler(values, 5, 11)
-    by_position = []
-    for _ in range(4000):
-        by_position.append(wanderer.fork())
-        wanderer.position += 1
-    expected = by_seed[0].process(x).softmax(-1)[0]
-    possible = expected > 0
-    for items in (by_seed, by_position):
-        observed = torch.bincount(torch.tensor(choose_tokens(items, x.expand(4000, -1))), minlength=5)
-        assert int(observed[~possible].sum()) == 0
-        assert chisquare(observed[possible], 4000 * expected[possible]).pvalue > 1e-3
 
 
 def test_uniform_numbers_are_uniform_and_of_their_position_only() -> None:
@@ -230,12 +141,3 @@ def test_uniform_numbers_are_uniform_and_of_their_position_only() -> None:
     observed = torch.histc(torch.tensor(numbers, dtype=torch.float64), 20, 0, 1)
     assert chisquare(observed, [len(numbers) / 20] * 20).pvalue > 1e-3
     assert L.uniform(3, 5) == L.uniform(3, 5) != L.uniform(3, 5, "accept")
-
-
-def test_chosen_and_top_logprobs_come_from_one_tensor() -> None:
-    x = torch.randn(300)
-    logprob, top = ranked(x, int(x.argmax()), 5)
-    assert top[0] == (int(x.argmax()), logprob)
-    assert [i for i, _ in top] == x.topk(5).indices.tolist()
-    masked = torch.tensor([0.0, -math.inf, -math.inf])
-    assert ranked(masked, 0, 3) == (0.0, ((0, 0.0),))

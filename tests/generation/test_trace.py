@@ -1,9 +1,10 @@
-"""Traces against transformers' own filters and the model itself; the page in a real browser."""
+"""Traces against transformers' own filters and the model itself; the HTML page in a real browser."""
 
 from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from lit_gpt.checkpoint.format import save_model
 from lit_gpt.generation.complete import Completion, complete
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generation_config import GenerationConfig
-from lit_gpt.generation.trace import Trace, Tracer, traces
+from lit_gpt.generation.sampling import Sampler, choose_tokens
+from lit_gpt.generation.trace import Trace, Tracer, likeliest, likeliest_before, record_step, traces
 from lit_gpt.insight.trace_view import percent, to_html, to_lines, to_table
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
@@ -54,7 +56,7 @@ def traced(model: GPT, settings: dict[str, Any]) -> tuple[list[Trace], list[Comp
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.get("strategy", "sample"))
-def test_every_strategy_tells_how_it_chose(model: GPT, settings: dict[str, Any]) -> None:
+def test_every_strategy_records_how_it_chose(model: GPT, settings: dict[str, Any]) -> None:
     found, completions, generation_config, tokenizer = traced(model, settings)
     assert len(found) == generation_config.num_samples
     for trace, completion in zip(found, completions):
@@ -116,14 +118,14 @@ def test_what_was_cut_is_what_transformers_cuts(model: GPT) -> None:
         ids.append(step.chosen.id)
 
 
-def test_watching_changes_nothing(model: GPT) -> None:
+def test_a_tracer_changes_no_text(model: GPT) -> None:
     _, completions, generation_config, tokenizer = traced(model, SETTINGS[1])
     engine = Engine(model, model.config, tokenizer, max_slots=8)
     ((_, unwatched),) = complete(engine, [tokenizer.encode(PROMPT)], generation_config)
     assert [one.ids for one in unwatched] == [one.ids for one in completions]
 
 
-def test_lines_of_json_and_a_table_for_people(model: GPT) -> None:
+def test_lines_of_json_and_a_table(model: GPT) -> None:
     found, *_ = traced(model, SETTINGS[1])
     records = [json.loads(line) for line in to_lines(found)]
     assert [(record["sample"], record["position"]) for record in records] == [
@@ -136,6 +138,57 @@ def test_lines_of_json_and_a_table_for_people(model: GPT) -> None:
     shown = console.export_text()
     assert "\ufffd" not in shown and "sample 2" in shown and found[0].steps[0].chosen.piece in shown
     assert [percent(share) for share in (0.0, 1e-6, 0.0123, 0.5, 1.0)] == ["0%", "<0.1%", "1.2%", "50%", "100%"]
+
+
+def test_what_greedy_cuts_is_named_greedy_everywhere(model: GPT) -> None:
+    found, _, _, tokenizer = traced(model, {"strategy": "greedy", "banned_tokens": [65]})
+    for step in found[0].steps:
+        assert [cut.by for cut in step.cuts] == ["forbidden", "greedy"]
+        assert step.cuts[-1].tokens == 255 and step.kept == 1 and step.entropy_after == 0
+        assert step.chosen.after == 1 and step.chosen.cut_by is None and step.chosen.interval is None
+        assert {one.cut_by for one in step.candidates if one.id != step.chosen.id} <= {"forbidden", "greedy"}
+    (line, *_) = to_lines(found)
+    assert json.loads(line)["cuts"][-1]["by"] == "greedy" and '"cut_by": "greedy"' in line
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(to_table(found[0]))
+    assert "→greedy" in console.export_text()
+    assert '"by": "greedy"' in to_html(found, tokenizer)
+
+
+def test_the_candidates_intervals_tile_the_line(model: GPT) -> None:
+    generation_config = GenerationConfig(temperature=0.8, top_p=0.7, repetition_penalty=1.4, seed=2)
+    sampler = Sampler(generation_config, [1, 2, 3], 257, seed=2)
+    raw = model(torch.tensor([[1, 2, 3]]))[0, -1]
+    (token,) = choose_tokens([sampler], raw[None])
+    step = record_step(sampler, raw, token, likeliest_before(257), str)
+    assert [one.before for one in step.candidates] == sorted((one.before for one in step.candidates), reverse=True)
+    assert all((one.interval or (0, 1))[1] == (one.interval or (0, 0))[0] for one in step.candidates if one.cut_by)
+    intervals = sorted(one.interval or (0, 0) for one in step.candidates if one.cut_by is None)
+    assert len(intervals) == step.kept and intervals[0][0] == 0 and intervals[-1][1] == pytest.approx(1)
+    assert all(one[1] == pytest.approx(after[0]) for one, after in pairwise(intervals))
+    low, high = step.interval or (1, 0)
+    assert step.draw is not None and low <= step.draw < high
+
+
+def test_a_penalty_that_overflows_is_what_cut() -> None:
+    sampler = Sampler(GenerationConfig(repetition_penalty=1e38, top_k=2), [1], 4)
+    step = record_step(sampler, torch.tensor([0.0, -100.0, 1.0, 2.0]), 3, likeliest_before(4), str)
+    assert [one.cut_by for one in step.candidates] == [None, None, "top_k", "repetition_penalty"]
+
+
+def test_a_chosen_token_beyond_the_limit_is_listed_last() -> None:
+    before = torch.tensor([0.5, 0.3, 0.2])
+    assert likeliest_before(2)(before, before, 2) == [0, 1, 2]
+    assert likeliest_before(2)(before, before, 1) == [0, 1]
+    assert likeliest_before(9)(before, before, 1) == [0, 1, 2]
+    after = torch.tensor([0.0, 0.4, 0.6])
+    assert likeliest(1)(before, after, 1) == [2, 1, 0]
+
+
+def test_a_search_at_temperature_0_chooses_by_search(model: GPT) -> None:
+    (trace,), *_ = traced(model, {**SETTINGS[5], "temperature": 0.0})
+    assert {step.how for step in trace.steps} == {"mcts"}
+    assert all(not step.cuts for step in trace.steps)
 
 
 def test_predict_shows_and_writes_its_trace(tmp_path: Path, model: GPT, program: RunProgram) -> None:

@@ -62,7 +62,7 @@ text = st.lists(runs, max_size=4).map(lambda parts: [token for part in parts for
 @settings(max_examples=100, deadline=None)
 @given(st.lists(text, max_size=4), st.lists(text, max_size=4), st.integers(1, 30))
 @pytest.mark.parametrize("collide", [False, True])
-def test_lengths_and_places_equal_brute_force(
+def test_lengths_and_positions_equal_brute_force(
     collide: bool, texts: list[list[int]], parts: list[list[int]], piece: int
 ) -> None:
     stream = [token for part in parts for token in part]
@@ -75,9 +75,9 @@ def test_lengths_and_places_equal_brute_force(
     assert len(found) == len(texts)
     for text, match in zip(texts, found):
         assert match.lengths.tolist() == brute_force(text, stream)
-        for i, (n, place) in enumerate(zip(match.lengths.tolist(), match.places.tolist())):
-            assert (place == -1) == (n == 0)
-            assert n == 0 or stream[place : place + n] == text[i : i + n]
+        for i, (n, position) in enumerate(zip(match.lengths.tolist(), match.positions.tolist())):
+            assert (position == -1) == (n == 0)
+            assert n == 0 or stream[position : position + n] == text[i : i + n]
 
 
 def test_figures_by_hand() -> None:
@@ -164,13 +164,14 @@ def test_a_model_that_remembers_and_one_that_does_not(
     assert reports["fresh"]["held_out"]["longest"] == reports["overfitted"]["held_out"]["longest"]
 
 
-def test_the_place_of_a_span_is_where_it_stands(corpus: Path) -> None:
+def test_a_span_names_its_shard_document_and_position(corpus: Path) -> None:
     stream, tokenizer = open_tokens(corpus, "train"), get_tokenizer("byte")
     text = "xx learned to play the accordion.\nzz"
     found = longest_matches([np.array(tokenizer.encode(text))], stream)
     first, *rest = longest_spans(found, stream, tokenizer)
     assert first.piece == " learned to play the accordion.\n" and first.start == 2
-    assert tokenizer.decode(stream.read(first.place, first.length)) == first.piece
+    assert tokenizer.decode(stream.read(first.position, first.length)) == first.piece
+    assert first.to_dict()["place"] == first.position  # the report's key for it
     assert first.document is not None and first.document % 3 == 2 and first.after == ""
     assert first.before == DOCUMENTS[2][max(0, first.offset - 40) : first.offset]  # type: ignore[operator]
     assert first.shard == "train_000000.bin"
@@ -203,7 +204,7 @@ def test_bad_input_is_one_line(
     moved = torch.load(tmp_path / "gone.ckpt")
     moved["datamodule_hyper_parameters"] = {"path": str(tmp_path / "nowhere")}
     torch.save(moved, tmp_path / "gone.ckpt")
-    refused("nothing to look at", "--data.path", corpus)
+    refused("nothing to compare", "--data.path", corpus)
     refused("which shards?", "--text", plain)
     refused("no such folder", "--text", plain, "--data.path", tmp_path / "nowhere")
     refused("No such file", "--text", tmp_path / "none.txt", "--data.path", corpus)

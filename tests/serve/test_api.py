@@ -12,6 +12,7 @@ import pytest
 import torch
 from serving import CONTEXT, Serving, make_model
 
+from lit_gpt.generation.sampling import STAGES
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 PROMPT = "To be, or not"
@@ -276,7 +277,14 @@ def test_every_filter_says_what_it_cut(server: Serving) -> None:
     assert {"top_k", "top_p", "min_p", None} == set(names)
     cold = server.post("/v1/next_token", {"prompt": PROMPT, "temperature": 0}).json()
     assert cold["draw"]["u"] is None and cold["candidates"][0]["probability"] == 1
-    assert {each["cut_by"] for each in cold["candidates"][1:]} == {"temperature"}
+    assert {each["cut_by"] for each in cold["candidates"][1:]} == {"greedy"}
+
+
+def test_the_schema_names_every_stage_of_sampling(server: Serving) -> None:
+    """All but the bias, which this route has no field for."""
+    field = server.get("/openapi.json").json()["components"]["schemas"]["CandidateBody"]["properties"]["cut_by"]
+    named = next(kind["enum"] for kind in field["anyOf"] if "enum" in kind)
+    assert named == [stage.name for stage in STAGES if stage.name != "forbidden"]
 
 
 def test_another_checkpoint_has_other_candidates(server: Serving, start: Callable[..., Serving]) -> None:

@@ -168,6 +168,7 @@ def test_sliders_reshape_and_show_what_is_cut(words: Serving, visit: Callable[..
     assert "top-k" in page.locator(".bar").nth(5).get_attribute("aria-label")
     page.fill("#temperature", "0")
     playwright.expect(page.locator(".segment")).to_have_count(1)
+    assert "greedy" in page.locator(".bar.out").first.get_attribute("aria-label")
     flip(page)
     greedy = words.complete(prompt="HELLO", max_tokens=1, temperature=0)["choices"][0]["text"]
     assert generated(page) == greedy

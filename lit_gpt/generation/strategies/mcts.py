@@ -108,7 +108,7 @@ def _look_ahead(
     while len(written) < generation.generation_config.rollout_length and not generation.ends([*ids, *written]):
         if written:
             (feed,) = yield [ForwardRequest(row, written[-1:])]
-        shaped = generation.sampler.walk([*ids, *written]).process(feed.logits[-1:])
+        shaped = generation.sampler.after([*ids, *written]).process(feed.logits[-1:])
         token = int(L.argmax(shaped))
         total += shaped[0].log_softmax(-1)[token].item()
         written.append(token)
@@ -128,7 +128,7 @@ def _shared(row: Row, text: list[int], ids: list[int]) -> int:
 
 def _expand(generation: Generation, node: Node, path: list[int], logits: Tensor) -> None:
     """Give `node`, at the end of `path`, its children, the likeliest first."""
-    logprobs = generation.sampler.walk(path).process(logits)[0].log_softmax(-1)
+    logprobs = generation.sampler.after(path).process(logits)[0].log_softmax(-1)
     values, ids = logprobs.topk(min(generation.generation_config.candidates, len(logprobs)))
     node.children = [Node(i, value) for i, value in zip(ids.tolist(), values.tolist()) if value > -math.inf]
     if generation.generation_config.logprobs is not None or generation.sampler.observer is not None:

@@ -96,7 +96,7 @@ class _ModelDraft:
             return proposal, None
         (feed,) = yield [self._catch_up(text)]
         for i in range(n):
-            walker = generation.sampler.walk(proposal)
+            walker = generation.sampler.after(proposal)
             shaped = walker.process(feed.logits[-1:])
             if generation.generation_config.greedy:
                 token = int(L.argmax(shaped))

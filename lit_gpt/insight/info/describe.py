@@ -1,4 +1,4 @@
-"""What a model is made of and what it will cost, found from its configuration on the meta device."""
+"""Tensors, memory and FLOPs of a model, from its configuration on the meta device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lit_gpt.insight.info.memory import TrainingMemory, check_precision, training_memory
+from lit_gpt.insight.info.memory import TrainingMemory, TrainingStep, check_precision, training_memory
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.kv_cache import KVCache
@@ -75,7 +75,7 @@ class ModelInfo:
         return self.total - outside
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--format json` prints them."""
+        """Plain values, as `--format json` prints them; `Any`, since JSON nests."""
         return {
             "source": self.source,
             "config": self.config.to_dict(),
@@ -111,7 +111,7 @@ def tensors_of(config: GPTConfig, dtypes: dict[str, str] | None = None) -> list[
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """As people write it: float32."""
+    """The dtype without `torch.`: float32."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
@@ -120,8 +120,8 @@ def describe(subject: Subject, **settings: Any) -> ModelInfo:
 
     Args:
         subject: what to describe.
-        settings: `batch_size`, `context`, `precision`, `optimizer`, `accumulate_grad_batches`,
-            `activation_checkpointing`; those that are None come from the subject, then from the defaults.
+        settings: the fields of `TrainingStep`, hence of several types; those that are None come from the subject, then
+            from the defaults.
 
     Raises:
         UserError: for a setting out of range.
@@ -134,7 +134,7 @@ def describe(subject: Subject, **settings: Any) -> ModelInfo:
     own = [tensor for tensor in tensors if tensor.shared_with is None]
     total = sum(tensor.count for tensor in own)
     matrices = sum(tensor.count for tensor in own if tensor.name.startswith("h.") and len(tensor.shape) == 2)
-    memory = training_memory(config, total, matrices, **chosen, device=device_type())
+    memory = training_memory(config, total, matrices, TrainingStep(**chosen), device_type())
     forward = config.forward_flops_per_token(chosen["context"])
     flops = {
         "forward_per_token": forward,

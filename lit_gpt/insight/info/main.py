@@ -1,4 +1,4 @@
-"""`lit_gpt info`: what a model is made of and what it will cost, before a single weight exists."""
+"""`lit_gpt info`: parameters, tensors, memory and FLOPs of a model, from its configuration alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_gpt.insight.info.table import print_hardware, print_info
 from lit_gpt.model.config import PRESETS, GPTConfig
 from lit_gpt.options import CommandParser
 
-# Where the shape comes from ------------------------------------------------------------------------------------------
+# Sources of the shape ------------------------------------------------------------------------------------------
 
 
 def subject_from_preset(preset: str) -> Subject:
@@ -189,7 +189,7 @@ def _parser() -> Any:
         "--init_from", type=str | None, help="what `lit_gpt convert` reads: a Hugging Face folder or id"
     )
     parser.add_argument("--format", type=str, default="table", help="table or json")
-    parser.add_argument("--hardware", action="store_true", help="what `precision: auto` looks at on this machine")
+    parser.add_argument("--hardware", action="store_true", help="what `precision: auto` decides by on this machine")
     parser.add_argument("--batch_size", type=int | None, help="sequences of a micro-batch, for the training memory")
     parser.add_argument("--context", type=int | None, help="tokens of a sequence; the model's block_size if left out")
     parser.add_argument("--precision", type=str | None, help="of training: 32-true, bf16-mixed, …")

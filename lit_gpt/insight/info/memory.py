@@ -1,4 +1,4 @@
-"""Memory of a training step and of serving, estimated from a `GPTConfig` alone.
+"""Memory of a training step, estimated from a `GPTConfig` alone.
 
 Every figure is in bytes. Activations are what autograd keeps between the forward and the backward pass of one
 micro-batch, tensor by tensor as PyTorch's eager CPU kernels save them; the tests compare the sums with what autograd
@@ -15,7 +15,7 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import SHORT_CONTEXT
 from lit_gpt.model.loss import BLOCK, CHUNK_BYTES
 from lit_gpt.train.optim import OptimizerName
-from lit_gpt.train.precision import TrainerPrecision as Precision
+from lit_gpt.train.precision import TrainerPrecision
 
 
 @dataclass(frozen=True)
@@ -46,84 +46,97 @@ class TrainingMemory:
         return asdict(self)
 
 
-def training_memory(
-    config: GPTConfig,
-    parameters: int,
-    matrices: int,
-    batch_size: int,
-    context: int,
-    precision: Precision = "32-true",
-    optimizer: OptimizerName = "adamw",
-    accumulate_grad_batches: int = 1,
-    activation_checkpointing: bool = False,
-    device: str = "cpu",
-) -> TrainingMemory:
-    """Bytes of a training step on `batch_size` sequences of `context` tokens.
+@dataclass(frozen=True)
+class TrainingStep:
+    """What a training step is estimated for.
 
-    Args:
-        config: the model's shape.
-        parameters: number of weights, shared ones counted once.
-        matrices: those of them in the blocks' matrices, which Muon updates.
+    Attributes:
         batch_size: sequences in a micro-batch.
         context: tokens in a sequence.
         precision: of the Trainer.
         optimizer: `adamw`, or `muon` with AdamW for what is no matrix of a block.
         accumulate_grad_batches: with more than one, gradients outlive the micro-batch.
         activation_checkpointing: keep each block's input only.
+    """
+
+    batch_size: int
+    context: int
+    precision: TrainerPrecision = "32-true"
+    optimizer: OptimizerName = "adamw"
+    accumulate_grad_batches: int = 1
+    activation_checkpointing: bool = False
+
+    def check(self, config: GPTConfig) -> None:
+        """Raises UserError for a number below 1, an unknown name, or a context beyond the model's."""
+        accumulate = self.accumulate_grad_batches
+        numbers = {"batch_size": self.batch_size, "context": self.context, "accumulate_grad_batches": accumulate}
+        for name, value in numbers.items():
+            if value < 1:
+                raise UserError(f"{name}={value} must be at least 1")
+        if self.context > config.block_size:
+            raise UserError(
+                f"context={self.context} is longer than the model's block_size={config.block_size}: lower it"
+            )
+        check_precision(self.precision)
+        if self.optimizer not in get_args(OptimizerName):
+            nearest_name = nearest(self.optimizer, get_args(OptimizerName))
+            raise UserError(f'unknown optimizer "{self.optimizer}": {nearest_name}')
+
+
+def training_memory(
+    config: GPTConfig, parameters: int, matrices: int, step: TrainingStep, device: str = "cpu"
+) -> TrainingMemory:
+    """Bytes of a training step.
+
+    Args:
+        config: the model's shape.
+        parameters: number of weights, shared ones counted once.
+        matrices: those of them in the blocks' matrices, which Muon updates.
+        step: what it is estimated for.
         device: `cpu`, whose bf16 attention keeps the scores of a short context, or another, whose does not.
 
     Raises:
-        UserError: for a number below 1, an unknown precision, or a context beyond the model's.
+        UserError: for a step that `TrainingStep.check` refuses.
     """
-    _check(config, batch_size, context, accumulate_grad_batches)
-    check_precision(precision)
-    if optimizer not in get_args(OptimizerName):
-        raise UserError(f'unknown optimizer "{optimizer}": {nearest(optimizer, get_args(OptimizerName))}')
-    size = _master_bytes(precision)
+    step.check(config)
+    size = _master_bytes(step.precision)
     weights = gradients = parameters * size
-    moments = 2 * parameters - (matrices if optimizer == "muon" else 0)
-    tokens = batch_size * context
-    block = block_activation_bytes(config, batch_size, context, precision, device)
-    kept = tokens * config.n_embd * size if activation_checkpointing else block
-    outside = _outside_bytes(config, batch_size, context, precision)
-    activations = config.n_layer * kept + outside
-    casts = _cast_bytes(config, precision, activation_checkpointing)
-    workspace = _workspace_bytes(config, tokens, precision, block if activation_checkpointing else 0)
-    held = gradients if accumulate_grad_batches > 1 else 0
-    # Last of all comes the gradient of the look-up, which is added to the head's where they share a matrix.
-    look_up = config.vocab_rows * config.n_embd * size if config.tie_embeddings else 0
-    peak = weights + moments * size + max(activations + casts + held + workspace, gradients + look_up)
-    return TrainingMemory(weights, gradients, moments * size, activations, casts, workspace, peak)
+    moments = size * (2 * parameters - (matrices if step.optimizer == "muon" else 0))
+    tokens = step.batch_size * step.context
+    block = block_activation_bytes(config, step.batch_size, step.context, step.precision, device)
+    kept = tokens * config.n_embd * size if step.activation_checkpointing else block
+    activations = config.n_layer * kept + _outside_bytes(config, step.batch_size, step.context, step.precision)
+    casts = _cast_bytes(config, step.precision, step.activation_checkpointing)
+    workspace = _workspace_bytes(config, tokens, step.precision, block if step.activation_checkpointing else 0)
+    held = gradients if step.accumulate_grad_batches > 1 else 0
+    # Last of all comes the gradient of the embedding, which is added to the head's where they share a matrix.
+    embedding = config.vocab_rows * config.n_embd * size if config.tie_embeddings else 0
+    peak = weights + moments + max(activations + casts + held + workspace, gradients + embedding)
+    return TrainingMemory(weights, gradients, moments, activations, casts, workspace, peak)
 
 
-def check_precision(precision: str) -> Precision:
+def check_precision(precision: str) -> TrainerPrecision:
     """The Trainer precision, if its memory is known. Raises UserError, naming those that are, if not."""
-    for known in get_args(Precision):
+    for known in get_args(TrainerPrecision):
         if precision == known:
             return known
-    raise UserError(f'the memory of precision "{precision}" is not known here: use {", ".join(get_args(Precision))}')
+    raise UserError(
+        f'the memory of precision "{precision}" is not known here: use {", ".join(get_args(TrainerPrecision))}'
+    )
 
 
-def _check(config: GPTConfig, batch_size: int, context: int, accumulate: int) -> None:
-    for name, value in (("batch_size", batch_size), ("context", context), ("accumulate_grad_batches", accumulate)):
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    if context > config.block_size:
-        raise UserError(f"context={context} is longer than the model's block_size={config.block_size}: lower it")
-
-
-def _master_bytes(precision: Precision) -> int:
+def _master_bytes(precision: TrainerPrecision) -> int:
     """Of one weight, and of one number in the residual stream."""
     return {"bf16-true": 2, "16-true": 2, "64-true": 8}.get(precision, 4)
 
 
-def _compute_bytes(precision: Precision) -> int:
+def _compute_bytes(precision: TrainerPrecision) -> int:
     """Of one number that goes into a matrix product."""
     return 2 if precision.endswith("mixed") else _master_bytes(precision)
 
 
 def block_activation_bytes(
-    config: GPTConfig, batch_size: int, context: int, precision: Precision = "32-true", device: str = "cpu"
+    config: GPTConfig, batch_size: int, context: int, precision: TrainerPrecision = "32-true", device: str = "cpu"
 ) -> int:
     """What one block's forward pass on (batch_size, context) tokens keeps for its backward pass."""
     tokens, small = batch_size * context, _compute_bytes(precision)
@@ -134,14 +147,14 @@ def block_activation_bytes(
     return tokens * per_token + angles
 
 
-def _norm_bytes(config: GPTConfig, precision: Precision) -> int:
+def _norm_bytes(config: GPTConfig, precision: TrainerPrecision) -> int:
     """A norm over C, for one token: its input and statistics; RMSNorm keeps the normalised input too, in fp32."""
     if config.norm == "rmsnorm":
         return max(4, _master_bytes(precision)) * (2 * config.n_embd + 1)
     return _master_bytes(precision) * (config.n_embd + 2)
 
 
-def _attention_bytes(config: GPTConfig, context: int, precision: Precision, device: str) -> int:
+def _attention_bytes(config: GPTConfig, context: int, precision: TrainerPrecision, device: str) -> int:
     """Attention, for one token: what goes into both products, q, k, v, the output and a softmax statistic."""
     small, wide = _compute_bytes(precision), max(4, _master_bytes(precision))
     q, kv = config.n_head * config.head_size, config.kv_heads * config.head_size
@@ -163,14 +176,14 @@ def _attention_bytes(config: GPTConfig, context: int, precision: Precision, devi
     return total
 
 
-def _mlp_bytes(config: GPTConfig, precision: Precision) -> int:
+def _mlp_bytes(config: GPTConfig, precision: TrainerPrecision) -> int:
     """The MLP, for one token: its input (autocast makes one copy for each matrix), the activation's, c_proj's."""
     wide = {"relu": 1, "swiglu": 4}.get(config.mlp, 2)
     inputs = 2 if config.mlp == "swiglu" and precision.endswith("mixed") else 1
     return _compute_bytes(precision) * (inputs * config.n_embd + wide * config.mlp_size)
 
 
-def _outside_bytes(config: GPTConfig, batch_size: int, context: int, precision: Precision) -> int:
+def _outside_bytes(config: GPTConfig, batch_size: int, context: int, precision: TrainerPrecision) -> int:
     """What is kept outside the blocks: token ids, dropout of the embedding, the last norm, the loss's gradient."""
     tokens, size = batch_size * context, _master_bytes(precision)
     per_token = 2 * 8 + _norm_bytes(config, precision) + _compute_bytes(precision) * config.n_embd
@@ -178,7 +191,7 @@ def _outside_bytes(config: GPTConfig, batch_size: int, context: int, precision: 
     return tokens * per_token
 
 
-def _cast_bytes(config: GPTConfig, precision: Precision, activation_checkpointing: bool) -> int:
+def _cast_bytes(config: GPTConfig, precision: TrainerPrecision, activation_checkpointing: bool) -> int:
     """Autocast's copies of the blocks' matrices. Recomputed blocks make theirs anew, one block at a time."""
     if not precision.endswith("mixed"):
         return 0
@@ -186,7 +199,7 @@ def _cast_bytes(config: GPTConfig, precision: Precision, activation_checkpointin
     return 2 * (blocks // config.n_layer if activation_checkpointing else blocks)
 
 
-def _workspace_bytes(config: GPTConfig, tokens: int, precision: Precision, recomputed: int) -> int:
+def _workspace_bytes(config: GPTConfig, tokens: int, precision: TrainerPrecision, recomputed: int) -> int:
     """The largest short-lived tensors, at one of two moments.
 
     In the loss: a chunk's logits with a few rows of them in fp32, the head's gradient, and its share from one chunk

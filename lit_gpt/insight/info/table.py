@@ -1,4 +1,4 @@
-"""What `lit_gpt info` prints for people."""
+"""The tables that `lit_gpt info` prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def print_info(info: ModelInfo) -> None:
 
 
 def print_hardware(rows: dict[str, str]) -> None:
-    """What `precision: auto` looks at."""
+    """What `precision: auto` decides by."""
     table = Table("hardware", "", title="This machine", title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)

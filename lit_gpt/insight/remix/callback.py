@@ -1,8 +1,6 @@
-"""`fit --remix true`: watch a model begin to remember, at every validation."""
+"""`fit --remix true`: the share of new n-grams in samples, logged at every validation."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
@@ -27,7 +25,7 @@ class RemixFigures(Callback):
 
         Args:
             path: of the training data.
-            num_samples: how many texts to write at each validation.
+            num_samples: how many texts to sample at each validation.
             max_new_tokens: the most tokens of each.
             seed: of the draws.
         """
@@ -38,7 +36,7 @@ class RemixFigures(Callback):
         self._num_samples = num_samples
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write samples, look for them and log what was found."""
+        """Sample texts, search the training tokens for them and log the figures."""
         assert isinstance(pl_module, LitGPT)
         if trainer.sanity_checking or trainer.state.fn != "fit" or pl_module.tokenizer is None:
             return
@@ -49,7 +47,7 @@ class RemixFigures(Callback):
         if not any(len(one) for one in ids):
             return  # end-of-text at once: early in training that happens
         report = remix(ids, open_corpus(self._path, pl_module.tokenizer))
-        figures: dict[str, Any] = {"remix/longest": report.samples.longest}
+        figures: dict[str, float | None] = {"remix/longest": report.samples.longest}
         for n in _ORDERS:
             figures[f"remix/new_{n}_grams"] = report.samples.novel[n]
             if report.held_out is not None:

@@ -1,9 +1,10 @@
-"""`lit_gpt remix`: how much of what a model writes stands word for word in what it was trained on."""
+"""`lit_gpt remix`: the share of generated text that is verbatim training text."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ _SHOWN_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the texts are compared with.
+    """The training and held-out tokens that texts are compared with.
 
     Attributes:
         path: the folder of shards.
@@ -48,7 +49,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Report:
-    """The answer.
+    """The result of a search.
 
     Attributes:
         corpus: what was searched.
@@ -69,7 +70,7 @@ class Report:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as the JSON report has them."""
+        """Plain values, as the JSON report has them; `Any`, since JSON nests."""
         decode = self.corpus.tokenizer.decode
         return {
             "data": {
@@ -89,7 +90,7 @@ class Report:
         }
 
 
-def remix(texts: list[NDArray[np.int64]], corpus: Corpus, progress: Any = None) -> Report:
+def remix(texts: list[NDArray[np.int64]], corpus: Corpus, progress: Callable[[int], None] | None = None) -> Report:
     """Search the training tokens for `texts`, and for as much held-out text, in one pass.
 
     Args:
@@ -102,7 +103,7 @@ def remix(texts: list[NDArray[np.int64]], corpus: Corpus, progress: Any = None) 
     """
     texts = [np.asarray(ids, np.int64) for ids in texts if len(ids)]
     if not texts:
-        raise UserError("the sample is empty: there is no token to look for; raise max_new_tokens or give more text")
+        raise UserError("the sample is empty: there is no token to search for; raise max_new_tokens or give more text")
     windows = [] if corpus.held_out is None else held_out_windows(corpus.held_out, [len(ids) for ids in texts])
     start = time.perf_counter()
     found = longest_matches([*texts, *windows], corpus.train, progress)
@@ -147,7 +148,7 @@ def main(argv: list[str]) -> int | None:
     if args.format not in ("table", "json"):
         raise UserError(f"format {args.format!r} is unknown: {nearest(args.format, ['table', 'json'])}")
     if args.ckpt_path is None and args.text is None:
-        raise UserError("nothing to look at: give --ckpt_path to sample from a model, or --text FILE")
+        raise UserError("nothing to compare: give --ckpt_path to sample from a model, or --text FILE")
     if args.plot is not None:
         check_plot(args.plot)
     tokenizer, folder = _from_checkpoint(args.ckpt_path) if args.ckpt_path else (None, None)
@@ -184,7 +185,7 @@ def _existing(given: str | None, trained_on: str | None, ckpt_path: str | None) 
         raise UserError("which shards? give --data.path, the folder that the model was trained on")
     if not Path(trained_on).is_dir():
         raise UserError(
-            f"{ckpt_path} was trained on {trained_on}, and that folder is gone: give its new place as --data.path"
+            f"{ckpt_path} was trained on {trained_on}, and that folder is gone: give its new path as --data.path"
         )
     return trained_on
 
@@ -198,12 +199,12 @@ def _given(path: str, tokenizer: Tokenizer) -> list[NDArray[np.int64]]:
     except UnicodeDecodeError as error:
         raise UserError(f"text {path} is not UTF-8 (byte {error.start}): convert it first") from None
     if not text:
-        raise UserError(f"text {path} is empty: there is no token to look for")
+        raise UserError(f"text {path} is empty: there is no token to search for")
     return [np.asarray(tokenizer.encode(text))]
 
 
 def _sampled(args: Any, tokenizer: Tokenizer) -> list[NDArray[np.int64]]:
-    """What the checkpoint writes; the prompt and the end-of-text token do not count."""
+    """The ids of samples from the checkpoint, without prompt and end-of-text."""
     from lit_gpt.api import load
 
     start: Any = args.start
@@ -216,7 +217,7 @@ def _sampled(args: Any, tokenizer: Tokenizer) -> list[NDArray[np.int64]]:
     return [np.array([token for token in item.ids if token != tokenizer.eot_id], np.int64) for item in completions]
 
 
-def _progress(total: int) -> Any:
+def _progress(total: int) -> Callable[[int], None]:
     """Notes on stderr, a few seconds apart."""
     last = time.monotonic()
 
@@ -249,7 +250,7 @@ def print_report(report: Report) -> None:
         table.add_row(label, *("–" if value is None else f"{value:,.4g}" for value in values))
     console.print(table)
     for number, span in enumerate(report.spans, 1):
-        where = f"{span.shard}, token {span.place:,}"
+        where = f"{span.shard}, token {span.position:,}"
         if span.document is not None:
             where = f"document {span.document}, its token {span.offset:,} ({where})"
         console.print(
@@ -262,7 +263,7 @@ def print_report(report: Report) -> None:
 def _parser() -> Any:
     parser = make_parser("remix", "How much of what a model writes stands word for word in its training text.")
     parser.add_argument("--ckpt_path", type=str | None, help="a checkpoint to sample from, or last or best")
-    parser.add_argument("--text", type=str | None, help="a text file to look at instead of samples")
+    parser.add_argument("--text", type=str | None, help="a text file to compare instead of samples")
     parser.add_argument("--data.path", type=str | None, help="the folder of shards it was trained on")
     parser.add_argument("--start", type=str | None, help="what the samples continue; the end of a text if left out")
     parser.add_argument("--num_samples", type=int, default=8, help="how many texts to sample")

@@ -1,4 +1,4 @@
-"""What the matches say: the share of new n-grams, the longest verbatim spans and where they come from.
+"""Figures from the matches: the share of new n-grams, the longest verbatim spans and their documents.
 
 The measures follow McCoy et al. 2021 (arXiv 2111.09509): generated text is compared with held-out text, since real
 text, too, repeats much of what was written before.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +43,7 @@ class Novelty:
     median: float
     longest: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values."""
         return asdict(self)
 
@@ -77,8 +76,8 @@ class Span:
         text: number of the text.
         start: position in the text.
         length: tokens.
-        piece: what it reads.
-        place: position of its first occurrence in the training tokens.
+        piece: its text.
+        position: of its first occurrence in the training tokens.
         shard: the file that holds it.
         document: number of the document, from 0, where the shards mark documents.
         offset: position in the document.
@@ -90,16 +89,16 @@ class Span:
     start: int
     length: int
     piece: str
-    place: int
+    position: int
     shard: str
     document: int | None
     offset: int | None
     before: str
     after: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, object]:
+        """Plain values under the keys of the JSON report, which calls the position `place`."""
+        return {"place" if name == "position" else name: value for name, value in asdict(self).items()}
 
 
 def longest_spans(
@@ -115,23 +114,23 @@ def longest_spans(
         count: how many.
     """
     chosen = _choose(matches, count)
-    places = [int(matches[text].places[start]) for text, start, _ in chosen]
-    documents = _documents(stream, places, tokenizer.eot_id)
+    positions = [int(matches[text].positions[start]) for text, start, _ in chosen]
+    documents = _documents(stream, positions, tokenizer.eot_id)
     spans = []
-    for (text, start, length), place in zip(chosen, places):
-        number, first = documents[place] if documents else (None, None)
+    for (text, start, length), position in zip(chosen, positions):
+        number, first = documents[position] if documents else (None, None)
         spans.append(
             Span(
                 text=text,
                 start=start,
                 length=length,
-                piece=_read(stream, tokenizer, place, place + length),
-                place=place,
-                shard=stream.shards[stream.shard_range(place, 1)[0]].name,
+                piece=_read(stream, tokenizer, position, position + length),
+                position=position,
+                shard=stream.shards[stream.shard_range(position, 1)[0]].name,
                 document=number if number is None or eot_after else max(0, number - 1),
-                offset=None if first is None else place - first,
-                before=_read(stream, tokenizer, max(first or 0, place - _SURROUNDINGS), place),
-                after=_until_end(stream, tokenizer, place + length),
+                offset=None if first is None else position - first,
+                before=_read(stream, tokenizer, max(first or 0, position - _SURROUNDINGS), position),
+                after=_until_end(stream, tokenizer, position + length),
             )
         )
     return spans
@@ -148,26 +147,26 @@ def _choose(matches: Sequence[Match], count: int) -> list[tuple[int, int, int]]:
             break
         start = int(left[text].argmax())
         chosen.append((text, start, length))
-        taken = left[text]
-        taken[start : start + length] = 0
-        taken[:start] = np.minimum(taken[:start], start - np.arange(start))
+        lengths = left[text]
+        lengths[start : start + length] = 0
+        lengths[:start] = np.minimum(lengths[:start], start - np.arange(start))
     return chosen
 
 
-def _documents(stream: TokenStream, places: list[int], eot_id: int | None) -> dict[int, tuple[int, int]]:
-    """For each place the number of end-of-text tokens before it, and the position after the last of them."""
+def _documents(stream: TokenStream, positions: list[int], eot_id: int | None) -> dict[int, tuple[int, int]]:
+    """For each position the number of end-of-text tokens before it, and the position after the last of them."""
     if eot_id is None:
         return {}
     found: dict[int, tuple[int, int]] = {}
     number, first, start = 0, 0, 0
-    for place in sorted(set(places)):
-        while start < place:
-            ids = stream.read(start, min(_COUNTED, place - start))
+    for position in sorted(set(positions)):
+        while start < position:
+            ids = stream.read(start, min(_COUNTED, position - start))
             ends = np.flatnonzero(ids == eot_id)
             if len(ends):
                 number, first = number + len(ends), start + int(ends[-1]) + 1
             start += len(ids)
-        found[place] = (number, first)
+        found[position] = (number, first)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Pictures. matplotlib without a display."""
+"""Plots of the novelty figures, by matplotlib without a display."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ export class Lane {
     const now = el("i", { className: `now ${shade(raw)}` });
     before.style.width = `${(100 * raw) / widest}%`;
     now.style.width = `${(100 * probability) / widest}%`;
-    const cutter = filter?.replace("_", "-");
+    const cutter = filter === "greedy" ? t("greedy") : filter?.replaceAll("_", "-");
     const button = el("button", { type: "button", className: "bar" },
       el("span", { className: "name", textContent: nameOf(candidate) }),
       el("span", { className: "track" }, before, now),
