@@ -10,10 +10,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_gpt.console import note
 from lit_gpt.data.index import ShardIndex
-from lit_gpt.data.loader import Cursor, EvalLoader, Share, TrainLoader
+from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader
 from lit_gpt.data.remote import RemoteFolder, is_remote
-from lit_gpt.data.shards import TokenStream, is_prepared, load_index, stream_of
-from lit_gpt.data.shuffle import Order
+from lit_gpt.data.shard_folder import is_prepared, load_index
+from lit_gpt.data.shuffle import Shuffle
+from lit_gpt.data.token_stream import TokenStream, open_split
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained
@@ -74,7 +75,7 @@ class TokenDataModule(L.LightningDataModule):
         self._streams: dict[str, TokenStream] = {}
         self._remote: RemoteFolder | None = None
         self._index: ShardIndex | None = None
-        self._order: Order | None = None
+        self._shuffle: Shuffle | None = None
         self._cursor = Cursor()
         self._check()
 
@@ -163,7 +164,7 @@ class TokenDataModule(L.LightningDataModule):
         if split not in self._streams:
             remote = self._remote
             locate = remote.locate if remote is not None else lambda shard: Path(where) / shard.name
-            self._streams[split] = stream_of(index, split, where, locate, local=remote is None)
+            self._streams[split] = open_split(index, split, where, locate, local=remote is None)
         if len(self._streams[split]) <= self.block_size:
             raise UserError(
                 f"{where}: the {split} split has {len(self._streams[split])} tokens, fewer than one block of "
@@ -179,11 +180,11 @@ class TokenDataModule(L.LightningDataModule):
             self.load_tokenizer()
         if stage == "fit":
             train = self._open("train")
-            self._order = Order(len(train), self.block_size, self.seed, self._window_tokens(train))
+            self._shuffle = Shuffle(len(train), self.block_size, self.seed, self._window_tokens(train))
             self._cursor.reset()
-            if self._order.samples < self._share(True).step:
+            if self._shuffle.samples < self._share(True).step:
                 raise UserError(
-                    f"{self.path}: the train split has {self._order.samples} samples of {self.block_size} tokens, "
+                    f"{self.path}: the train split has {self._shuffle.samples} samples of {self.block_size} tokens, "
                     f"fewer than an optimizer step's {self._share(True).step}: take a smaller batch_size or more text"
                 )
         if stage != "fit" or self.trainer is None or self.trainer.limit_val_batches != 0:
@@ -198,7 +199,7 @@ class TokenDataModule(L.LightningDataModule):
             return self.shuffle_tokens
         return max(REMOTE_WINDOW, max(shard.tokens for shard in stream.shards))
 
-    def _share(self, train: bool) -> Share:
+    def _share(self, train: bool) -> RankShare:
         """This rank's part of a batch.
 
         Raises:
@@ -206,20 +207,20 @@ class TokenDataModule(L.LightningDataModule):
         """
         trainer = self.trainer
         if trainer is None:
-            return Share(self.batch_size)
+            return RankShare(self.batch_size)
         ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
         if train:
             check_divisible(self.batch_size, ranks)
         pin = trainer.strategy.root_device.type == "cuda"
-        return Share(max(1, self.batch_size // ranks), ranks, trainer.global_rank, accumulate if train else 1, pin)
+        return RankShare(max(1, self.batch_size // ranks), ranks, trainer.global_rank, accumulate if train else 1, pin)
 
     # Loaders -----------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled samples, from the cursor on."""
-        assert self._order is not None, "setup('fit') comes first"
+        assert self._shuffle is not None, "setup('fit') comes first"
         return TrainLoader(
-            self._open("train"), self._order, self._cursor, self._share(True), self._n_vocab, self._announce
+            self._open("train"), self._shuffle, self._cursor, self._share(True), self._n_vocab, self._on_spans
         )
 
     def val_dataloader(self) -> EvalLoader:
@@ -234,18 +235,18 @@ class TokenDataModule(L.LightningDataModule):
     def _n_vocab(self) -> int | None:
         return None if self.tokenizer is None else self.tokenizer.n_vocab
 
-    def _announce(self, spans: list[tuple[int, int]]) -> None:
+    def _on_spans(self, spans: list[tuple[int, int]]) -> None:
         """Fetch shards before they are needed."""
         if self._remote is not None:
             stream = self._streams["train"]
             numbers = [number for start, count in spans for number in stream.shard_range(start, count)]
-            self._remote.want([stream.shards[number] for number in dict.fromkeys(numbers)])
+            self._remote.prefetch([stream.shards[number] for number in dict.fromkeys(numbers)])
 
     # Resuming ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, and what it is a place in."""
-        if self._order is None:
+        if self._shuffle is None:
             return {}
         epoch, position = self._cursor.epoch, self._cursor.position
         if self.trainer is not None:
@@ -256,12 +257,12 @@ class TokenDataModule(L.LightningDataModule):
         return {"epoch": epoch, "position": position, "accumulate": accumulate, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
-        assert self._order is not None
+        assert self._shuffle is not None
         return {
             "fingerprint": self._streams["train"].fingerprint,
             "block_size": self.block_size,
             "seed": self.seed,
-            "window": self._order.window,
+            "window": self._shuffle.window,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -270,7 +271,7 @@ class TokenDataModule(L.LightningDataModule):
         Raises:
             UserError: it is a place in other data, or in another order.
         """
-        if self._order is None or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
+        if self._shuffle is None or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
             return
         for name, value in self._identity().items():
             if state_dict.get(name) != value:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lit_gpt.console import note
 from lit_gpt.data.index import ShardIndex
-from lit_gpt.data.shards import check_folder, load_index, open_tokens
+from lit_gpt.data.shard_folder import check_folder, load_index, open_tokens
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer

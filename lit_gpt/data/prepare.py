@@ -19,22 +19,24 @@ from jsonargparse import ActionYesNo
 from lit_gpt.console import note
 from lit_gpt.data.index import Shard, ShardIndex
 from lit_gpt.data.inspect_shards import check, show
-from lit_gpt.data.merge_sample import sample
-from lit_gpt.data.prepare_state import DOWNLOADS, Journal, locked
-from lit_gpt.data.readers import DOCUMENT, Text, read_texts
-from lit_gpt.data.shards import ShardWriter, dtype_for, load_index, write_shard
-from lit_gpt.data.sources import OnRead, TextSource, fetch, find_sources
-from lit_gpt.data.splits import ENOUGH, Piece, Split
-from lit_gpt.data.workers import Job, Result, Workers
+from lit_gpt.data.merge_sample import merge_sample
+from lit_gpt.data.prepare_state import DOWNLOADS, PrepareState, locked
+from lit_gpt.data.readers import DOCUMENT_CHARACTERS, READERS, Text, read_texts
+from lit_gpt.data.shard_folder import load_index
+from lit_gpt.data.shards import ShardWriter, dtype_for, write_shard
+from lit_gpt.data.sources import fetch, find_sources
+from lit_gpt.data.splits import MAX_COUNTED_DOCUMENTS, Split, SplitText
+from lit_gpt.data.text_source import OnRead, TextSource
+from lit_gpt.data.workers import TokenizeJob, TokenizeResult, Workers
 from lit_gpt.errors import UserError
 from lit_gpt.options import make_parser
 from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained, train_tokenizer
 
 RULES = 1  # raise it when the same input is to give other shards
-JOB = 1 << 19  # characters that a worker gets at a time
-WORTH_A_WORKER = 1 << 22  # bytes of input below which another process does not pay
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+JOB_CHARACTERS = 1 << 19  # characters that a worker gets at a time
+BYTES_PER_WORKER = 1 << 22  # bytes of input below which another process does not pay
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare(
@@ -69,7 +71,7 @@ def prepare(
     rule, folder = Split.parse(val_split), Path(output)
     if shard_tokens < 1 or (workers is not None and workers < 1):
         raise UserError(f"workers {workers} and shard_tokens {shard_tokens} must be at least 1")
-    sources = find_sources([inputs] if isinstance(inputs, str) else inputs, folder / DOWNLOADS)
+    sources = find_sources([inputs] if isinstance(inputs, str) else inputs, folder / DOWNLOADS, text_field)
     ready = None if is_trained(tokenizer) else get_tokenizer(tokenizer)
     recipe = {
         "rules": RULES,
@@ -78,35 +80,35 @@ def prepare(
         "options": [text_field, str(rule), shard_tokens],
     }
     with locked(folder):
-        journal = Journal.open(folder, recipe, overwrite)
-        if journal.finished and journal.split:
+        state = PrepareState.open(folder, recipe, overwrite)
+        if state.finished and state.split:
             note(f"{folder} already holds exactly this")
             return load_index(folder)
-        with _tidied(journal):
+        with _tidied(state):
             _fetch_all(sources)
-            if journal.split is None:
-                journal.begin(*_settled(rule, sources, text_field))
-            chosen = _tokenizer(ready, tokenizer, sources, text_field, folder)
-            _write_shards(journal, chosen, sources, text_field, workers or _cores(), shard_tokens)
-            return _finish(journal, chosen)
+            if state.split is None:
+                state.start(*_resolved(rule, sources))
+            chosen = _tokenizer(ready, tokenizer, sources, folder)
+            _write_shards(state, chosen, sources, workers or _cores(), shard_tokens)
+            return _finish(state, chosen)
 
 
 @contextmanager
-def _tidied(journal: Journal) -> Iterator[None]:
+def _tidied(state: PrepareState) -> Iterator[None]:
     """Bad input leaves nothing behind; a full disk leaves what is whole."""
     try:
         yield
     except UserError:
-        journal.abandon()
+        state.abandon()
         raise
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
-        if not journal.shards:
-            journal.abandon()
-        kept = f"its {len(journal.shards)} finished shards are kept" if journal.shards else "nothing was kept"
+        if not state.shards:
+            state.abandon()
+        kept = f"its {len(state.shards)} finished shards are kept" if state.shards else "nothing was kept"
         raise UserError(
-            f"{journal.folder}: the disk is full ({error.strerror}); {kept}; free some space and run the same again"
+            f"{state.folder}: the disk is full ({error.strerror}); {kept}; free some space and run the same again"
         ) from error
 
 
@@ -125,72 +127,70 @@ def _fetch_all(sources: list[TextSource]) -> None:
 # ---------------------------------------------------------------- what has to be known before the first token
 
 
-def _settled(rule: Split, sources: list[TextSource], text_field: str) -> tuple[Split, int]:
+def _resolved(rule: Split, sources: list[TextSource]) -> tuple[Split, int]:
     """The rule with "auto" resolved, and the bytes of text it reckons with (files of plain text need not be read)."""
     size = sum(source.size for source in sources)
     if rule.kind == "hash":
         return rule, size
-    if all(source.kind == "text" and not source.packing for source in sources):
-        documents = sum(1 + source.size // DOCUMENT for source in sources)
-        return rule.settle(documents, size), size
+    if all(source.suffix not in READERS and not source.compression for source in sources):
+        documents = sum(1 + source.size // DOCUMENT_CHARACTERS for source in sources)
+        return rule.resolve(documents, size), size
     documents = length = 0
     with _progress("measure", size) as (on_read, _):
-        for text, ends in _texts(sources, text_field, on_read):
+        for text, ends in _texts(sources, on_read):
             documents += ends
             length += len(text.encode())
-            if rule.kind == "auto" and documents >= ENOUGH:
-                return rule.settle(documents, size), size
-    return rule.settle(max(documents, 1), length), length
+            if rule.kind == "auto" and documents >= MAX_COUNTED_DOCUMENTS:
+                return rule.resolve(documents, size), size
+    return rule.resolve(max(documents, 1), length), length
 
 
-def _tokenizer(
-    ready: Tokenizer | None, spec: str, sources: list[TextSource], text_field: str, folder: Path
-) -> Tokenizer:
+def _tokenizer(ready: Tokenizer | None, spec: str, sources: list[TextSource], folder: Path) -> Tokenizer:
     """The tokenizer, which is in the folder afterwards; one that an earlier run trained is read from there."""
     if ready is None and (folder / TOKENIZER).exists():
         return Tokenizer.load(folder)
     if ready is None:
         with _progress(f"train {spec}", sum(source.size for source in sources)) as (on_read, _):
-            every = (text for text, _ in _texts(sources, text_field, on_read))
-            ready = train_tokenizer(spec, every if spec == "char" else sample(sources, text_field, on_read))
+            every = (text for text, _ in _texts(sources, on_read))
+            ready = train_tokenizer(spec, every if spec == "char" else merge_sample(sources, on_read))
     ready.save(folder / TOKENIZER)
     return ready
 
 
-def _texts(sources: list[TextSource], text_field: str, on_read: OnRead) -> Iterator[Text]:
+def _texts(sources: list[TextSource], on_read: OnRead) -> Iterator[Text]:
     for source in sources:
-        yield from read_texts(source, text_field, on_read)
+        yield from read_texts(source, on_read)
 
 
 # ---------------------------------------------------------------- the work
 
 
 def _write_shards(
-    journal: Journal, tokenizer: Tokenizer, sources: list[TextSource], text_field: str, workers: int, shard_tokens: int
+    state: PrepareState, tokenizer: Tokenizer, sources: list[TextSource], workers: int, shard_tokens: int
 ) -> None:
     """Write the shards that are not there yet, a train and a validation shard at a time."""
-    assert journal.split
+    assert state.split
     size = sum(source.size for source in sources)
     dtype = dtype_for(tokenizer.n_vocab)
-    count = min(workers, 1 + size // WORTH_A_WORKER)
+    count = min(workers, 1 + size // BYTES_PER_WORKER)
     with _progress("tokenize", size) as (on_read, on_text), Workers(tokenizer, dtype, count) as pool:
-        pieces = journal.split.assign(_texts(sources, text_field, on_read), journal.size)
+        pieces = state.split.assign(_texts(sources, on_read), state.size)
         # What finished shards hold is read again, at a hundred times the speed of tokenizing, but not tokenized.
-        results = pool.map(islice(_jobs(pieces), journal.jobs, None))
+        results = pool.map(islice(_jobs(pieces), state.jobs, None))
         while True:
-            jobs, shards = _write_pair(results, journal, dtype, shard_tokens, on_text)
+            jobs, shards = _write_pair(results, state, dtype, shard_tokens, on_text)
             if not jobs:
                 return
-            journal.add(jobs, shards)
+            state.add(jobs, shards)
 
 
-def _jobs(pieces: Iterable[Piece]) -> Iterator[Job]:
-    job: Job = []
+def _jobs(pieces: Iterable[SplitText]) -> Iterator[TokenizeJob]:
+    job: TokenizeJob = []
     size = 0
     for piece in pieces:
         job.append((piece.text, piece.ends, piece.split))
         size += len(piece.text)
-        if size >= JOB:
+        if size >= JOB_CHARACTERS:
             yield job
             job, size = [], 0
     if job:
@@ -198,7 +198,7 @@ def _jobs(pieces: Iterable[Piece]) -> Iterator[Job]:
 
 
 def _write_pair(
-    results: Iterator[Result], journal: Journal, dtype: str, shard_tokens: int, on_text: OnRead
+    results: Iterator[TokenizeResult], state: PrepareState, dtype: str, shard_tokens: int, on_text: OnRead
 ) -> tuple[int, list[Shard]]:
     """Write the next shard of each split; both end with the same job, so that a resumed run begins with the next.
 
@@ -212,8 +212,8 @@ def _write_pair(
             jobs += 1
             for split, encoded in result.items():
                 if split not in writers:
-                    number = sum(shard.split == split for shard in journal.shards)
-                    path = journal.folder / f"{split}_{number:06d}.bin"
+                    number = sum(shard.split == split for shard in state.shards)
+                    path = state.folder / f"{split}_{number:06d}.bin"
                     writers[split] = stack.enter_context(write_shard(path, dtype))
                 writers[split].add(encoded.tokens, encoded.documents, encoded.text_bytes)
                 tokens += encoded.tokens.size
@@ -223,18 +223,18 @@ def _write_pair(
     return jobs, [writer.shard for writer in writers.values()]
 
 
-def _finish(journal: Journal, tokenizer: Tokenizer) -> ShardIndex:
+def _finish(state: PrepareState, tokenizer: Tokenizer) -> ShardIndex:
     """Write the index, which makes the folder complete.
 
     Raises:
         UserError: nothing to train on.
     """
-    shards = sorted(journal.shards, key=lambda shard: shard.name)
+    shards = sorted(state.shards, key=lambda shard: shard.name)
     if not any(shard.split == "train" for shard in shards):
         why = "all of the text fell into validation" if shards else "the input holds no text"
         raise UserError(f"nothing to train on: {why}; give more text, or a smaller --val_split such as tail:0.1")
     if not any(shard.split == "val" for shard in shards):
-        note(f"no document fell into validation by {journal.split}; --val_split tail:0.1 always holds some text out")
+        note(f"no document fell into validation by {state.split}; --val_split tail:0.1 always holds some text out")
     index = ShardIndex(
         dtype=dtype_for(tokenizer.n_vocab),
         shards=tuple(shards),
@@ -244,8 +244,8 @@ def _finish(journal: Journal, tokenizer: Tokenizer) -> ShardIndex:
         eot_id=tokenizer.eot_id,
         eot_position=None if tokenizer.eot_id is None else "after",
     )
-    index.save(journal.folder)
-    journal.remove_downloads()
+    index.save(state.folder)
+    state.remove_downloads()
     return index
 
 

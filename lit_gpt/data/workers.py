@@ -28,7 +28,7 @@ AHEAD = 2  # jobs a worker may have waiting, so that it never waits itself
 
 
 @dataclass
-class Encoded:
+class EncodedSplit:
     """What one split gets of a job: tokens (n,) of the shards' dtype, documents that end there, bytes of text."""
 
     tokens: np.ndarray
@@ -36,17 +36,17 @@ class Encoded:
     text_bytes: int
 
 
-Job = list[tuple[str, bool, str]]  # pieces of text: the text, whether a document ends, the split
-Result = dict[str, Encoded]  # by split
+TokenizeJob = list[tuple[str, bool, str]]  # pieces of text: the text, whether a document ends, the split
+TokenizeResult = dict[str, EncodedSplit]  # by split
 
 
-def encode(tokenizer: Tokenizer, dtype: str, job: Job) -> Result:
+def encode(tokenizer: Tokenizer, dtype: str, job: TokenizeJob) -> TokenizeResult:
     """Tokenize a job; the end-of-text token stands after each document, if the tokenizer has one."""
     eot = np.array([] if tokenizer.eot_id is None else [tokenizer.eot_id], dtype)
     parts: dict[str, list[np.ndarray]] = {}
-    result: Result = {}
+    result: TokenizeResult = {}
     for text, ends, split in job:
-        encoded = result.setdefault(split, Encoded(eot, 0, 0))
+        encoded = result.setdefault(split, EncodedSplit(eot, 0, 0))
         tokens = parts.setdefault(split, [])
         tokens.append(tokenizer.encode_to_numpy(text).astype(dtype))
         if ends:
@@ -107,7 +107,7 @@ class Workers:
         for process in self._processes:
             process.communicate()  # closes its stdin, at which it ends
 
-    def map(self, jobs: Iterable[Job]) -> Iterator[Result]:
+    def map(self, jobs: Iterable[TokenizeJob]) -> Iterator[TokenizeResult]:
         """The result of each job, in the order of the jobs; few are under way at any time.
 
         Raises:
@@ -116,7 +116,7 @@ class Workers:
         if self._count == 1:
             yield from (encode(self._tokenizer, self._dtype, job) for job in jobs)
             return
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[Future[TokenizeResult]] = deque()
         for job in jobs:
             waiting.append(self._threads.submit(self._ask, job))
             if len(waiting) > AHEAD * self._count:
@@ -135,7 +135,7 @@ class Workers:
         self._processes.append(self._own.process)
         self._own.process.stdin.write(self._hello)
 
-    def _ask(self, job: Job) -> Result:
+    def _ask(self, job: TokenizeJob) -> TokenizeResult:
         process: Any = self._own.process
         try:
             pickle.dump(job, process.stdin, protocol=5)

@@ -63,7 +63,7 @@ class TraceWriter(BasePredictionWriter):
     ) -> None:
         """Take the traces of what is finished."""
         for prompt, completions in prediction:
-            self._traces += traces(self._tracer, prompt.place, self._readable(prompt.prompt), completions)
+            self._traces += traces(self._tracer, prompt.position, self._readable(prompt.prompt), completions)
 
     def _readable(self, prompt: str | Sequence[int]) -> str:
         if isinstance(prompt, str):

@@ -26,8 +26,8 @@ from environment import ROOT, RunProgram
 from lit_gpt.data import prepare as module
 from lit_gpt.data.prepare import prepare
 from lit_gpt.data.readers import read_texts
-from lit_gpt.data.shards import load_index, open_tokens
-from lit_gpt.data.sources import TextSource
+from lit_gpt.data.shard_folder import load_index, open_tokens
+from lit_gpt.data.text_source import TextSource
 from lit_gpt.data.workers import Workers
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
@@ -78,7 +78,7 @@ def test_the_shards_are_the_documents_tokens_each_with_its_end(corpus: Path, ref
     expected: dict[str, list[int]] = {"train": [], "val": []}
     for path in sorted(corpus.iterdir()):
         text = path.read_text("utf-8")
-        first = next(read_texts(TextSource(path, ""), "")).text
+        first = next(read_texts(TextSource(path, ""))).text
         digest = hashlib.blake2b(first.encode(), digest_size=8).digest()
         split = "val" if int.from_bytes(digest, "big") / 2**64 < 0.2 else "train"
         expected[split] += [*tokenizer.encode(text), tokenizer.eot_id or 0]
@@ -171,7 +171,7 @@ def test_a_tokenizer_without_end_of_text_separates_nothing(tmp_path: Path) -> No
 def test_any_number_of_workers_writes_the_same_bytes(
     corpus: Path, reference: Path, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WORTH_A_WORKER", 1)
+    monkeypatch.setattr(module, "BYTES_PER_WORKER", 1)
     prepare(str(corpus), tmp_path / "out", **{**OPTIONS, "workers": workers})
     assert files(tmp_path / "out") == files(reference)
 
@@ -496,7 +496,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_wait(
 ) -> None:
     from lit_gpt.data import workers
 
-    monkeypatch.setattr(module, "WORTH_A_WORKER", 1)
+    monkeypatch.setattr(module, "BYTES_PER_WORKER", 1)
     monkeypatch.setattr(workers, "START", "import sys; sys.stdin.buffer.read(1); sys.exit(7)")
     with pytest.raises(RuntimeError, match="ended with status 7"):
         prepare(str(corpus), tmp_path / "out", **{**OPTIONS, "workers": 2})

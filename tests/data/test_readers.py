@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from lit_gpt.data import readers
 from lit_gpt.data.readers import Text, best_cut, pieces, read_texts
-from lit_gpt.data.sources import TextSource, find_sources
-from lit_gpt.data.splits import Piece, Split
+from lit_gpt.data.sources import find_sources
+from lit_gpt.data.splits import Split, SplitText
+from lit_gpt.data.text_source import TextSource
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import train_tokenizer
 
@@ -27,7 +28,7 @@ zstandard = pytest.importorskip("zstandard")
 
 def read(path: Path, text_field: str = "text") -> list[str]:
     """The documents of a file."""
-    return joined(read_texts(TextSource(path, str(path)), text_field))
+    return joined(read_texts(TextSource(path, str(path), text_field)))
 
 
 def joined(texts: object) -> list[str]:
@@ -83,8 +84,8 @@ def test_compressed_files_read_as_what_they_hold(tmp_path: Path) -> None:
 @given(text=st.text(alphabet="a \n\u3000明", max_size=200), sizes=st.lists(st.integers(1, 30), min_size=1))
 def test_cutting_loses_nothing_and_does_not_depend_on_how_text_comes_in(text: str, sizes: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "PIECE", 16)
-        patch.setattr(readers, "DOCUMENT", 40)
+        patch.setattr(readers, "PIECE_CHARACTERS", 16)
+        patch.setattr(readers, "DOCUMENT_CHARACTERS", 40)
         whole = list(pieces([text]))
         parts, start = [], 0
         while start < len(text):
@@ -206,7 +207,7 @@ def test_a_parquet_without_the_field_names_those_it_has(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(readers, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(readers, "MAX_LINE_CHARACTERS", 1000)
     path = write(tmp_path / "x.jsonl", json.dumps({"text": "x" * 500_000}))
     with pytest.raises(UserError, match="a line is longer than 1000"):
         read(path)
@@ -215,7 +216,7 @@ def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
 # ---------------------------------------------------------------- splits
 
 
-def assign(spec: str, documents: list[str], size: int = 7) -> list[Piece]:
+def assign(spec: str, documents: list[str], size: int = 7) -> list[SplitText]:
     texts = [Text(d[i : i + size], i + size >= len(d)) for d in documents for i in range(0, len(d), size)]
     return list(Split.parse(spec).assign(texts, sum(len(d.encode()) for d in documents)))
 
@@ -260,11 +261,11 @@ def test_by_hash_the_share_is_that_of_the_documents() -> None:
 
 def test_auto_takes_documents_where_there_are_many_and_the_tail_where_there_are_few() -> None:
     auto = Split.parse("auto")
-    assert str(auto.settle(1, 10**6)) == "tail:0.1" and str(auto.settle(99, 10**6)) == "tail:0.1"
-    assert str(auto.settle(100, 10**6)) == "hash:0.1" and str(auto.settle(1000, 10**6)) == "hash:0.02"
-    assert str(auto.settle(2000, 10**8)) == "hash:0.01"
-    assert auto.settle(2000, 10**12).fraction * 10**12 == pytest.approx(1 << 25, rel=0.01)
-    assert str(Split.parse("tail:0.3").settle(10**6, 10)) == "tail:0.3"
+    assert str(auto.resolve(1, 10**6)) == "tail:0.1" and str(auto.resolve(99, 10**6)) == "tail:0.1"
+    assert str(auto.resolve(100, 10**6)) == "hash:0.1" and str(auto.resolve(1000, 10**6)) == "hash:0.02"
+    assert str(auto.resolve(2000, 10**8)) == "hash:0.01"
+    assert auto.resolve(2000, 10**12).fraction * 10**12 == pytest.approx(1 << 25, rel=0.01)
+    assert str(Split.parse("tail:0.3").resolve(10**6, 10)) == "tail:0.3"
 
 
 @pytest.mark.parametrize(

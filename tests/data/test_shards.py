@@ -14,15 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.data.index import Shard, ShardIndex
-from lit_gpt.data.shards import (
-    JOURNAL,
-    check_folder,
-    check_ids,
-    is_prepared,
-    load_index,
-    open_tokens,
-    write_shard,
-)
+from lit_gpt.data.shard_folder import STATE_FILE, check_folder, is_prepared, load_index, open_tokens
+from lit_gpt.data.shards import write_shard
+from lit_gpt.data.token_stream import check_ids
 from lit_gpt.errors import UserError
 
 
@@ -171,7 +165,7 @@ BREAKAGES = {
         ],
         "different tokenizers are mixed",
     ),
-    "unfinished": (lambda path: (path / "index.json").rename(path / JOURNAL), "not finished"),
+    "unfinished": (lambda path: (path / "index.json").rename(path / STATE_FILE), "not finished"),
     "not JSON": (lambda path: (path / "index.json").write_text("{"), "not an index"),
     "no fields": (lambda path: (path / "index.json").write_text('{"format_version": 1}'), "not an index"),
     "newer": (lambda path: break_index(path, format_version=99), "newer than this program"),
