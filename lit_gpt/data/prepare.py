@@ -31,7 +31,8 @@ from lit_gpt.data.workers import TokenizeJob, TokenizeResult, Workers
 from lit_gpt.errors import UserError
 from lit_gpt.options import make_parser
 from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
-from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained, train_tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained
+from lit_gpt.tokenizer.train import train_tokenizer
 
 RULES = 1  # raise it when the same input is to give other shards
 JOB_CHARACTERS = 1 << 19  # characters that a worker gets at a time

@@ -21,7 +21,8 @@ from lit_gpt.convert.write import write_hf, write_lit_gpt
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
-from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, train_tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
+from lit_gpt.tokenizer.train import train_tokenizer
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

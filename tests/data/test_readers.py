@@ -19,7 +19,7 @@ from lit_gpt.data.sources import find_sources
 from lit_gpt.data.splits import Split, SplitText
 from lit_gpt.data.text_source import TextSource
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import train_tokenizer
+from lit_gpt.tokenizer.train import train_tokenizer
 
 POEM = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。\n"
 TEXTS = [POEM, 'plain\r\nASCII, with "quotes" and, commas\n', "naïve 🙂\u2028one line\x0cstill\n", "no line end"]

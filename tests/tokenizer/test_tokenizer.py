@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 import lit_gpt.tokenizer.tiktoken_files
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import TextStream, Tokenizer, byte_alphabet, get_tokenizer, is_trained, train_tokenizer
+from lit_gpt.tokenizer.tokenizer import TextStream, Tokenizer, byte_alphabet, get_tokenizer, is_trained
+from lit_gpt.tokenizer.train import train_tokenizer
 
 POEM = "床前明月光，疑是地上霜。举头望明月，低头思故乡。\n"
 PROSE = "def f(x):\n    return x + 1  # it's what we'd do: 12345\n\n\nclass A:\n\tpass\r\n"
