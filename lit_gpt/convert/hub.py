@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from lit_gpt.console import note
-from lit_gpt.convert.hf import shard_of
+from lit_gpt.convert.hf import weight_map
 from lit_gpt.errors import UserError
 
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
@@ -51,7 +51,7 @@ def fetch_weights(repository: str, folder: Path) -> None:
     """
     _fetch_if_there(repository, folder, INDEX)
     sharded = (folder / INDEX).is_file()
-    for name in sorted(set(shard_of(folder / INDEX).values())) if sharded else [SINGLE]:
+    for name in sorted(set(weight_map(folder / INDEX).values())) if sharded else [SINGLE]:
         cached = isinstance(try_to_load_from_cache(repository, name, revision=folder.name), str)
         if not cached:
             note(f"downloading {name} of {repository}")  # huggingface_hub's own bars are for terminals only

@@ -17,7 +17,7 @@ import tokenizers
 
 from lit_gpt.console import note
 from lit_gpt.convert import patterns
-from lit_gpt.convert.hf_config import read_json
+from lit_gpt.convert.json_object import read_json
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import Tokenizer, byte_alphabet
 

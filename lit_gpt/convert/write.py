@@ -19,8 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lit_gpt.atomic import atomic_write, sync_folder
 from lit_gpt.checkpoint.format import model_checkpoint
 from lit_gpt.console import note
-from lit_gpt.convert.hf import plan_of
-from lit_gpt.convert.hf_config import read_config, write_config
+from lit_gpt.convert.hf_architectures import read_config, tensor_plan, write_config
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.tokenizer_json import write_tokenizer, write_tokenizer_config
 from lit_gpt.convert.weights import Stored, model_shapes, scatter
@@ -107,7 +106,7 @@ def _their_tensors(model_type: str, config: dict[str, Any], weights: dict[str, S
         for name, shape in model_shapes(theirs).items()
         if name not in weights
     }
-    return scatter(plan_of(model_type, theirs), weights | zeros)
+    return scatter(tensor_plan(model_type, theirs), weights | zeros)
 
 
 def _write_shards(folder: Path, tensors: dict[str, Stored]) -> None:
