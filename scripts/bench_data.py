@@ -96,7 +96,7 @@ def bench_wait(folder: Path) -> None:
 
 
 def make_huge(folder: Path) -> None:
-    """Sparse shards of 100 G tokens: zeros that take no room."""
+    """Sparse shards of 100 G tokens: zeros that use no disk."""
     for number, start in enumerate(range(0, HUGE, MAX_TOKENS)):
         tokens = min(MAX_TOKENS, HUGE - start)
         header = np.zeros(HEADER_BYTES // 4, "<i4")
@@ -114,9 +114,9 @@ def bench_huge(folder: Path, samples: int) -> None:
     print(f"{len(stream):,} tokens opened in {time.perf_counter() - start:.3f} s")
     total = Shuffle(len(stream), BLOCK, 0).samples
     seconds = []
-    for place in np.random.default_rng(0).integers(0, total - ROWS, 20).tolist():
+    for position in np.random.default_rng(0).integers(0, total - ROWS, 20).tolist():
         start = time.perf_counter()
-        next(iter(loader(stream, ROWS, BLOCK, Cursor(3, place))))
+        next(iter(loader(stream, ROWS, BLOCK, Cursor(3, position))))
         seconds.append(time.perf_counter() - start)
     print(
         f"first batch after a seek: median {statistics.median(seconds) * 1e3:.1f} ms, worst {max(seconds) * 1e3:.1f} ms"

@@ -13,7 +13,7 @@ from lit_gpt.convert.hf_architectures import ARCHITECTURES, HINTS, read_config, 
 from lit_gpt.convert.json_object import read_json
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.tokenizer_json import read_tokenizer
-from lit_gpt.convert.weights import Stored, gather
+from lit_gpt.convert.weights import StoredTensor, to_our_names
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -50,11 +50,11 @@ def open_hf(
     stored = _with_base_prefix(model_type, stored_safetensors(folder))
     config, stored = _without_zero_biases(values, config, stored)
     ignored = r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$"
-    weights = gather(config, tensor_plan(model_type, config), stored, name, ignored, "lm_head.weight")
+    weights = to_our_names(config, tensor_plan(model_type, config), stored, name, ignored, "lm_head.weight")
     return SourceCheckpoint(name, model_type, config, tokenizer, weights)
 
 
-def _with_base_prefix(model_type: str, stored: dict[str, Stored]) -> dict[str, Stored]:
+def _with_base_prefix(model_type: str, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The names of a whole model; those on the hub's GPT-2 are of a model that was saved without its head."""
     architecture = ARCHITECTURES[model_type]
     prefix, embedding = architecture.base_prefix, f"{architecture.tensors['wte']}.weight"
@@ -64,8 +64,8 @@ def _with_base_prefix(model_type: str, stored: dict[str, Stored]) -> dict[str, S
 
 
 def _without_zero_biases(
-    values: dict[str, Any], config: GPTConfig, stored: dict[str, Stored]
-) -> tuple[GPTConfig, dict[str, Stored]]:
+    values: dict[str, Any], config: GPTConfig, stored: dict[str, StoredTensor]
+) -> tuple[GPTConfig, dict[str, StoredTensor]]:
     """What we wrote comes back as it was, unless the folder was trained on in between and the biases are in use."""
     hints = values.get(HINTS)
     if not isinstance(hints, dict):
@@ -78,7 +78,7 @@ def _without_zero_biases(
     return bare, {name: tensor for name, tensor in stored.items() if name not in extra}
 
 
-def stored_safetensors(folder: Path) -> dict[str, Stored]:
+def stored_safetensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of the folder, from one file or from the shards that the index names.
 
     Raises:
@@ -118,7 +118,7 @@ def weight_map(index: Path) -> dict[str, str]:
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def _open_file(path: Path) -> dict[str, Stored]:
+def _open_file(path: Path) -> dict[str, StoredTensor]:
     import torch
 
     def read(name: str) -> torch.Tensor:
@@ -132,7 +132,7 @@ def _open_file(path: Path) -> dict[str, Stored]:
             for name in file.keys():  # noqa: SIM118  it is no dict
                 tensor = file.get_slice(name)
                 dtype = getattr(torch, _DTYPES.get(tensor.get_dtype(), "int8"))
-                stored[name] = Stored(tuple(tensor.get_shape()), dtype, partial(read, name))
+                stored[name] = StoredTensor(tuple(tensor.get_shape()), dtype, partial(read, name))
         return stored
     except FileNotFoundError:
         raise UserError(f"{path} does not exist, though the index names it: get it again") from None

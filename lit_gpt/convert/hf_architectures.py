@@ -22,11 +22,11 @@ from lit_gpt.convert.hf_config import (
     write_gpt2,
     write_llama,
 )
-from lit_gpt.convert.weights import Table, TensorEntry, entries
+from lit_gpt.convert.weights import NameTable, TensorEntry, tensor_entries
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.model.config import GPTConfig
 
-GPT2_TABLE: Table = {
+GPT2_TABLE: NameTable = {
     "wte": "transformer.wte",
     "wpe": "transformer.wpe",
     "h.{}.ln_1": "transformer.h.{}.ln_1",
@@ -38,7 +38,7 @@ GPT2_TABLE: Table = {
     "ln_f": "transformer.ln_f",
     "lm_head": "lm_head",
 }
-LLAMA_TABLE: Table = {
+LLAMA_TABLE: NameTable = {
     "wte": "model.embed_tokens",
     "h.{}.ln_1": "model.layers.{}.input_layernorm",
     "h.{}.attn.c_attn": tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
@@ -74,7 +74,7 @@ class Architecture:
     """
 
     class_name: str
-    tensors: Table
+    tensors: NameTable
     read: Callable[[dict[str, Any], str], GPTConfig]
     write: Callable[[GPTConfig], dict[str, Any]]
     suits: Callable[[GPTConfig], bool]
@@ -177,4 +177,4 @@ def write_config(config: GPTConfig, where: str) -> dict[str, Any]:
 def tensor_plan(model_type: str, config: GPTConfig) -> list[TensorEntry]:
     """Where each tensor of a model of this shape is in a folder of `model_type`."""
     architecture = ARCHITECTURES[model_type]
-    return list(entries(config, architecture.tensors, architecture.transposed))
+    return list(tensor_entries(config, architecture.tensors, architecture.transposed))

@@ -1,4 +1,4 @@
-"""The regular expressions that cut text into pieces, in Hugging Face's dialect and in tiktoken's.
+"""The regular expressions that cut text into pieces, in Hugging Face's notation and in tiktoken's.
 
 Hugging Face's library uses Oniguruma, tiktoken Rust's regex with look-around. Their character classes agree on every
 code point; three notations mean different things:

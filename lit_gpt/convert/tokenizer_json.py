@@ -1,7 +1,7 @@
 """`tokenizer.json` of Hugging Face ↔ our tokenizers: the same ids or a refusal, in both directions.
 
 Byte-level BPE and tiktoken do the same by different means: a list of merges against ids that are ranks. Where the two
-could differ on some text the conversion is refused; what remains is tried out on probe texts before it is believed.
+could differ on some text the conversion is refused; what remains is tested on probe texts.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: st
         raise
     except Exception as error:  # tiktoken's own, for a pattern it cannot compile or ids given twice
         raise UserError(f"{where} cannot be a tiktoken encoding: {' '.join(str(error).split())}") from None
-    _check_ids(tokenizer, hub_tokenizer(values, where), where)
+    _check_same_ids(tokenizer, hub_tokenizer(values, where), where)
     return tokenizer
 
 
@@ -208,7 +208,7 @@ def _check_merges(model: dict[str, Any], ranks: dict[bytes, int], where: str) ->
         last = made
 
 
-def _check_ids(ours: Tokenizer, theirs: Any, where: str) -> None:
+def _check_same_ids(ours: Tokenizer, theirs: Any, where: str) -> None:
     """Try both on probe texts and on the text of every token."""
     texts = [*probe_texts(), *_texts_of_tokens(ours)]
     for text, encoding in zip(texts, theirs.encode_batch_fast(texts, add_special_tokens=False)):
@@ -289,7 +289,7 @@ def write_tokenizer(tokenizer: Tokenizer, where: str) -> dict[str, Any]:
             "merges": [[letters[left], letters[right]] for left, right in filter(None, pairs)],
         },
     }
-    _check_ids(tokenizer, hub_tokenizer(values, where), where)
+    _check_same_ids(tokenizer, hub_tokenizer(values, where), where)
     return values
 
 

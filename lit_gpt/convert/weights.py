@@ -1,4 +1,4 @@
-"""Tensors that are read when they are asked for, and the tables that give them our names.
+"""Tensors of other projects' checkpoints, each read when it is needed, and the tables that map their names to ours.
 
 A table says for each module of ours which module of theirs it is:
 
@@ -21,13 +21,13 @@ from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 
-Table = Mapping[str, "str | tuple[str, ...]"]
+NameTable = Mapping[str, "str | tuple[str, ...]"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor that lies somewhere in a file.
+class StoredTensor:
+    """A tensor in a file, not read yet.
 
     Attributes:
         shape: its shape.
@@ -44,11 +44,11 @@ class Stored:
         """Its size in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
-    def to(self, dtype: torch.dtype) -> Stored:
+    def to(self, dtype: torch.dtype) -> StoredTensor:
         """The same tensor, rounded to `dtype` when it is read."""
         return self if dtype == self.dtype else replace(self, dtype=dtype, read=lambda: self.read().to(dtype))
 
-    def rows(self, start: int, count: int) -> Stored:
+    def rows(self, start: int, count: int) -> StoredTensor:
         """`count` rows from `start` on."""
         if (start, count) == (0, self.shape[0]):
             return self
@@ -56,7 +56,7 @@ class Stored:
         return replace(self, shape=shape, read=lambda: self.read()[start : start + count].contiguous())
 
     @property
-    def transposed(self) -> Stored:
+    def transposed(self) -> StoredTensor:
         """The same matrix with rows and columns exchanged."""
         return replace(self, shape=self.shape[::-1], read=lambda: self.read().t().contiguous())
 
@@ -88,7 +88,9 @@ def model_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def entries(config: GPTConfig, table: Table, transposed: frozenset[str] = frozenset()) -> Iterator[TensorEntry]:
+def tensor_entries(
+    config: GPTConfig, table: NameTable, transposed: frozenset[str] = frozenset()
+) -> Iterator[TensorEntry]:
     """`table`, written out for every tensor of a model of this shape.
 
     Args:
@@ -109,12 +111,12 @@ def entries(config: GPTConfig, table: Table, transposed: frozenset[str] = frozen
             names = table[pattern]
             names = tuple(f"{name}.{kind}" for name in ((names,) if isinstance(names, str) else names))
         flip = pattern in transposed and kind == "weight"
-        rows = _rows(config, len(names), shape[0])
+        rows = _rows_of_parts(config, len(names), shape[0])
         parts = tuple((count, *shape[1:])[:: -1 if flip else 1] for count in rows)
         yield TensorEntry(ours, tuple(name.replace("{}", number) for name in names), parts, flip)
 
 
-def _rows(config: GPTConfig, parts: int, total: int) -> list[int]:
+def _rows_of_parts(config: GPTConfig, parts: int, total: int) -> list[int]:
     """How the rows of a stacked tensor are shared out: evenly, or as queries, keys and values."""
     if parts == 3:
         kv = config.kv_heads * config.head_size
@@ -122,19 +124,19 @@ def _rows(config: GPTConfig, parts: int, total: int) -> list[int]:
     return [total // parts] * parts
 
 
-def gather(
+def to_our_names(
     config: GPTConfig,
     plan: list[TensorEntry],
-    stored: dict[str, Stored],
+    stored: dict[str, StoredTensor],
     source: str,
     ignored: str = r"(?!)",
     tied_head: str | None = None,
-) -> dict[str, Stored]:
+) -> dict[str, StoredTensor]:
     """Their tensors under our names, none read yet.
 
     Args:
         config: the model's shape.
-        plan: from `entries`.
+        plan: from `tensor_entries`.
         stored: all that their file holds.
         source: how errors name that file.
         ignored: regular expression of names that hold no weights, such as masks.
@@ -166,7 +168,7 @@ def gather(
     return {entry.ours: _assemble(entry, [stored[name] for name in entry.theirs]) for entry in plan}
 
 
-def _assemble(entry: TensorEntry, parts: list[Stored]) -> Stored:
+def _assemble(entry: TensorEntry, parts: list[StoredTensor]) -> StoredTensor:
     if entry.transposed:
         parts = [part.transposed for part in parts]
     if len(parts) == 1:
@@ -175,11 +177,11 @@ def _assemble(entry: TensorEntry, parts: list[Stored]) -> Stored:
     dtype = parts[0].dtype
     for part in parts:
         dtype = torch.promote_types(dtype, part.dtype)
-    return Stored(shape, dtype, lambda: torch.cat([part.read().to(dtype) for part in parts]))
+    return StoredTensor(shape, dtype, lambda: torch.cat([part.read().to(dtype) for part in parts]))
 
 
-def scatter(plan: list[TensorEntry], weights: dict[str, Stored]) -> dict[str, Stored]:
-    """Our tensors under their names: the inverse of `gather`."""
+def to_their_names(plan: list[TensorEntry], weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Our tensors under their names: the inverse of `to_our_names`."""
     result = {}
     for entry in plan:
         start = 0

@@ -16,8 +16,7 @@ from lit_gpt.data.shard_folder import is_prepared, load_index
 from lit_gpt.data.shuffle import Shuffle
 from lit_gpt.data.token_stream import TokenStream, open_split
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
-from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer, is_trained
 
 REMOTE_WINDOW = 1 << 25  # tokens: shuffled at least so far when shards are fetched
 
@@ -89,7 +88,7 @@ class TokenDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make the shards if there are none."""
-        path = self._where
+        path = self._address
         if is_remote(path) or is_prepared(path):
             return
         if self.source is None:
@@ -114,10 +113,10 @@ class TokenDataModule(L.LightningDataModule):
             self.tokenizer = Tokenizer.load(file)
             if index.tokenizer_hash not in (None, self.tokenizer.hash):
                 raise UserError(
-                    f"{self.path}: its {TOKENIZER} is not the one that its shards were made with; prepare it again"
+                    f"{self.path}: its {TOKENIZER_FILE} is not the one that its shards were made with; prepare it again"
                 )
             self._compare_spec(self.tokenizer)
-        elif self.spec is None and not is_remote(self._where) and (Path(self._where) / "meta.pkl").exists():
+        elif self.spec is None and not is_remote(self._address) and (Path(self._address) / "meta.pkl").exists():
             note(f"{self.path}: its vocabulary is in meta.pkl, which is not read since a pickle can run code")
         else:
             self.tokenizer = fallback if fallback and self.spec is None else get_tokenizer(self.spec or "gpt2")
@@ -134,12 +133,12 @@ class TokenDataModule(L.LightningDataModule):
 
     def _tokenizer_file(self) -> Path | None:
         if self._remote is not None:
-            return self._remote.fetch_optional(TOKENIZER)
-        path = Path(self._where) / TOKENIZER
+            return self._remote.fetch_optional(TOKENIZER_FILE)
+        path = Path(self._address) / TOKENIZER_FILE
         return path if path.is_file() else None
 
     @property
-    def _where(self) -> str:
+    def _address(self) -> str:
         if self.path is None:
             raise UserError("no data: give --data.path FOLDER, and --data.source TEXT if it has no shards yet")
         return self.path
@@ -147,20 +146,20 @@ class TokenDataModule(L.LightningDataModule):
     # Opening -----------------------------------------------------------------------------------------------------
 
     def _load_index(self) -> ShardIndex:
-        if self._index is None and is_remote(self._where):
-            self._remote = RemoteFolder(self._where, self.cache_dir, self.cache_gb)
+        if self._index is None and is_remote(self._address):
+            self._remote = RemoteFolder(self._address, self.cache_dir, self.cache_gb)
             self._index = self._remote.load_index()
         elif self._index is None:
-            self._index = load_index(self._where)
+            self._index = load_index(self._address)
         return self._index
 
-    def _open(self, split: str) -> TokenStream:
+    def _open_stream(self, split: str) -> TokenStream:
         """The tokens of a split.
 
         Raises:
             UserError: there are none, or too few for one block.
         """
-        index, where = self._load_index(), self._where
+        index, where = self._load_index(), self._address
         if split not in self._streams:
             remote = self._remote
             locate = remote.locate if remote is not None else lambda shard: Path(where) / shard.name
@@ -179,7 +178,7 @@ class TokenDataModule(L.LightningDataModule):
         if self.tokenizer is None:
             self.load_tokenizer()
         if stage == "fit":
-            train = self._open("train")
+            train = self._open_stream("train")
             self._shuffle = Shuffle(len(train), self.block_size, self.seed, self._window_tokens(train))
             self._cursor.reset()
             if self._shuffle.samples < self._share(True).step:
@@ -188,7 +187,7 @@ class TokenDataModule(L.LightningDataModule):
                     f"fewer than an optimizer step's {self._share(True).step}: take a smaller batch_size or more text"
                 )
         if stage != "fit" or self.trainer is None or self.trainer.limit_val_batches != 0:
-            self._open(self._eval_split(stage))
+            self._open_stream(self._eval_split(stage))
 
     def _eval_split(self, stage: str) -> str:
         """Few folders have a test split; where there is none, validation data serves."""
@@ -220,22 +219,24 @@ class TokenDataModule(L.LightningDataModule):
         """Shuffled samples, from the cursor on."""
         assert self._shuffle is not None, "setup('fit') comes first"
         return TrainLoader(
-            self._open("train"), self._shuffle, self._cursor, self._share(True), self._n_vocab, self._on_spans
+            self._open_stream("train"), self._shuffle, self._cursor, self._share(True), self._n_vocab, self._prefetch
         )
 
     def val_dataloader(self) -> EvalLoader:
         """All windows of the validation split, in order."""
-        return EvalLoader(self._open("val"), self.block_size, self._share(False), self._n_vocab)
+        return EvalLoader(self._open_stream("val"), self.block_size, self._share(False), self._n_vocab)
 
     def test_dataloader(self) -> EvalLoader:
         """All windows of the test split, or else of the validation split, in order."""
-        return EvalLoader(self._open(self._eval_split("test")), self.block_size, self._share(False), self._n_vocab)
+        return EvalLoader(
+            self._open_stream(self._eval_split("test")), self.block_size, self._share(False), self._n_vocab
+        )
 
     @property
     def _n_vocab(self) -> int | None:
         return None if self.tokenizer is None else self.tokenizer.n_vocab
 
-    def _on_spans(self, spans: list[tuple[int, int]]) -> None:
+    def _prefetch(self, spans: list[tuple[int, int]]) -> None:
         """Fetch shards before they are needed."""
         if self._remote is not None:
             stream = self._streams["train"]
@@ -245,13 +246,13 @@ class TokenDataModule(L.LightningDataModule):
     # Resuming ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor, and what it is a place in."""
+        """The cursor, and the data and order in which it is a position."""
         if self._shuffle is None:
             return {}
         epoch, position = self._cursor.epoch, self._cursor.position
         if self.trainer is not None:
             progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            if progress.processed < progress.ready:  # stopped between taking a batch and having learnt from it
+            if progress.processed < progress.ready:  # stopped after the batch was fetched, before it was trained on
                 epoch, position = self._cursor.before
         accumulate = self._share(True).accumulate
         return {"epoch": epoch, "position": position, "accumulate": accumulate, **self._identity()}
@@ -269,7 +270,7 @@ class TokenDataModule(L.LightningDataModule):
         """Go on from a checkpoint's cursor.
 
         Raises:
-            UserError: it is a place in other data, or in another order.
+            UserError: it is a position in other data, or in another order.
         """
         if self._shuffle is None or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
             return

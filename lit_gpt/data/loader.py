@@ -16,7 +16,7 @@ from lit_gpt.batch import IGNORE_INDEX, Batch
 from lit_gpt.data.shuffle import Shuffle
 from lit_gpt.data.token_stream import TokenStream, check_ids
 
-AHEAD = 4  # batches made before they are asked for
+PREFETCHED_BATCHES = 4  # batches made ahead of the training step
 PLANNED_SAMPLES = 1024  # samples whose positions in the stream are computed at once
 Item = TypeVar("Item")
 
@@ -116,8 +116,8 @@ class TrainLoader:
             self._on_spans(self._needed(epoch, position, steps * step))
             for starts in self._shuffle.starts(epoch, position, steps * step).reshape(steps, -1):
                 by_micro_batch = starts.reshape(self._share.accumulate, self._share.ranks, self._share.rows)
-                for mine in by_micro_batch[:-1, self._share.rank]:
-                    yield epoch, position, self._read(mine)
+                for rows in by_micro_batch[:-1, self._share.rank]:
+                    yield epoch, position, self._read(rows)
                 batch = self._read(by_micro_batch[-1, self._share.rank])
                 position += step
                 yield epoch, position, batch
@@ -176,7 +176,7 @@ def as_tensors(idx: np.ndarray, targets: np.ndarray, pin: bool) -> Batch:
 
 
 def prefetched(make: Callable[[], Iterator[Item]]) -> Iterator[Item]:
-    """The items of `make()`, produced up to `AHEAD` ahead by a thread that ends with this iterator.
+    """The items of `make()`, produced up to `PREFETCHED_BATCHES` ahead by a thread that ends with this iterator.
 
     `make` is called at the first `next`. What it raises is raised here.
     """
@@ -185,7 +185,7 @@ def prefetched(make: Callable[[], Iterator[Item]]) -> Iterator[Item]:
 
     def put(item: Item | BaseException | None) -> bool:
         with changed:
-            changed.wait_for(lambda: len(ready) < AHEAD or stop.is_set())
+            changed.wait_for(lambda: len(ready) < PREFETCHED_BATCHES or stop.is_set())
             ready.append(item)
             changed.notify_all()
         return not stop.is_set()

@@ -1,4 +1,4 @@
-"""`lit_gpt prepare`: from text to token shards, in parallel, in bounded memory, and once more after a kill.
+"""`lit_gpt prepare`: from text to token shards, in parallel, in bounded memory, resumed after a kill.
 
 One process reads and cuts, workers tokenize, and the reading process writes their results in order. So what is written
 depends on the input alone, however many workers there are and whenever one run ended and the next went on.
@@ -25,16 +25,15 @@ from lit_gpt.data.readers import DOCUMENT_CHARACTERS, READERS, Text, read_texts
 from lit_gpt.data.shard_folder import load_index
 from lit_gpt.data.shards import ShardWriter, dtype_for, write_shard
 from lit_gpt.data.sources import fetch, find_sources
-from lit_gpt.data.splits import MAX_COUNTED_DOCUMENTS, Split, SplitText
+from lit_gpt.data.splits import MAX_COUNTED_DOCUMENTS, SplitRule, SplitText
 from lit_gpt.data.text_source import OnRead, TextSource
 from lit_gpt.data.workers import TokenizeJob, TokenizeResult, Workers
 from lit_gpt.errors import UserError
 from lit_gpt.options import make_parser
-from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
-from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer, is_trained
 from lit_gpt.tokenizer.train import train_tokenizer
 
-RULES = 1  # raise it when the same input is to give other shards
+RULES_VERSION = 1  # raise it when the same input is to give other shards
 JOB_CHARACTERS = 1 << 19  # characters that a worker gets at a time
 BYTES_PER_WORKER = 1 << 22  # bytes of input below which another process does not pay
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -69,13 +68,13 @@ def prepare(
         UserError: bad input, or a full disk. After bad input nothing is left behind; what was finished when the disk
             was full is kept, and the same call goes on from there.
     """
-    rule, folder = Split.parse(val_split), Path(output)
+    rule, folder = SplitRule.parse(val_split), Path(output)
     if shard_tokens < 1 or (workers is not None and workers < 1):
         raise UserError(f"workers {workers} and shard_tokens {shard_tokens} must be at least 1")
     sources = find_sources([inputs] if isinstance(inputs, str) else inputs, folder / DOWNLOADS, text_field)
     ready = None if is_trained(tokenizer) else get_tokenizer(tokenizer)
     recipe = {
-        "rules": RULES,
+        "rules": RULES_VERSION,
         "sources": [source.fingerprint for source in sources],
         "tokenizer": ready.hash if ready else tokenizer,
         "options": [text_field, str(rule), shard_tokens],
@@ -85,17 +84,17 @@ def prepare(
         if state.finished and state.split:
             note(f"{folder} already holds exactly this")
             return load_index(folder)
-        with _tidied(state):
+        with _cleared_on_failure(state):
             _fetch_all(sources)
             if state.split is None:
-                state.start(*_resolved(rule, sources))
+                state.start(*_resolve_split(rule, sources))
             chosen = _tokenizer(ready, tokenizer, sources, folder)
             _write_shards(state, chosen, sources, workers or _cores(), shard_tokens)
             return _finish(state, chosen)
 
 
 @contextmanager
-def _tidied(state: PrepareState) -> Iterator[None]:
+def _cleared_on_failure(state: PrepareState) -> Iterator[None]:
     """Bad input leaves nothing behind; a full disk leaves what is whole."""
     try:
         yield
@@ -128,7 +127,7 @@ def _fetch_all(sources: list[TextSource]) -> None:
 # ---------------------------------------------------------------- what has to be known before the first token
 
 
-def _resolved(rule: Split, sources: list[TextSource]) -> tuple[Split, int]:
+def _resolve_split(rule: SplitRule, sources: list[TextSource]) -> tuple[SplitRule, int]:
     """The rule with "auto" resolved, and the bytes of text it reckons with (files of plain text need not be read)."""
     size = sum(source.size for source in sources)
     if rule.kind == "hash":
@@ -148,13 +147,13 @@ def _resolved(rule: Split, sources: list[TextSource]) -> tuple[Split, int]:
 
 def _tokenizer(ready: Tokenizer | None, spec: str, sources: list[TextSource], folder: Path) -> Tokenizer:
     """The tokenizer, which is in the folder afterwards; one that an earlier run trained is read from there."""
-    if ready is None and (folder / TOKENIZER).exists():
+    if ready is None and (folder / TOKENIZER_FILE).exists():
         return Tokenizer.load(folder)
     if ready is None:
         with _progress(f"train {spec}", sum(source.size for source in sources)) as (on_read, _):
             every = (text for text, _ in _texts(sources, on_read))
             ready = train_tokenizer(spec, every if spec == "char" else merge_sample(sources, on_read))
-    ready.save(folder / TOKENIZER)
+    ready.save(folder / TOKENIZER_FILE)
     return ready
 
 
@@ -250,7 +249,7 @@ def _finish(state: PrepareState, tokenizer: Tokenizer) -> ShardIndex:
     return index
 
 
-# ---------------------------------------------------------------- what is shown
+# ---------------------------------------------------------------- progress, summary, and the program
 
 
 @contextmanager

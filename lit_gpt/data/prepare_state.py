@@ -17,9 +17,9 @@ from lit_gpt.atomic import atomic_write
 from lit_gpt.data.index import INDEX, Shard
 from lit_gpt.data.shard_folder import STATE_FILE, is_prepared
 from lit_gpt.data.shards import read_shard_header
-from lit_gpt.data.splits import Split
+from lit_gpt.data.splits import SplitRule
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE
 
 DOWNLOADS = ".downloads"
 
@@ -41,14 +41,14 @@ class PrepareState:
 
     folder: Path
     recipe: str
-    split: Split | None = None
+    split: SplitRule | None = None
     size: int = 0
     jobs: int = 0
     shards: list[Shard] = field(default_factory=list)
 
     @classmethod
     def open(cls, folder: Path, recipe: dict[str, Any], overwrite: bool) -> PrepareState:
-        """Go on with what `folder` holds, or begin in an empty one.
+        """Go on with what `folder` holds, or start in an empty one.
 
         Raises:
             UserError: it holds something else, and `overwrite` is false.
@@ -58,7 +58,7 @@ class PrepareState:
         complete = (folder / INDEX).exists()
         if state and state.recipe == wanted and not (complete and overwrite):
             return state
-        occupied = is_prepared(folder) or any((folder / name).exists() for name in (STATE_FILE, TOKENIZER))
+        occupied = is_prepared(folder) or any((folder / name).exists() for name in (STATE_FILE, TOKENIZER_FILE))
         if occupied and not overwrite:
             what = "shards made otherwise" if complete or not state else "an unfinished preparation of something else"
             raise UserError(f"{folder} already holds {what}: choose another --output, or replace them with --overwrite")
@@ -73,7 +73,7 @@ class PrepareState:
             values = json.loads((folder / STATE_FILE).read_text("utf-8"))
             shards = [Shard(**shard) for shard in values["shards"]]
             intact = all(read_shard_header(folder / shard.name)[1].tokens == shard.tokens for shard in shards)
-            split = Split.parse(values["val_split"])
+            split = SplitRule.parse(values["val_split"])
             return cls(folder, values["recipe"] if intact else "", split, values["size"], values["jobs"], shards)
         except (OSError, ValueError, KeyError, TypeError):
             return cls(folder, "")
@@ -83,7 +83,7 @@ class PrepareState:
         """Whether the index stands, which is written last."""
         return (self.folder / INDEX).exists()
 
-    def start(self, split: Split, size: int) -> None:
+    def start(self, split: SplitRule, size: int) -> None:
         """Empty the folder and write down the plan."""
         self._clear()
         self.split, self.size = split, size
@@ -117,12 +117,12 @@ class PrepareState:
         shutil.rmtree(self.folder / DOWNLOADS, ignore_errors=True)
 
     def _clear(self) -> None:
-        """Remove what makes a folder of shards, the index first: without it nothing is taken for complete."""
+        """Remove what makes a folder of shards, the index first: without it nothing counts as complete."""
         (self.folder / INDEX).unlink(missing_ok=True)
         for path in self.folder.glob("*.bin"):
             if Shard(path.name, 0, 0).split:
                 path.unlink()
-        for name in (TOKENIZER, STATE_FILE):
+        for name in (TOKENIZER_FILE, STATE_FILE):
             (self.folder / name).unlink(missing_ok=True)
 
 

@@ -162,7 +162,7 @@ def _zstd(source: TextSource, raw: _CountedReads) -> Iterator[bytes]:
 
 
 def _lines(source: TextSource, on_read: OnRead) -> Iterator[str]:
-    """Lines with their ends; only "\\n" ends one, so that a quoted field keeps what else looks like a line end."""
+    """Lines with their ends; only "\\n" ends one, so that a quoted field keeps other line separators."""
     rest = ""
     for characters in _characters(source, on_read):
         *lines, rest = (rest + characters).split("\n")

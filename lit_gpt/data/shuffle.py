@@ -23,7 +23,7 @@ class Shuffle:
 
     Attributes:
         samples: in one epoch, the same for every epoch.
-        window: samples that are shuffled among themselves; all of them where no window was asked for.
+        window: samples that are shuffled among themselves; all of them without a window.
     """
 
     def __init__(self, tokens: int, block_size: int, seed: int, window_tokens: int | None = None) -> None:

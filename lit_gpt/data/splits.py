@@ -1,4 +1,4 @@
-"""Which text is held out for validation: documents picked by their hash, or the tail of it all."""
+"""The rule by which text is held out for validation: documents picked by their hash, or the tail of the text."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class SplitText(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Split:
-    """A rule: `kind` "hash" takes a document for validation with probability `fraction`, "tail" the last `fraction` of
-    the text; "auto" is not resolved yet.
+class SplitRule:
+    """Kind "hash" picks documents with probability `fraction`, "tail" the last `fraction` of the text; "auto" is to be
+    resolved first.
 
     >>> Split.parse("tail:0.1")
     Split(kind='tail', fraction=0.1)
@@ -37,7 +37,7 @@ class Split:
     fraction: float = 0.0
 
     @classmethod
-    def parse(cls, spec: str) -> Split:
+    def parse(cls, spec: str) -> SplitRule:
         """Read "auto", "hash:F" or "tail:F", 0 <= F < 1; with 0 everything is for training.
 
         Raises:
@@ -55,7 +55,7 @@ class Split:
     def __str__(self) -> str:
         return self.kind if self.kind == "auto" else f"{self.kind}:{self.fraction:g}"
 
-    def resolve(self, documents: int, size: int) -> Split:
+    def resolve(self, documents: int, size: int) -> SplitRule:
         """What "auto" means for a corpus.
 
         Args:
@@ -69,7 +69,7 @@ class Split:
             return self
         kind = "hash" if documents >= HASH_DOCUMENTS else "tail"
         fraction = min(0.1, max(0.01, VAL_DOCUMENTS / documents)) if kind == "hash" else 0.1
-        return Split(kind, float(f"{min(fraction, MAX_VAL_BYTES / max(size, 1)):.3g}"))
+        return SplitRule(kind, float(f"{min(fraction, MAX_VAL_BYTES / max(size, 1)):.3g}"))
 
     def assign(self, texts: Iterable[Text], size: int) -> Iterator[SplitText]:
         """Each piece of text with its split.

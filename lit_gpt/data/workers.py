@@ -1,4 +1,4 @@
-"""Tokenize pieces of text in processes of their own.
+"""Processes that tokenize pieces of text.
 
 They are plain child processes that read jobs from stdin and answer on stdout. Unlike those of `multiprocessing` they do
 not import the caller's script again, copy none of its memory, and end by themselves when the caller is killed.
@@ -23,8 +23,8 @@ import numpy as np
 
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
-START = "import lit_gpt.data.workers as workers; workers.serve()"
-AHEAD = 2  # jobs a worker may have waiting, so that it never waits itself
+START = "import lit_gpt.data.workers as workers; workers.run_worker()"
+QUEUED_JOBS = 2  # jobs queued for each worker, so that none waits for its next
 
 
 @dataclass
@@ -58,8 +58,8 @@ def encode(tokenizer: Tokenizer, dtype: str, job: TokenizeJob) -> TokenizeResult
     return result
 
 
-def serve() -> None:
-    """The worker's side: the tokenizer and dtype first, then jobs until the caller closes the pipe or is gone."""
+def run_worker() -> None:
+    """The loop of a worker: it reads tokenizer and dtype, then jobs until the caller closes the pipe or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller ends us
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not end up between answers
@@ -84,14 +84,14 @@ class Workers:
 
     def __init__(self, tokenizer: Tokenizer, dtype: str, count: int) -> None:
         self._tokenizer, self._dtype, self._count = tokenizer, dtype, count
-        self._own = threading.local()  # each thread speaks to one process
+        self._of_thread = threading.local()  # each thread has one process
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Workers:
         if self._count > 1:
             names = ("name", "pattern", "ranks", "specials", "end_of_text", "normalization")
             parts = {name: getattr(self._tokenizer, name) for name in names}
-            self._hello = pickle.dumps((parts, self._dtype), protocol=5)
+            self._setup = pickle.dumps((parts, self._dtype), protocol=5)
             self._threads = ThreadPoolExecutor(self._count, initializer=self._start)
         return self
 
@@ -118,25 +118,25 @@ class Workers:
             return
         waiting: deque[Future[TokenizeResult]] = deque()
         for job in jobs:
-            waiting.append(self._threads.submit(self._ask, job))
-            if len(waiting) > AHEAD * self._count:
+            waiting.append(self._threads.submit(self._tokenize, job))
+            if len(waiting) > QUEUED_JOBS * self._count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
     def _start(self) -> None:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self._own.process = subprocess.Popen(
+        self._of_thread.process = subprocess.Popen(
             [sys.executable, "-c", START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
         )
-        self._processes.append(self._own.process)
-        self._own.process.stdin.write(self._hello)
+        self._processes.append(self._of_thread.process)
+        self._of_thread.process.stdin.write(self._setup)
 
-    def _ask(self, job: TokenizeJob) -> TokenizeResult:
-        process: Any = self._own.process
+    def _tokenize(self, job: TokenizeJob) -> TokenizeResult:
+        process: Any = self._of_thread.process
         try:
             pickle.dump(job, process.stdin, protocol=5)
             process.stdin.flush()

@@ -26,7 +26,7 @@ from lit_gpt.errors import UserError, nearest
 from lit_gpt.tokenizer.tiktoken_files import named_encoding
 
 END_OF_TEXT = "<|endoftext|>"
-FILE_NAME = "tokenizer.json"  # its name beside the shards
+TOKENIZER_FILE = "tokenizer.json"  # its name beside the shards
 FORMAT = "lit_gpt.tokenizer"
 EVERY_BYTE = [bytes([value]) for value in range(256)]
 # One character is one piece, and a piece that has a rank is one token before any merge is tried.
@@ -111,7 +111,7 @@ class Tokenizer:
         return _hash(self.pattern, self._ranks_text, self.specials, self.normalization)
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids. Text that looks like a special token is plain text; a lone surrogate becomes U+FFFD."""
+        """Text to ids. The text of a special token is plain text; a lone surrogate becomes U+FFFD."""
         return self._encode(self._normalized(text)).tolist()
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
@@ -191,13 +191,13 @@ class Tokenizer:
             UserError: missing, unreadable or damaged.
         """
         path = Path(path)
-        path = path / FILE_NAME if path.is_dir() else path
+        path = path / TOKENIZER_FILE if path.is_dir() else path
         try:
             values = json.loads(path.read_bytes())
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}; name a {FILE_NAME} written by lit_gpt") from error
+            raise UserError(f"{path}: {error.strerror or error}; name a {TOKENIZER_FILE} written by lit_gpt") from error
         except ValueError as error:
-            raise UserError(f"{path}: not JSON ({error}); name a {FILE_NAME} written by lit_gpt") from error
+            raise UserError(f"{path}: not JSON ({error}); name a {TOKENIZER_FILE} written by lit_gpt") from error
         return cls.from_dict(values, str(path))
 
     def _encode(self, text: str) -> np.ndarray:
@@ -257,7 +257,7 @@ def get_tokenizer(spec: str) -> Tokenizer:
         ranks = {token: value for value, token in enumerate(EVERY_BYTE)}
         return Tokenizer.build("byte", CHARACTERS, ranks, {END_OF_TEXT: 256})
     if is_trained(spec):
-        raise UserError(f'tokenizer "{spec}" is made from text: name the {FILE_NAME} that lit_gpt prepare wrote')
+        raise UserError(f'tokenizer "{spec}" is made from text: name the {TOKENIZER_FILE} that lit_gpt prepare wrote')
     names = tiktoken.list_encoding_names()
     if spec in names:
         return Tokenizer(spec, named_encoding(spec))

@@ -1,4 +1,4 @@
-"""Nothing that is converted can run code or reach outside its place; what is written appears whole or not at all."""
+"""Nothing that is converted can run code or reach outside its folder; what is written appears whole or not at all."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_vocab_and_merges_files(tmp_path: Path) -> None:
 
 
 def metaspace() -> dict[str, Any]:
-    """What Llama 2's and TinyLlama's `tokenizer.json` look like."""
+    """What Llama 2's and TinyLlama's `tokenizer.json` hold."""
     hub = HubTokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     hub.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     hub.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False))

@@ -89,11 +89,11 @@ def test_the_cursor_moves_before_the_batch_is_handed_out(tmp_path: Path) -> None
     iter(loader)  # Lightning does so before it restores anything
     batches = iter(loader)
     assert (cursor.epoch, cursor.position) == (0, 0)
-    places = []
+    positions = []
     for _ in range(4):
         next(batches)
-        places.append((cursor.position, cursor.before))
-    assert places == [(0, (0, 0)), (4, (0, 0)), (4, (0, 4)), (8, (0, 4))]  # whole optimizer steps of 4 samples
+        positions.append((cursor.position, cursor.before))
+    assert positions == [(0, (0, 0)), (4, (0, 0)), (4, (0, 4)), (8, (0, 4))]  # whole optimizer steps of 4 samples
 
 
 def test_what_the_thread_raises_is_raised_here() -> None:

@@ -216,7 +216,7 @@ def test_killed_at_every_file_it_goes_on_and_ends_the_same(corpus: Path, referen
         die_at(call, before)
         prepare(str(corpus), tmp_path / "out", **OPTIONS)
 
-    # Journal, tokenizer, three times two shards and the journal, index: each run dies a little later than the last.
+    # State, tokenizer, three times two shards and the state, index: each run dies a little later than the last.
     kills = next(kills for kills in range(20) if not in_a_child(partial(run, 1 + kills // 2, kills % 2 == 0)))
     assert kills > 6
     assert files(tmp_path / "out") == files(reference)

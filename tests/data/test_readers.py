@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lit_gpt.data import readers
 from lit_gpt.data.readers import Text, best_cut, pieces, read_texts
 from lit_gpt.data.sources import find_sources
-from lit_gpt.data.splits import Split, SplitText
+from lit_gpt.data.splits import SplitRule, SplitText
 from lit_gpt.data.text_source import TextSource
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.train import train_tokenizer
@@ -218,7 +218,7 @@ def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def assign(spec: str, documents: list[str], size: int = 7) -> list[SplitText]:
     texts = [Text(d[i : i + size], i + size >= len(d)) for d in documents for i in range(0, len(d), size)]
-    return list(Split.parse(spec).assign(texts, sum(len(d.encode()) for d in documents)))
+    return list(SplitRule.parse(spec).assign(texts, sum(len(d.encode()) for d in documents)))
 
 
 documents_of = st.lists(st.text(alphabet="ab明🙂", min_size=1, max_size=30), min_size=1, max_size=20)
@@ -260,12 +260,12 @@ def test_by_hash_the_share_is_that_of_the_documents() -> None:
 
 
 def test_auto_takes_documents_where_there_are_many_and_the_tail_where_there_are_few() -> None:
-    auto = Split.parse("auto")
+    auto = SplitRule.parse("auto")
     assert str(auto.resolve(1, 10**6)) == "tail:0.1" and str(auto.resolve(99, 10**6)) == "tail:0.1"
     assert str(auto.resolve(100, 10**6)) == "hash:0.1" and str(auto.resolve(1000, 10**6)) == "hash:0.02"
     assert str(auto.resolve(2000, 10**8)) == "hash:0.01"
     assert auto.resolve(2000, 10**12).fraction * 10**12 == pytest.approx(1 << 25, rel=0.01)
-    assert str(Split.parse("tail:0.3").resolve(10**6, 10)) == "tail:0.3"
+    assert str(SplitRule.parse("tail:0.3").resolve(10**6, 10)) == "tail:0.3"
 
 
 @pytest.mark.parametrize(
@@ -273,4 +273,4 @@ def test_auto_takes_documents_where_there_are_many_and_the_tail_where_there_are_
 )
 def test_a_wrong_split_is_refused(spec: str) -> None:
     with pytest.raises(UserError, match=re.escape(f'val_split "{spec}": write auto, hash:0.01 or tail:0.1')):
-        Split.parse(spec)
+        SplitRule.parse(spec)

@@ -186,7 +186,7 @@ def test_a_public_set_without_an_index(server: Server, tmp_path: Path) -> None:
 
 
 def test_the_least_recently_used_goes(server: Server, tmp_path: Path) -> None:
-    folder = RemoteFolder(server.url, tmp_path / "cache", cache_gb=2.5 * 11_024 / 1e9)  # room for two
+    folder = RemoteFolder(server.url, tmp_path / "cache", cache_gb=2.5 * 11_024 / 1e9)  # two fit
     zero, one, two = folder.load_index().shards[:3]
     for shard in (zero, one, zero, two):  # zero was used after one
         folder.locate(shard)

@@ -93,7 +93,7 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
     folder_of(tmp_path, {"train": [[number] for number in range(200)]})
     stream = open_tokens(tmp_path, "train")
     for _ in range(2):
-        assert [int(stream.read(place, 1)[0]) for place in range(200)] == list(range(200))
+        assert [int(stream.read(position, 1)[0]) for position in range(200)] == list(range(200))
     assert len(list(Path("/proc/self/fd").iterdir())) < 150
 
 

@@ -1,4 +1,4 @@
-"""The order of samples: a permutation whatever its size, even-handed, and different for every seed and epoch."""
+"""The shuffled order of samples: a permutation whatever its size, uniform, and different for every seed and epoch."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_every_block_once(samples: int, block: int, extra: int, window: int | No
     starts = order.starts(epoch, 0, samples)
     assert np.sort(starts).tolist() == [order.phase(epoch) + block * number for number in range(samples)]
     assert starts.min() >= 0 and starts.max() + block + 1 <= tokens
-    assert [int(order.starts(epoch, place, 1)[0]) for place in range(0, samples, 7)] == starts[::7].tolist()
-    for place in range(0, samples, 5):  # each sample lies inside the window that it announces
-        first, count = order.span(epoch, place)
-        assert first <= starts[place] and starts[place] + block + 1 <= first + count
+    assert [int(order.starts(epoch, position, 1)[0]) for position in range(0, samples, 7)] == starts[::7].tolist()
+    for position in range(0, samples, 5):  # each sample lies inside the window that is prefetched for it
+        first, count = order.span(epoch, position)
+        assert first <= starts[position] and starts[position] + block + 1 <= first + count
 
 
 def test_few_tokens() -> None:
@@ -46,11 +46,11 @@ def test_few_tokens() -> None:
 
 @pytest.mark.parametrize("samples", [5, 16, 23])
 def test_every_place_for_every_sample(samples: int) -> None:
-    """Over many epochs each sample comes equally often at the first, the middle and the last place."""
+    """Over many epochs each sample comes equally often at the first, the middle and the last position."""
     order = Shuffle(samples + 1, 1, 3)
     orders = np.stack([order.starts(epoch, 0, samples) for epoch in range(1500)])
-    for place in (0, samples // 2, samples - 1):
-        assert chisquare(np.bincount(orders[:, place], minlength=samples)).pvalue > 1e-4
+    for position in (0, samples // 2, samples - 1):
+        assert chisquare(np.bincount(orders[:, position], minlength=samples)).pvalue > 1e-4
 
 
 def test_neighbours_are_as_random_as_numpys() -> None:

@@ -62,7 +62,7 @@ text = st.lists(runs, max_size=4).map(lambda parts: [token for part in parts for
 @settings(max_examples=100, deadline=None)
 @given(st.lists(text, max_size=4), st.lists(text, max_size=4), st.integers(1, 30))
 @pytest.mark.parametrize("collide", [False, True])
-def test_lengths_and_places_equal_brute_force(
+def test_lengths_and_positions_equal_brute_force(
     collide: bool, texts: list[list[int]], parts: list[list[int]], piece: int
 ) -> None:
     stream = [token for part in parts for token in part]
@@ -75,7 +75,7 @@ def test_lengths_and_places_equal_brute_force(
     assert len(found) == len(texts)
     for text, match in zip(texts, found):
         assert match.lengths.tolist() == brute_force(text, stream)
-        for i, (n, place) in enumerate(zip(match.lengths.tolist(), match.places.tolist())):
+        for i, (n, place) in enumerate(zip(match.lengths.tolist(), match.positions.tolist())):
             assert (place == -1) == (n == 0)
             assert n == 0 or stream[place : place + n] == text[i : i + n]
 

@@ -22,7 +22,7 @@ from lit_gpt.insight.remix.novelty import Novelty, Span, held_out_windows, longe
 from lit_gpt.insight.remix.plot import check_plot, plot_novelty
 from lit_gpt.options import make_parser
 from lit_gpt.tokenizer.printable import show_bytes
-from lit_gpt.tokenizer.tokenizer import FILE_NAME, Tokenizer
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer
 
 _NOTE_SECONDS = 5.0
 _SHOWN_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
@@ -120,10 +120,10 @@ def open_corpus(path: str, tokenizer: Tokenizer | None = None) -> Corpus:
         UserError: no such folder, no training shards, no tokenizer, or shards of another tokenizer.
     """
     index = load_index(path)
-    own = Path(path) / FILE_NAME
+    own = Path(path) / TOKENIZER_FILE
     if tokenizer is None:
         if not own.is_file():
-            raise UserError(f"{path} has no {FILE_NAME}: give --ckpt_path, whose tokenizer made these shards")
+            raise UserError(f"{path} has no {TOKENIZER_FILE}: give --ckpt_path, whose tokenizer made these shards")
         tokenizer = Tokenizer.load(own)
     made_with = index.tokenizer_hash or (Tokenizer.load(own).hash if own.is_file() else None)
     if made_with is not None and made_with != tokenizer.hash:

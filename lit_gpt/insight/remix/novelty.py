@@ -115,7 +115,7 @@ def longest_spans(
         count: how many.
     """
     chosen = _choose(matches, count)
-    places = [int(matches[text].places[start]) for text, start, _ in chosen]
+    places = [int(matches[text].positions[start]) for text, start, _ in chosen]
     documents = _documents(stream, places, tokenizer.eot_id)
     spans = []
     for (text, start, length), place in zip(chosen, places):
