@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from preparing import joined, write
 
 from lit_gpt.data import readers
 from lit_gpt.data.readers import best_cut, pieces, read_texts
-from lit_gpt.data.text_source import TextSource
+from lit_gpt.data.sources import find_sources
+from lit_gpt.data.text_source import OnRead, TextSource
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.train import train_tokenizer
 
@@ -62,6 +64,19 @@ def test_compressed_files_read_as_what_they_hold(tmp_path: Path) -> None:
     assert read(write(tmp_path / "x.txt.zst", two_frames)) == [text]
     rows = "\n".join(json.dumps({"text": text}) for text in TEXTS)
     assert read(write(tmp_path / "x.jsonl.zst", zstandard.compress(rows.encode()))) == TEXTS
+
+
+def test_a_new_format_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def paragraphs(source: TextSource, on_read: OnRead) -> Iterator[str]:
+        on_read(source.size)
+        yield from source.path.read_text("utf-8").split("\n\n")
+
+    write(tmp_path / "texts/x.pars", "one\n\ntwo")
+    assert read(tmp_path / "texts/x.pars") == ["one\n\ntwo"]  # a file that is named is plain text
+    monkeypatch.setitem(readers.READERS, ".pars", paragraphs)
+    (found,) = find_sources([str(tmp_path / "texts")], tmp_path / "out" / ".downloads", "body")
+    assert found.path.name == "x.pars" and found.text_field == "body"
+    assert joined(read_texts(found)) == ["one", "two"]
 
 
 @given(text=st.text(alphabet="a \n\u3000明", max_size=200), sizes=st.lists(st.integers(1, 30), min_size=1))
