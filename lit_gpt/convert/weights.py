@@ -145,18 +145,12 @@ def to_our_names(
     Raises:
         UserError: listing every missing, unexpected and misshapen tensor.
     """
-    faults, used = [], set()
+    faults: list[str] = []
+    used: set[str] = set()
     for entry in plan:
         for name, shape in zip(entry.theirs, entry.shapes):
             used.add(name)
-            if name not in stored:
-                faults.append(f"{name} is missing")
-            elif stored[name].shape != shape:
-                faults.append(f"{name} is {stored[name].shape}, not {shape}")
-            elif stored[name].dtype not in DTYPES.values():
-                faults.append(
-                    f"{name} is {str(stored[name].dtype).removeprefix('torch.')}, not a float of 16 bits or more"
-                )
+            faults += _faults(name, stored.get(name), shape)
     if config.tie_embeddings and tied_head in stored:
         used.add(tied_head)
         wte = next(entry.theirs[0] for entry in plan if entry.ours == "wte.weight")
@@ -166,6 +160,17 @@ def to_our_names(
     if faults:
         raise UserError(f"{source} does not hold the model that it describes: {'; '.join(faults)}")
     return {entry.ours: _assemble(entry, [stored[name] for name in entry.theirs]) for entry in plan}
+
+
+def _faults(name: str, stored: StoredTensor | None, shape: tuple[int, ...]) -> list[str]:
+    """What is wrong with one tensor of theirs, which should have this shape."""
+    if stored is None:
+        return [f"{name} is missing"]
+    if stored.shape != shape:
+        return [f"{name} is {stored.shape}, not {shape}"]
+    if stored.dtype not in DTYPES.values():
+        return [f"{name} is {str(stored.dtype).removeprefix('torch.')}, not a float of 16 bits or more"]
+    return []
 
 
 def _assemble(entry: TensorEntry, parts: list[StoredTensor]) -> StoredTensor:

@@ -33,6 +33,11 @@ class TokenDataModule(L.LightningDataModule):
         block_size: T; set it before `setup`.
     """
 
+    tokenizer: Tokenizer | None = None
+    _remote: RemoteFolder | None = None
+    _index: ShardIndex | None = None
+    _shuffle: Shuffle | None = None
+
     def __init__(
         self,
         path: str | None = None,
@@ -70,11 +75,7 @@ class TokenDataModule(L.LightningDataModule):
         self.path, self.source, self.spec, self.val_split = path, source, tokenizer, val_split
         self.batch_size, self.block_size, self.seed = batch_size, block_size, seed
         self.shuffle_tokens, self.cache_dir, self.cache_gb = shuffle_tokens, cache_dir, cache_gb
-        self.tokenizer: Tokenizer | None = None
         self._streams: dict[str, TokenStream] = {}
-        self._remote: RemoteFolder | None = None
-        self._index: ShardIndex | None = None
-        self._shuffle: Shuffle | None = None
         self._cursor = Cursor()
         self._check()
 

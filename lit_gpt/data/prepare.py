@@ -73,12 +73,7 @@ def prepare(
         raise UserError(f"workers {workers} and shard_tokens {shard_tokens} must be at least 1")
     sources = find_sources([inputs] if isinstance(inputs, str) else inputs, folder / DOWNLOADS, text_field)
     ready = None if is_trained(tokenizer) else get_tokenizer(tokenizer)
-    recipe = {
-        "rules": RULES_VERSION,
-        "sources": [source.fingerprint for source in sources],
-        "tokenizer": ready.hash if ready else tokenizer,
-        "options": [text_field, str(rule), shard_tokens],
-    }
+    recipe = _recipe(sources, ready.hash if ready else tokenizer, [text_field, str(rule), shard_tokens])
     with locked(folder):
         state = PrepareState.open(folder, recipe, overwrite)
         if state.finished and state.split:
@@ -91,6 +86,12 @@ def prepare(
             chosen = _tokenizer(ready, tokenizer, sources, folder)
             _write_shards(state, chosen, sources, workers or _cores(), shard_tokens)
             return _finish(state, chosen)
+
+
+def _recipe(sources: list[TextSource], tokenizer: str, options: list[str | int]) -> dict[str, object]:
+    """All that decides what the shards contain; an unfinished folder is gone on with if its recipe is the same."""
+    fingerprints = [source.fingerprint for source in sources]
+    return {"rules": RULES_VERSION, "sources": fingerprints, "tokenizer": tokenizer, "options": options}
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lit_gpt.atomic import atomic_write
 from lit_gpt.data.index import INDEX, Shard
@@ -47,7 +46,7 @@ class PrepareState:
     shards: list[Shard] = field(default_factory=list)
 
     @classmethod
-    def open(cls, folder: Path, recipe: dict[str, Any], overwrite: bool) -> PrepareState:
+    def open(cls, folder: Path, recipe: dict[str, object], overwrite: bool) -> PrepareState:
         """Go on with what `folder` holds, or start in an empty one.
 
         Raises:
