@@ -42,7 +42,7 @@ class Cursor:
     """Where training stands: the first sample of the optimizer step that is not finished.
 
     Attributes:
-        before: (epoch, position) before the latest batch was handed out.
+        before: (epoch, position) before the latest batch was yielded.
     """
 
     epoch: int = 0
@@ -62,8 +62,8 @@ class Cursor:
 class TrainLoader:
     """Micro-batches of this rank, from the cursor on: as many as an epoch has, whether or not they cross its edge.
 
-    The cursor moves in the process that trains, before a batch is handed out: a checkpoint made after the batch has it
-    behind. It is read at the first `next`, not at `iter`, which Lightning calls before it restores anything. It counts
+    The cursor moves in the process that trains, before a batch is yielded: a checkpoint made after the batch counts it
+    as done. It is read at the first `next`, not at `iter`, which Lightning calls before it restores anything. It counts
     whole optimizer steps, since a checkpoint in the middle of one has lost the gradients so far.
     """
 
@@ -84,7 +84,7 @@ class TrainLoader:
             cursor: shared with whoever saves and restores it.
             share: this rank's part.
             vocab_size: ids at or above it are refused.
-            on_spans: called with each (first token, number of tokens) that will be needed, soonest first.
+            on_spans: called with the (first token, number of tokens) that will be needed next, soonest first.
         """
         self._stream, self._shuffle, self._cursor, self._share = stream, shuffle, cursor, share
         self._vocab_size, self._on_spans = vocab_size, on_spans

@@ -49,7 +49,7 @@ def prepare(
     shard_tokens: int = 100_000_000,
     overwrite: bool = False,
 ) -> ShardIndex:
-    """Tokenize texts into a folder of shards, or go on with one that was not finished.
+    """Tokenize texts into a folder of shards, or go on with one that was not finished; the folder's index.
 
     Args:
         inputs: files, folders, globs, addresses, or "stdlib".
@@ -61,9 +61,6 @@ def prepare(
         shard_tokens: a shard ends after so many tokens.
         overwrite: replace other shards in `output`.
 
-    Returns:
-        The index of the folder.
-
     Raises:
         UserError: bad input, or a full disk. After bad input nothing is left behind; what was finished when the disk
             was full is kept, and the same call goes on from there.
@@ -72,26 +69,22 @@ def prepare(
     if shard_tokens < 1 or (workers is not None and workers < 1):
         raise UserError(f"workers {workers} and shard_tokens {shard_tokens} must be at least 1")
     sources = find_sources([inputs] if isinstance(inputs, str) else inputs, folder / DOWNLOADS, text_field)
-    ready = None if is_trained(tokenizer) else get_tokenizer(tokenizer)
-    recipe = _recipe(sources, ready.hash if ready else tokenizer, [text_field, str(rule), shard_tokens])
+    chosen = tokenizer if is_trained(tokenizer) else get_tokenizer(tokenizer)
+    recipe = _recipe(sources, chosen, [text_field, str(rule), shard_tokens])
     with locked(folder):
         state = PrepareState.open(folder, recipe, overwrite)
         if state.finished and state.split:
             note(f"{folder} already holds exactly this")
             return load_index(folder)
         with _cleared_on_failure(state):
-            _fetch_all(sources)
-            if state.split is None:
-                state.start(*_resolve_split(rule, sources))
-            chosen = _tokenizer(ready, tokenizer, sources, folder)
-            _write_shards(state, chosen, sources, workers or _cores(), shard_tokens)
-            return _finish(state, chosen)
+            return _write_folder(state, rule, sources, chosen, workers, shard_tokens)
 
 
-def _recipe(sources: list[TextSource], tokenizer: str, options: list[str | int]) -> dict[str, object]:
+def _recipe(sources: list[TextSource], tokenizer: Tokenizer | str, options: list[str | int]) -> dict[str, object]:
     """All that decides what the shards contain; an unfinished folder is gone on with if its recipe is the same."""
     fingerprints = [source.fingerprint for source in sources]
-    return {"rules": RULES_VERSION, "sources": fingerprints, "tokenizer": tokenizer, "options": options}
+    known = tokenizer if isinstance(tokenizer, str) else tokenizer.hash
+    return {"rules": RULES_VERSION, "sources": fingerprints, "tokenizer": known, "options": options}
 
 
 @contextmanager
@@ -111,10 +104,6 @@ def _cleared_on_failure(state: PrepareState) -> Iterator[None]:
         raise UserError(
             f"{state.folder}: the disk is full ({error.strerror}); {kept}; free some space and run the same again"
         ) from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _fetch_all(sources: list[TextSource]) -> None:
@@ -146,16 +135,22 @@ def _resolve_split(rule: SplitRule, sources: list[TextSource]) -> tuple[SplitRul
     return rule.resolve(max(documents, 1), length), length
 
 
-def _tokenizer(ready: Tokenizer | None, spec: str, sources: list[TextSource], folder: Path) -> Tokenizer:
-    """The tokenizer, which is in the folder afterwards; one that an earlier run trained is read from there."""
-    if ready is None and (folder / TOKENIZER_FILE).exists():
+def _tokenizer(chosen: Tokenizer | str, sources: list[TextSource], folder: Path) -> Tokenizer:
+    """The tokenizer, which is in the folder afterwards; one that an earlier run trained is read from there.
+
+    Args:
+        chosen: the tokenizer, or the spec of one that is trained on the sources.
+        sources: the texts.
+        folder: the output folder.
+    """
+    if isinstance(chosen, str) and (folder / TOKENIZER_FILE).exists():
         return Tokenizer.load(folder)
-    if ready is None:
-        with _progress(f"train {spec}", sum(source.size for source in sources)) as (on_read, _):
+    if isinstance(chosen, str):
+        with _progress(f"train {chosen}", sum(source.size for source in sources)) as (on_read, _):
             every = (text for text, _ in _texts(sources, on_read))
-            ready = train_tokenizer(spec, every if spec == "char" else merge_sample(sources, on_read))
-    ready.save(folder / TOKENIZER_FILE)
-    return ready
+            chosen = train_tokenizer(chosen, every if chosen == "char" else merge_sample(sources, on_read))
+    chosen.save(folder / TOKENIZER_FILE)
+    return chosen
 
 
 def _texts(sources: list[TextSource], on_read: OnRead) -> Iterator[Text]:
@@ -166,14 +161,31 @@ def _texts(sources: list[TextSource], on_read: OnRead) -> Iterator[Text]:
 # ---------------------------------------------------------------- the work
 
 
+def _write_folder(
+    state: PrepareState,
+    rule: SplitRule,
+    sources: list[TextSource],
+    chosen: Tokenizer | str,
+    workers: int | None,
+    shard_tokens: int,
+) -> ShardIndex:
+    """Everything that is missing in the folder, in this order: downloads, rule, tokenizer, shards, index."""
+    _fetch_all(sources)
+    if state.split is None:
+        state.start(*_resolve_split(rule, sources))
+    tokenizer = _tokenizer(chosen, sources, state.folder)
+    _write_shards(state, tokenizer, sources, workers, shard_tokens)
+    return _finish(state, tokenizer)
+
+
 def _write_shards(
-    state: PrepareState, tokenizer: Tokenizer, sources: list[TextSource], workers: int, shard_tokens: int
+    state: PrepareState, tokenizer: Tokenizer, sources: list[TextSource], workers: int | None, shard_tokens: int
 ) -> None:
     """Write the shards that are not there yet, a train and a validation shard at a time."""
     assert state.split
     size = sum(source.size for source in sources)
     dtype = dtype_for(tokenizer.n_vocab)
-    count = min(workers, 1 + size // BYTES_PER_WORKER)
+    count = min(workers or len(os.sched_getaffinity(0)), 1 + size // BYTES_PER_WORKER)
     with _progress("tokenize", size) as (on_read, on_text), Workers(tokenizer, dtype, count) as pool:
         pieces = state.split.assign(_texts(sources, on_read), state.size)
         # What finished shards hold is read again, at a hundred times the speed of tokenizing, but not tokenized.

@@ -56,8 +56,8 @@ class RemoteFolder:
             cache_gb: remove the least recently used shards of this address above so many GB (10⁹ bytes).
         """
         self.url, self._limit = url.rstrip("/"), int(cache_gb * 1e9)
-        home = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gpt")
-        self.folder = home / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        cache = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gpt")
+        self.folder = cache / hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self._dtype = ""
         self._queue: list[Shard] = []
         self._changed = threading.Condition()

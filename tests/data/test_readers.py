@@ -139,7 +139,7 @@ FAR = 400_000  # bytes, so that the fault is in the second read
         ("x.parquet", b"no parquet", "not a parquet file"),
     ],
 )
-def test_bad_content_is_named_with_its_place(name: str, data: bytes, says: str, tmp_path: Path) -> None:
+def test_bad_content_is_named_with_its_position(name: str, data: bytes, says: str, tmp_path: Path) -> None:
     if name.endswith(".parquet"):
         pytest.importorskip("pyarrow")
     path = write(tmp_path / name, data)

@@ -36,7 +36,7 @@ def test_the_tail_is_that_share_of_the_bytes_to_the_character(documents: list[st
 
 
 @given(documents=documents_of)
-def test_by_hash_a_document_goes_whole_and_twins_go_together(documents: list[str]) -> None:
+def test_by_hash_documents_go_whole_and_duplicates_together(documents: list[str]) -> None:
     pieces = assign("hash:0.5", documents + documents[:3])
     side: dict[str, set[str]] = {}
     text, splits = "", set()
