@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lit_gpt.data.loader import Batch, Cursor, Share, TrainLoader
-from lit_gpt.data.shards import FORMATS, HEADER_BYTES, MAX_TOKENS, TokenStream, open_tokens, write_shard
-from lit_gpt.data.shuffle import Order
+from lit_gpt.data.loader import Batch, Cursor, RankShare, TrainLoader
+from lit_gpt.data.shard_folder import open_tokens
+from lit_gpt.data.shards import FORMATS, HEADER_BYTES, MAX_TOKENS, write_shard
+from lit_gpt.data.shuffle import Shuffle
+from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 
@@ -32,7 +34,7 @@ HUGE = 100_000_000_000
 
 def loader(stream: TokenStream, rows: int, block: int, cursor: Cursor | None = None) -> TrainLoader:
     """What `fit` would make."""
-    return TrainLoader(stream, Order(len(stream), block, 0), cursor or Cursor(), Share(rows), VOCABULARY)
+    return TrainLoader(stream, Shuffle(len(stream), block, 0), cursor or Cursor(), RankShare(rows), VOCABULARY)
 
 
 def nanogpt_batches(path: Path) -> Iterator[Batch]:
@@ -94,7 +96,7 @@ def bench_wait(folder: Path) -> None:
 
 
 def make_huge(folder: Path) -> None:
-    """Sparse shards of 100 G tokens: zeros that take no room."""
+    """Sparse shards of 100 G tokens: zeros that use no disk."""
     for number, start in enumerate(range(0, HUGE, MAX_TOKENS)):
         tokens = min(MAX_TOKENS, HUGE - start)
         header = np.zeros(HEADER_BYTES // 4, "<i4")
@@ -110,11 +112,11 @@ def bench_huge(folder: Path, samples: int) -> None:
     start = time.perf_counter()
     stream = open_tokens(folder, "train")
     print(f"{len(stream):,} tokens opened in {time.perf_counter() - start:.3f} s")
-    total = Order(len(stream), BLOCK, 0).samples
+    total = Shuffle(len(stream), BLOCK, 0).samples
     seconds = []
-    for place in np.random.default_rng(0).integers(0, total - ROWS, 20).tolist():
+    for position in np.random.default_rng(0).integers(0, total - ROWS, 20).tolist():
         start = time.perf_counter()
-        next(iter(loader(stream, ROWS, BLOCK, Cursor(3, place))))
+        next(iter(loader(stream, ROWS, BLOCK, Cursor(3, position))))
         seconds.append(time.perf_counter() - start)
     print(
         f"first batch after a seek: median {statistics.median(seconds) * 1e3:.1f} ms, worst {max(seconds) * 1e3:.1f} ms"

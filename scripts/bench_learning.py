@@ -31,7 +31,7 @@ import torch
 
 from lit_gpt.api import load
 from lit_gpt.batch import IGNORE_INDEX
-from lit_gpt.data.shards import open_tokens
+from lit_gpt.data.shard_folder import open_tokens
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -41,7 +41,7 @@ def corpus(folder: Path, megabytes: int) -> list[Path]:
 
 
 def bare(texts: list[str], tokenizer: Tokenizer, workers: int) -> None:
-    """tiktoken's fastest call on so many threads (it lets go of Python's lock)."""
+    """tiktoken's fastest call on so many threads (it releases the GIL)."""
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(lambda text: tokenizer.encoding.encode_to_numpy(text, disallowed_special=()).size, texts):
             pass

@@ -30,7 +30,7 @@ _PREFIX = "model."
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says of itself, read without its weights.
+    """Everything in a checkpoint but its weights.
 
     Attributes:
         path: the file.
@@ -114,7 +114,7 @@ def build_model(config: GPTConfig, weights: dict[str, Tensor], source: str) -> G
 
 
 def check_weights(model: GPT, weights: dict[str, Tensor], source: str) -> None:
-    """Hold `weights` against the model's names and shapes.
+    """Compare `weights` with the model's names and shapes.
 
     Raises:
         UserError: listing every missing, unexpected and misshapen tensor.
@@ -150,7 +150,7 @@ def model_checkpoint(config: GPTConfig, tokenizer: Tokenizer | None, state: dict
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint dict whole: beside its place, flushed, then renamed into it."""
+    """Write a checkpoint dict whole: to a file beside `path`, flushed, then renamed."""
     with atomic_write(path) as file:
         torch.save(checkpoint, file)
 

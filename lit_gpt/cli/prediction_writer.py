@@ -81,7 +81,7 @@ class PredictionWriter(BasePredictionWriter):
             records = to_records(prompt, completions)
             self.failed += sum(completion.error is not None for completion in completions)
             if self._file is None:
-                self._early[prompt.place] = records
+                self._early[prompt.position] = records
             else:
                 self._file.write(b"".join(map(to_line, records)))
         if self._file is not None:
@@ -128,7 +128,7 @@ class PredictionWriter(BasePredictionWriter):
 
 def to_records(prompt: PromptRecord, completions: list[Completion]) -> list[dict[str, Any]]:
     """The continuations of a prompt as plain values: the lines of the output."""
-    head = {"index": prompt.place, "samples": len(completions), "prompt": prompt.prompt}
+    head = {"index": prompt.position, "samples": len(completions), "prompt": prompt.prompt}
     return [{**head, "sample": sample, **_to_dict(completion)} for sample, completion in enumerate(completions)]
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face folders: the names of their tensors, and their safetensors without the weights."""
+"""Hugging Face folders: config, tokenizer, and the tensors of their safetensors, whose weights are read later."""
 
 from __future__ import annotations
 
@@ -9,49 +9,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lit_gpt.convert.hf_config import HINTS, read_config, read_json
+from lit_gpt.convert.hf_architectures import ARCHITECTURES, HINTS, read_config, tensor_plan
+from lit_gpt.convert.json_object import read_json
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.tokenizer_json import read_tokenizer
-from lit_gpt.convert.weights import Stored, Table, TensorEntry, entries, gather
+from lit_gpt.convert.weights import StoredTensor, to_our_names
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-
-GPT2_TABLE: Table = {
-    "wte": "transformer.wte",
-    "wpe": "transformer.wpe",
-    "h.{}.ln_1": "transformer.h.{}.ln_1",
-    "h.{}.attn.c_attn": "transformer.h.{}.attn.c_attn",
-    "h.{}.attn.c_proj": "transformer.h.{}.attn.c_proj",
-    "h.{}.ln_2": "transformer.h.{}.ln_2",
-    "h.{}.mlp.c_fc": "transformer.h.{}.mlp.c_fc",
-    "h.{}.mlp.c_proj": "transformer.h.{}.mlp.c_proj",
-    "ln_f": "transformer.ln_f",
-    "lm_head": "lm_head",
-}
-LLAMA_TABLE: Table = {
-    "wte": "model.embed_tokens",
-    "h.{}.ln_1": "model.layers.{}.input_layernorm",
-    "h.{}.attn.c_attn": tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
-    "h.{}.attn.c_proj": "model.layers.{}.self_attn.o_proj",
-    "h.{}.attn.q_norm": "model.layers.{}.self_attn.q_norm",
-    "h.{}.attn.k_norm": "model.layers.{}.self_attn.k_norm",
-    "h.{}.ln_2": "model.layers.{}.post_attention_layernorm",
-    "h.{}.mlp.c_fc": "model.layers.{}.mlp.up_proj",
-    "h.{}.mlp.c_gate": "model.layers.{}.mlp.gate_proj",
-    "h.{}.mlp.c_proj": "model.layers.{}.mlp.down_proj",
-    "ln_f": "model.norm",
-    "lm_head": "lm_head",
-}
-CONV1D = frozenset({"h.{}.attn.c_attn", "h.{}.attn.c_proj", "h.{}.mlp.c_fc", "h.{}.mlp.c_proj"})
-"""GPT-2's `Conv1D` keeps its weight as (in, out), `nn.Linear` as (out, in)."""
-
-
-def plan_of(model_type: str, config: GPTConfig) -> list[TensorEntry]:
-    """Where each tensor of a model of this shape is in a folder of `model_type`."""
-    if model_type == "gpt2":
-        return list(entries(config, GPT2_TABLE, CONV1D))
-    return list(entries(config, LLAMA_TABLE))
 
 
 def open_hf(
@@ -81,32 +46,39 @@ def open_hf(
         )
     if fetch_weights is not None:
         fetch_weights()
-    stored = stored_safetensors(folder)
     model_type = values["model_type"]
-    if model_type == "gpt2" and "wte.weight" in stored:  # the hub's GPT-2 was saved without its head
-        stored = {n if n.startswith("lm_head") else f"transformer.{n}": tensor for n, tensor in stored.items()}
+    stored = _with_base_prefix(model_type, stored_safetensors(folder))
     config, stored = _without_zero_biases(values, config, stored)
     ignored = r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$"
-    weights = gather(config, plan_of(model_type, config), stored, name, ignored, "lm_head.weight")
-    return SourceCheckpoint(name, values["model_type"], config, tokenizer, weights)
+    weights = to_our_names(config, tensor_plan(model_type, config), stored, name, ignored, "lm_head.weight")
+    return SourceCheckpoint(name, model_type, config, tokenizer, weights)
+
+
+def _with_base_prefix(model_type: str, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The names of a whole model; those on the hub's GPT-2 are of a model that was saved without its head."""
+    architecture = ARCHITECTURES[model_type]
+    prefix, embedding = architecture.base_prefix, f"{architecture.tensors['wte']}.weight"
+    if not prefix or embedding.removeprefix(prefix) not in stored:
+        return stored
+    return {name if name.startswith("lm_head") else prefix + name: tensor for name, tensor in stored.items()}
 
 
 def _without_zero_biases(
-    values: dict[str, Any], config: GPTConfig, stored: dict[str, Stored]
-) -> tuple[GPTConfig, dict[str, Stored]]:
+    values: dict[str, Any], config: GPTConfig, stored: dict[str, StoredTensor]
+) -> tuple[GPTConfig, dict[str, StoredTensor]]:
     """What we wrote comes back as it was, unless the folder was trained on in between and the biases are in use."""
     hints = values.get(HINTS)
     if not isinstance(hints, dict):
         return config, stored
     bare = GPTConfig.from_dict({**config.to_dict(), **hints})
-    wanted = {name for entry in plan_of(values["model_type"], bare) for name in entry.theirs}
-    extra = [n for entry in plan_of(values["model_type"], config) for n in entry.theirs if n not in wanted]
+    wanted = {name for entry in tensor_plan(values["model_type"], bare) for name in entry.theirs}
+    extra = [n for entry in tensor_plan(values["model_type"], config) for n in entry.theirs if n not in wanted]
     if any(name in stored and stored[name].read().count_nonzero() for name in extra):
         return config, stored
     return bare, {name: tensor for name, tensor in stored.items() if name not in extra}
 
 
-def stored_safetensors(folder: Path) -> dict[str, Stored]:
+def stored_safetensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of the folder, from one file or from the shards that the index names.
 
     Raises:
@@ -120,7 +92,7 @@ def stored_safetensors(folder: Path) -> dict[str, Stored]:
             why = f" ({pickled[0].name} is a pickle: save it with safe_serialization=True)" if pickled else ""
             raise UserError(f"{folder} has no model.safetensors{why}: only safetensors are read")
         return _open_file(single)
-    where = shard_of(index)
+    where = weight_map(index)
     opened = {shard: _open_file(folder / shard) for shard in sorted(set(where.values()))}
     faults = [f"{shard} lacks {name}" for name, shard in where.items() if name not in opened[shard]]
     if faults:
@@ -128,7 +100,7 @@ def stored_safetensors(folder: Path) -> dict[str, Stored]:
     return {name: tensor for shard in opened.values() for name, tensor in shard.items()}
 
 
-def shard_of(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
     """Tensor → file name, as the index says.
 
     Raises:
@@ -146,7 +118,7 @@ def shard_of(index: Path) -> dict[str, str]:
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def _open_file(path: Path) -> dict[str, Stored]:
+def _open_file(path: Path) -> dict[str, StoredTensor]:
     import torch
 
     def read(name: str) -> torch.Tensor:
@@ -160,7 +132,7 @@ def _open_file(path: Path) -> dict[str, Stored]:
             for name in file.keys():  # noqa: SIM118  it is no dict
                 tensor = file.get_slice(name)
                 dtype = getattr(torch, _DTYPES.get(tensor.get_dtype(), "int8"))
-                stored[name] = Stored(tuple(tensor.get_shape()), dtype, partial(read, name))
+                stored[name] = StoredTensor(tuple(tensor.get_shape()), dtype, partial(read, name))
         return stored
     except FileNotFoundError:
         raise UserError(f"{path} does not exist, though the index names it: get it again") from None

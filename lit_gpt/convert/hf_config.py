@@ -1,17 +1,16 @@
-"""`config.json` of transformers in our words, and back.
+"""Fields of transformers' `config.json` as a `GPTConfig`, and back: GPT-2, and Llama with its relatives.
 
-GPT-2, and Llama with its relatives that differ in a bias or two. What a config asks for and this project does not do is
-refused by its field's name, never ignored.
+What a config asks for and this project does not do is refused by its field's name, never ignored. Which architecture
+uses which of these functions is the table in `hf_architectures.py`.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from lit_gpt.errors import UserError, nearest
+from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 
 ACTIVATIONS = {
@@ -21,66 +20,46 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu2",
 }
-HINTS = "lit_gpt"
-"""A key of our own in `config.json`: what theirs cannot say, such as a bias that is absent and not merely zero."""
+Requirements = dict[str, tuple[Any, ...]]
+"""Field of `GPTConfig` → the values that an architecture can express."""
 
 
 @dataclass(frozen=True)
-class Family:
-    """A model type of transformers in the Llama family.
+class LlamaVariant:
+    """How a model type of the Llama family differs from the others.
 
     Attributes:
-        architecture: the class that transformers builds.
         qkv_bias: bias of queries, keys and values; None where `attention_bias` says so.
         proj_bias: bias of the output projection, likewise.
         qk_norm: whether queries and keys are normalised.
+        has_mlp_bias: whether `mlp_bias` is a field of its config.
         head_dim: the default; None for hidden_size / num_attention_heads.
+        always_slides: whether a `sliding_window` holds for every layer, unless `layer_types` says otherwise.
+        constants: fields that are always written with this value.
     """
 
-    architecture: str
     qkv_bias: bool | None = None
     proj_bias: bool | None = None
     qk_norm: bool = False
+    has_mlp_bias: bool = False
     head_dim: int | None = None
+    always_slides: bool = False
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
 
-FAMILIES = {
-    "llama": Family("LlamaForCausalLM"),
-    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, proj_bias=False),
-    "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, head_dim=128),
-    "mistral": Family("MistralForCausalLM", qkv_bias=False, proj_bias=False),
-}
-
-
-def read_config(values: dict[str, Any], where: str) -> GPTConfig:
-    """`config.json` in our words.
-
-    Raises:
-        UserError: naming the field that is missing or asks for what this project does not do.
-    """
-    model_type = values.get("model_type")
-    if model_type != "gpt2" and model_type not in FAMILIES:
-        known = ["gpt2", *FAMILIES]
-        raise UserError(f"{where}: model_type {model_type!r} is not supported: {nearest(str(model_type), known)}")
-    _refuse(values, where, "quantization_config", None)
-    try:
-        return _gpt2_config(values, where) if model_type == "gpt2" else _llama_config(values, where)
-    except KeyError as error:
-        raise UserError(f"{where} lacks {error}: get it again") from None
-
-
-def _refuse(values: dict[str, Any], where: str, field: str, *allowed: Any) -> None:
+def refuse(values: dict[str, Any], where: str, field: str, *allowed: Any) -> None:
     """Raise UserError if `field` is there and has none of the `allowed` values."""
     value = values.get(field)
     if value is not None and value not in allowed:
         raise UserError(f"{where}: {field}={value!r} is not supported: convert a model without it")
 
 
-def _gpt2_config(values: dict[str, Any], where: str) -> GPTConfig:
-    _refuse(values, where, "activation_function", *ACTIVATIONS)
-    _refuse(values, where, "scale_attn_weights", True)
-    _refuse(values, where, "scale_attn_by_inverse_layer_idx", False)
-    _refuse(values, where, "add_cross_attention", False)
+def read_gpt2(values: dict[str, Any], where: str) -> GPTConfig:
+    """GPT-2's fields as a config; `where` names the file in errors."""
+    refuse(values, where, "activation_function", *ACTIVATIONS)
+    refuse(values, where, "scale_attn_weights", True)
+    refuse(values, where, "scale_attn_by_inverse_layer_idx", False)
+    refuse(values, where, "add_cross_attention", False)
     return GPTConfig(
         vocab_size=values["vocab_size"],
         block_size=values["n_positions"],
@@ -96,13 +75,45 @@ def _gpt2_config(values: dict[str, Any], where: str) -> GPTConfig:
     )
 
 
-def _llama_config(values: dict[str, Any], where: str) -> GPTConfig:
-    family = FAMILIES[values["model_type"]]
-    _refuse(values, where, "hidden_act", "silu", "swish")
-    _refuse(values, where, "partial_rotary_factor", 1, 1.0)
-    _refuse_sliding_window(values, where)
+def write_gpt2(config: GPTConfig) -> dict[str, Any]:
+    """The inverse of `read_gpt2`."""
+    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.mlp)
+    return {
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_inner": config.intermediate_size,
+        "activation_function": activation,
+        "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "initializer_range": config.init_std,
+    }
+
+
+def gpt2_requirements(config: GPTConfig) -> Requirements:
+    """What GPT-2 can express, beside what every architecture can."""
+    return {
+        "position": ("learned",),
+        "mlp": tuple(ACTIVATIONS.values()),
+        "norm": ("layernorm",),
+        "qk_norm": (False,),
+        "n_kv_head": (None, config.n_head),
+        "head_dim": (None, config.n_embd // config.n_head),
+    }
+
+
+def read_llama(values: dict[str, Any], where: str, variant: LlamaVariant) -> GPTConfig:
+    """The fields of Llama or a relative as a config; `where` names the file in errors."""
+    refuse(values, where, "hidden_act", "silu", "swish")
+    refuse(values, where, "partial_rotary_factor", 1, 1.0)
+    _refuse_sliding_window(values, where, variant)
     bias = bool(values.get("attention_bias", False))
-    theta, scaling = read_rope(values, where)
+    theta, scaling = _read_rope(values, where)
     return GPTConfig(
         vocab_size=values["vocab_size"],
         block_size=values["max_position_embeddings"],
@@ -110,7 +121,7 @@ def _llama_config(values: dict[str, Any], where: str) -> GPTConfig:
         n_head=values["num_attention_heads"],
         n_kv_head=values.get("num_key_value_heads"),
         n_embd=values["hidden_size"],
-        head_dim=values.get("head_dim") or family.head_dim,
+        head_dim=values.get("head_dim") or variant.head_dim,
         intermediate_size=values["intermediate_size"],
         mlp="swiglu",
         norm="rmsnorm",
@@ -118,9 +129,9 @@ def _llama_config(values: dict[str, Any], where: str) -> GPTConfig:
         position="rope",
         rope_theta=theta,
         rope_scaling=scaling,
-        qk_norm=family.qk_norm,
-        qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
-        proj_bias=bias if family.proj_bias is None else family.proj_bias,
+        qk_norm=variant.qk_norm,
+        qkv_bias=bias if variant.qkv_bias is None else variant.qkv_bias,
+        proj_bias=bias if variant.proj_bias is None else variant.proj_bias,
         mlp_bias=bool(values.get("mlp_bias", False)),
         tie_embeddings=bool(values.get("tie_word_embeddings", False)),
         dropout=values.get("attention_dropout") or 0.0,
@@ -128,7 +139,7 @@ def _llama_config(values: dict[str, Any], where: str) -> GPTConfig:
     )
 
 
-def _refuse_sliding_window(values: dict[str, Any], where: str) -> None:
+def _refuse_sliding_window(values: dict[str, Any], where: str, variant: LlamaVariant) -> None:
     """Refuse a window that some layer uses and that is shorter than the context; several configs name one unused."""
     window = values.get("sliding_window")
     if window is None or window >= values["max_position_embeddings"]:
@@ -136,7 +147,7 @@ def _refuse_sliding_window(values: dict[str, Any], where: str) -> None:
     layers = values.get("layer_types")
     if layers is not None:
         used = "sliding_attention" in layers
-    elif values["model_type"] == "mistral":
+    elif variant.always_slides:
         used = True
     else:
         first = values.get("max_window_layers", 28)  # transformers' default for Qwen
@@ -145,7 +156,7 @@ def _refuse_sliding_window(values: dict[str, Any], where: str) -> None:
         raise UserError(f"{where}: sliding_window={window} is in use and not supported: convert a model without it")
 
 
-def read_rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
+def _read_rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
     """Base and scaling of the rotary frequencies, in either form.
 
     transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 one mapping `rope_parameters`.
@@ -173,72 +184,9 @@ def read_rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any]
     return float(theta), {"rope_type": kind, **{name: given[name] for name in wanted}}
 
 
-def write_config(config: GPTConfig, where: str) -> dict[str, Any]:
-    """Our config as a `config.json`, the inverse of `read_config`.
-
-    Raises:
-        UserError: if no architecture of transformers expresses it, naming the fields.
-    """
-    config = replace(config, padded_vocab_size=None)  # rows without a meaning, which transformers would sample from
-    model_type, faults = _model_type(config)
-    if faults:
-        raise UserError(
-            f"{where}: no Hugging Face architecture that is known here has {', '.join(faults)}; the nearest is "
-            f"{model_type}: convert a model of its kind"
-        )
-    values = _gpt2_values(config) if model_type == "gpt2" else _llama_values(model_type, config)
-    again, ours = read_config(values, where).to_dict(), config.to_dict()
-    hints = {name: value for name, value in ours.items() if again[name] != value}
-    return values | {HINTS: hints} if hints else values
-
-
-def _model_type(config: GPTConfig) -> tuple[str, list[str]]:
-    """The nearest model type, and the fields in which it differs."""
-    wanted: dict[str, tuple[Any, ...]] = {"head_bias": (False,), "logit_softcap": (None,)}
-    if config.position == "rope":
-        model_type = "qwen3" if config.qk_norm else "llama"
-        if config.qkv_bias and not config.proj_bias and not config.qk_norm:
-            model_type = "qwen2"
-        wanted |= {"mlp": ("swiglu",), "norm": ("rmsnorm",)}
-        if model_type != "llama":
-            wanted["mlp_bias"] = (False,)
-        if model_type != "qwen2":
-            wanted["proj_bias"] = (config.qkv_bias,)
-    else:
-        model_type = "gpt2"
-        wanted |= {"position": ("learned",), "mlp": tuple(ACTIVATIONS.values()), "norm": ("layernorm",)}
-        wanted |= {"qk_norm": (False,), "n_kv_head": (None, config.n_head)}
-        wanted["head_dim"] = (None, config.n_embd // config.n_head)
-    return model_type, [
-        f"{name}={getattr(config, name)!r}" for name, allowed in wanted.items() if getattr(config, name) not in allowed
-    ]
-
-
-def _gpt2_values(config: GPTConfig) -> dict[str, Any]:
-    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.mlp)
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.block_size,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
-        "n_inner": config.intermediate_size,
-        "activation_function": activation,
-        "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "initializer_range": config.init_std,
-    }
-
-
-def _llama_values(model_type: str, config: GPTConfig) -> dict[str, Any]:
+def write_llama(config: GPTConfig, variant: LlamaVariant) -> dict[str, Any]:
+    """The inverse of `read_llama`."""
     values = {
-        "architectures": [FAMILIES[model_type].architecture],
-        "model_type": model_type,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.block_size,
         "num_hidden_layers": config.n_layer,
@@ -257,23 +205,18 @@ def _llama_values(model_type: str, config: GPTConfig) -> dict[str, Any]:
         "initializer_range": config.init_std,
         "use_cache": True,
     }
-    if model_type == "llama":
+    if variant.has_mlp_bias:
         values["mlp_bias"] = config.mlp_bias
-    if model_type != "qwen2":
+    if variant.qkv_bias is None:
         values["attention_bias"] = config.qkv_bias
-    else:
-        values["use_sliding_window"] = False
-    return values
+    return {**values, **variant.constants}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises UserError if it is missing, damaged or something else."""
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): get it again") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object: get it again")
-    return values
+def llama_requirements(config: GPTConfig, variant: LlamaVariant) -> Requirements:
+    """What this variant of Llama can express, beside what every architecture can."""
+    wanted: Requirements = {"mlp": ("swiglu",), "norm": ("rmsnorm",)}
+    if not variant.has_mlp_bias:
+        wanted["mlp_bias"] = (False,)
+    if variant.proj_bias is None:
+        wanted["proj_bias"] = (config.qkv_bias,)
+    return wanted

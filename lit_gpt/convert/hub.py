@@ -19,11 +19,11 @@ from huggingface_hub.errors import (
 )
 
 from lit_gpt.console import note
-from lit_gpt.convert.hf import shard_of
+from lit_gpt.convert.hf import weight_map
 from lit_gpt.errors import UserError
 
-TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-OLDER_TOKENIZER = ["vocab.json", "merges.txt", "tokenizer.model"]
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+OLDER_TOKENIZER_FILES = ["vocab.json", "merges.txt", "tokenizer.model"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -33,12 +33,12 @@ def fetch_description(repository: str) -> Path:
     Raises:
         UserError: if there is no such repository, it needs a token, or it can be had neither online nor from the cache.
     """
-    with _explained(repository):
+    with _in_one_line(repository):
         folder = Path(hf_hub_download(repository, "config.json")).parent
-    for name in TOKENIZER:
+    for name in TOKENIZER_FILES:
         _fetch_if_there(repository, folder, name)
-    if not (folder / TOKENIZER[0]).is_file():
-        for name in OLDER_TOKENIZER:
+    if not (folder / TOKENIZER_FILES[0]).is_file():
+        for name in OLDER_TOKENIZER_FILES:
             _fetch_if_there(repository, folder, name)
     return folder
 
@@ -51,7 +51,7 @@ def fetch_weights(repository: str, folder: Path) -> None:
     """
     _fetch_if_there(repository, folder, INDEX)
     sharded = (folder / INDEX).is_file()
-    for name in sorted(set(shard_of(folder / INDEX).values())) if sharded else [SINGLE]:
+    for name in sorted(set(weight_map(folder / INDEX).values())) if sharded else [SINGLE]:
         cached = isinstance(try_to_load_from_cache(repository, name, revision=folder.name), str)
         if not cached:
             note(f"downloading {name} of {repository}")  # huggingface_hub's own bars are for terminals only
@@ -62,7 +62,7 @@ def fetch_weights(repository: str, folder: Path) -> None:
 
 def _fetch_if_there(repository: str, folder: Path, name: str) -> None:
     """Download one file of the commit; do nothing if the commit has no such file."""
-    with _explained(repository):
+    with _in_one_line(repository):
         try:
             hf_hub_download(repository, name, revision=folder.name)
         except (EntryNotFoundError, LocalEntryNotFoundError) as error:
@@ -89,8 +89,8 @@ def _check_digest(path: Path) -> None:
 
 
 @contextmanager
-def _explained(repository: str) -> Iterator[None]:
-    """What went wrong, in one line with the remedy."""
+def _in_one_line(repository: str) -> Iterator[None]:
+    """Errors of `huggingface_hub` as one line with the remedy."""
     try:
         yield
     except GatedRepoError:

@@ -8,12 +8,12 @@ from typing import Any
 from lit_gpt.console import note
 from lit_gpt.convert.pickles import load_plain_pickle, stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint, named_tokenizer
-from lit_gpt.convert.weights import Table, entries, gather
+from lit_gpt.convert.weights import NameTable, tensor_entries, to_our_names
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import CHARACTERS, EVERY_BYTE, Tokenizer
 
-TABLE: Table = {
+TABLE: NameTable = {
     "wte": "transformer.wte",
     "wpe": "transformer.wpe",
     "h.{}.ln_1": "transformer.h.{}.ln_1",
@@ -29,7 +29,7 @@ _GPT2_VOCAB, _GPT2_PADDED = 50257, 50304  # 64 · 786: nanoGPT's own padding of 
 _ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")
 
 
-def matches(checkpoint: dict[str, Any]) -> bool:
+def is_nanogpt(checkpoint: dict[str, Any]) -> bool:
     """Whether this is what nanoGPT's `train.py` saves."""
     return isinstance(checkpoint.get("model"), dict) and isinstance(checkpoint.get("model_args"), dict)
 
@@ -47,7 +47,7 @@ def open_nanogpt(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | 
     """
     config = nanogpt_config(path, checkpoint["model_args"])
     stored = strip_prefix(stored_tensors(path, "model"), "_orig_mod.")  # torch.compile's prefix
-    weights = gather(config, list(entries(config, TABLE)), stored, str(path), _MASK, "lm_head.weight")
+    weights = to_our_names(config, list(tensor_entries(config, TABLE)), stored, str(path), _MASK, "lm_head.weight")
     meta = path.with_name("meta.pkl")
     if tokenizer is None and meta.is_file():
         tokenizer = character_tokenizer(meta)

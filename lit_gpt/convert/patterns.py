@@ -1,4 +1,4 @@
-"""The regular expressions that cut text into pieces, in Hugging Face's dialect and in tiktoken's.
+"""The regular expressions that cut text into pieces, in Hugging Face's notation and in tiktoken's.
 
 Hugging Face's library uses Oniguruma, tiktoken Rust's regex with look-around. Their character classes agree on every
 code point; three notations mean different things:
@@ -18,7 +18,8 @@ from typing import Any
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import CHARACTERS, WORDS
+from lit_gpt.tokenizer.tokenizer import CHARACTERS
+from lit_gpt.tokenizer.train import WORDS
 
 GPT2 = r50k_pat_str
 """What `ByteLevel` with `use_regex` does."""

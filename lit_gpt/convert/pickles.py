@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lit_gpt.convert.weights import Stored
+from lit_gpt.convert.weights import StoredTensor
 from lit_gpt.errors import UserError
 
 
@@ -39,7 +39,7 @@ def load_torch(path: Path) -> Any:
         raise UserError(f"{path} is no checkpoint, or a damaged one: get it again") from None
 
 
-class _Nothing(dict[Any, Any]):
+class _Placeholder(dict[Any, Any]):
     """Stands for whatever a pickle makes."""
 
     def __init__(self, *_: Any) -> None: ...
@@ -47,22 +47,22 @@ class _Nothing(dict[Any, Any]):
     def __setstate__(self, _: Any) -> None: ...
 
 
-class _Naming(pickle.Unpickler):
+class _FirstCallUnpickler(pickle.Unpickler):
     """Makes nothing; stops at the first thing that is not torch's and is to be called."""
 
     def find_class(self, module: str, name: str) -> type:
         if module.partition(".")[0] in ("torch", "collections"):
-            return _Nothing
+            return _Placeholder
         raise UserError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> None: ...
 
 
 def _wanted(path: Path) -> str | None:
-    """What a plain pickle, which torch's message does not describe, would call; None if it gives no sense at all."""
+    """What a plain pickle, which torch's message does not describe, would call; None if it is no pickle at all."""
     try:
         with open(path, "rb") as file:
-            _Naming(file).load()
+            _FirstCallUnpickler(file).load()
     except UserError as error:
         return str(error)
     except Exception:  # a damaged pickle can raise nearly anything
@@ -70,7 +70,7 @@ def _wanted(path: Path) -> str | None:
     return None
 
 
-def stored_tensors(path: Path, *keys: str) -> dict[str, Stored]:
+def stored_tensors(path: Path, *keys: str) -> dict[str, StoredTensor]:
     """The tensors of the state dict that lies under `keys` in the file at `path`; what is no tensor is left out."""
 
     def descend() -> dict[str, Any]:
@@ -84,7 +84,7 @@ def stored_tensors(path: Path, *keys: str) -> dict[str, Stored]:
         return lambda: descend()[name]
 
     return {
-        name: Stored(tuple(tensor.shape), tensor.dtype, reader(name))
+        name: StoredTensor(tuple(tensor.shape), tensor.dtype, reader(name))
         for name, tensor in descend().items()
         if isinstance(tensor, Tensor)
     }
@@ -115,6 +115,6 @@ def load_plain_pickle(path: Path) -> Any:
         raise UserError(f"{path} is no pickle of plain values: write it again") from None
 
 
-def strip_prefix(stored: dict[str, Stored], prefix: str) -> dict[str, Stored]:
+def strip_prefix(stored: dict[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
     """Names without `prefix`, where they have it."""
     return {name.removeprefix(prefix): tensor for name, tensor in stored.items()}

@@ -1,4 +1,4 @@
-"""Which kind of checkpoint something is: told by what it holds, not by its name."""
+"""The kind of a checkpoint, recognised by what it holds and not by its name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_gpt.convert.hf import open_hf
 from lit_gpt.convert.hub import fetch_description, fetch_weights
 from lit_gpt.convert.pickles import load_torch, stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint
-from lit_gpt.convert.weights import TensorEntry, gather, model_shapes
+from lit_gpt.convert.weights import TensorEntry, model_shapes, to_our_names
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
@@ -34,7 +34,7 @@ def open_source(source: str, tokenizer: str | None = None, n_head: int | None = 
         n_head: number of heads, where the source does not say.
 
     Returns:
-        An object with `config`, `tokenizer` (None where there is none), `weights` (read when asked) and `load()`.
+        An object with `config`, `tokenizer` (None where there is none), `weights` (read when needed) and `load()`.
 
     Raises:
         UserError: if it is none of these, cannot be had, is damaged, wants to run code, or describes a model that this
@@ -85,7 +85,7 @@ def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None) -> S
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, no checkpoint: save model.state_dict()")
     if KEY in checkpoint:
         return _open_ours(path, tokenizer)
-    if nanogpt.matches(checkpoint):
+    if nanogpt.is_nanogpt(checkpoint):
         return nanogpt.open_nanogpt(path, checkpoint, tokenizer)
     if textbooks.is_transformer_book(checkpoint):
         return textbooks.open_transformer_book(path, checkpoint, tokenizer)
@@ -109,7 +109,9 @@ def _open_ours(path: Path, tokenizer: Tokenizer | None) -> SourceCheckpoint:
         if name.startswith("model.")
     }
     plan = [TensorEntry(name, (name,), (shape,), False) for name, shape in model_shapes(header.config).items()]
-    weights = gather(header.config, plan, strip_prefix(stored, "_orig_mod."), str(path), tied_head="lm_head.weight")
+    weights = to_our_names(
+        header.config, plan, strip_prefix(stored, "_orig_mod."), str(path), tied_head="lm_head.weight"
+    )
     return SourceCheckpoint(str(path), "lit_gpt", header.config, tokenizer, weights)
 
 

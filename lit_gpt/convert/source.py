@@ -8,7 +8,7 @@ import torch
 
 from lit_gpt.checkpoint.format import build_model
 from lit_gpt.console import note
-from lit_gpt.convert.weights import DTYPES, Stored
+from lit_gpt.convert.weights import DTYPES, StoredTensor
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
@@ -31,7 +31,7 @@ class SourceCheckpoint:
     kind: str
     config: GPTConfig
     tokenizer: Tokenizer | None
-    weights: dict[str, Stored]
+    weights: dict[str, StoredTensor]
 
     def to(self, dtype: str | torch.dtype | None) -> SourceCheckpoint:
         """The same with all weights in `dtype`; None keeps each as it is.

@@ -11,12 +11,12 @@ from typing import Any
 
 from lit_gpt.convert.pickles import stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint, named_tokenizer
-from lit_gpt.convert.weights import Stored, Table, entries, gather
+from lit_gpt.convert.weights import NameTable, StoredTensor, tensor_entries, to_our_names
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import PRESETS, GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
-RASCHKA_TABLE: Table = {
+RASCHKA_TABLE: NameTable = {
     "wte": "tok_emb",
     "wpe": "pos_emb",
     "h.{}.ln_1.weight": "trf_blocks.{}.norm1.scale",
@@ -61,13 +61,13 @@ def open_raschka(
     keys = ("model_state_dict",) if "model_state_dict" in checkpoint else ()
     stored = strip_prefix(stored_tensors(path, *keys), "_orig_mod.")
     config = _raschka_config(path, stored, n_head)
-    weights = gather(config, list(entries(config, RASCHKA_TABLE)), stored, str(path), r"\.att\.mask$")
+    weights = to_our_names(config, list(tensor_entries(config, RASCHKA_TABLE)), stored, str(path), r"\.att\.mask$")
     if tokenizer is None and config.vocab_size == GPTConfig().vocab_size:
         tokenizer = named_tokenizer("gpt2", config.vocab_size)
     return SourceCheckpoint(str(path), "LLMs from scratch", config, tokenizer, weights)
 
 
-def _raschka_config(path: Path, stored: dict[str, Stored], n_head: int | None) -> GPTConfig:
+def _raschka_config(path: Path, stored: dict[str, StoredTensor], n_head: int | None) -> GPTConfig:
     width, hidden = _shape(path, stored, "tok_emb.weight"), _shape(path, stored, "trf_blocks.0.ff.layers.0.weight")
     heads = n_head or _HEADS_OF_WIDTH.get(width[1])
     if heads is None:
@@ -84,7 +84,7 @@ def _raschka_config(path: Path, stored: dict[str, Stored], n_head: int | None) -
     )
 
 
-def _shape(path: Path, stored: dict[str, Stored], name: str) -> tuple[int, ...]:
+def _shape(path: Path, stored: dict[str, StoredTensor], name: str) -> tuple[int, ...]:
     if name not in stored or len(stored[name].shape) != 2:
         raise UserError(f"{path} has no matrix {name}: it is no state dict of the book's GPTModel")
     return stored[name].shape
@@ -122,13 +122,13 @@ def open_transformer_book(path: Path, checkpoint: dict[str, Any], tokenizer: Tok
         dropout=values.get("dropout", 0.0),
     )
     stored = strip_prefix(stored_tensors(path, "model_state_dict"), "_orig_mod.")
-    plan = list(entries(config, transformer_book_table(config)))
-    weights = gather(config, plan, stored, str(path), r"\.mha\.heads\.\d+\.(mask|tril)$")
+    plan = list(tensor_entries(config, transformer_book_table(config)))
+    weights = to_our_names(config, plan, stored, str(path), r"\.mha\.heads\.\d+\.(mask|tril)$")
     tokenizer = tokenizer or named_tokenizer("cl100k_base", config.vocab_size)
     return SourceCheckpoint(str(path), "transformer book", config, tokenizer, weights)
 
 
-def transformer_book_table(config: GPTConfig) -> Table:
+def transformer_book_table(config: GPTConfig) -> NameTable:
     """The book's names. Each head has matrices of its own: our rows are all queries, then all keys, then all values."""
     block = "transformer_blocks.{}."
     heads = [f"{block}mha.heads.{head}.W{part}" for part in "qkv" for head in range(config.n_head)]

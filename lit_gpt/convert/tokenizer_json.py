@@ -1,7 +1,7 @@
 """`tokenizer.json` of Hugging Face ↔ our tokenizers: the same ids or a refusal, in both directions.
 
 Byte-level BPE and tiktoken do the same by different means: a list of merges against ids that are ranks. Where the two
-could differ on some text the conversion is refused; what remains is tried out on probe texts before it is believed.
+could differ on some text the conversion is refused; what remains is tested on probe texts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tokenizers
 
 from lit_gpt.console import note
 from lit_gpt.convert import patterns
-from lit_gpt.convert.hf_config import read_json
+from lit_gpt.convert.json_object import read_json
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import Tokenizer, byte_alphabet
 
@@ -109,15 +109,9 @@ def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: st
     model = values.get("model") or {}
     _check_model(values, model, where)
     pattern = patterns.read_pattern(values.get("pre_tokenizer"), where)
-    specials = {token["content"]: token["id"] for token in values.get("added_tokens") or []}
     vocabulary: dict[str, int] = model["vocab"]
-    end = details["eos"] or next((text for text, i in specials.items() if i == details["eos_id"]), None)
-    if end is not None and end not in specials and end in vocabulary:
-        specials[end] = vocabulary[end]
-    ranks = {}
-    for letters, number in vocabulary.items():
-        if letters not in specials:
-            ranks[_bytes(letters, where)] = number
+    specials, end = _specials(values, details, vocabulary)
+    ranks = {_bytes(letters, where): number for letters, number in vocabulary.items() if letters not in specials}
     _check_merges(model, ranks, where)
     try:
         tokenizer = Tokenizer.build(
@@ -128,17 +122,28 @@ def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: st
             bos_id=_bos_id(values, details, specials),
             normalization=_normalization(values.get("normalizer"), where),
             chat_template=details["chat_template"],
-            end_of_text=end if end in specials else None,
+            end_of_text=end,
         )
     except UserError:
         raise
     except Exception as error:  # tiktoken's own, for a pattern it cannot compile or ids given twice
         raise UserError(f"{where} cannot be a tiktoken encoding: {' '.join(str(error).split())}") from None
-    _check_ids(tokenizer, hub_tokenizer(values, where), where)
+    _check_same_ids(tokenizer, hub_tokenizer(values, where), where)
     return tokenizer
 
 
-def hub_tokenizer(values: dict[str, Any], where: str) -> Any:
+def _specials(
+    values: dict[str, Any], details: dict[str, Any], vocabulary: dict[str, int]
+) -> tuple[dict[str, int], str | None]:
+    """Name → id of the special tokens, and the name of the one that ends a text, if there is one."""
+    specials = {token["content"]: token["id"] for token in values.get("added_tokens") or []}
+    end = details["eos"] or next((text for text, i in specials.items() if i == details["eos_id"]), None)
+    if end is not None and end not in specials and end in vocabulary:
+        specials[end] = vocabulary[end]
+    return specials, end if end in specials else None
+
+
+def hub_tokenizer(values: dict[str, Any], where: str) -> tokenizers.Tokenizer:
     """The same vocabulary in Hugging Face's own library. Raises UserError if it cannot read it."""
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(values))
@@ -208,7 +213,7 @@ def _check_merges(model: dict[str, Any], ranks: dict[bytes, int], where: str) ->
         last = made
 
 
-def _check_ids(ours: Tokenizer, theirs: Any, where: str) -> None:
+def _check_same_ids(ours: Tokenizer, theirs: tokenizers.Tokenizer, where: str) -> None:
     """Try both on probe texts and on the text of every token."""
     texts = [*probe_texts(), *_texts_of_tokens(ours)]
     for text, encoding in zip(texts, theirs.encode_batch_fast(texts, add_special_tokens=False)):
@@ -289,7 +294,7 @@ def write_tokenizer(tokenizer: Tokenizer, where: str) -> dict[str, Any]:
             "merges": [[letters[left], letters[right]] for left, right in filter(None, pairs)],
         },
     }
-    _check_ids(tokenizer, hub_tokenizer(values, where), where)
+    _check_same_ids(tokenizer, hub_tokenizer(values, where), where)
     return values
 
 

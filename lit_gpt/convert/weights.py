@@ -1,4 +1,4 @@
-"""Tensors that are read when they are asked for, and the tables that give them our names.
+"""Tensors of other projects' checkpoints, each read when it is needed, and the tables that map their names to ours.
 
 A table says for each module of ours which module of theirs it is:
 
@@ -21,13 +21,13 @@ from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 
-Table = Mapping[str, "str | tuple[str, ...]"]
+NameTable = Mapping[str, "str | tuple[str, ...]"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor that lies somewhere in a file.
+class StoredTensor:
+    """A tensor in a file, not read yet.
 
     Attributes:
         shape: its shape.
@@ -44,11 +44,11 @@ class Stored:
         """Its size in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
-    def to(self, dtype: torch.dtype) -> Stored:
+    def to(self, dtype: torch.dtype) -> StoredTensor:
         """The same tensor, rounded to `dtype` when it is read."""
         return self if dtype == self.dtype else replace(self, dtype=dtype, read=lambda: self.read().to(dtype))
 
-    def rows(self, start: int, count: int) -> Stored:
+    def rows(self, start: int, count: int) -> StoredTensor:
         """`count` rows from `start` on."""
         if (start, count) == (0, self.shape[0]):
             return self
@@ -56,7 +56,7 @@ class Stored:
         return replace(self, shape=shape, read=lambda: self.read()[start : start + count].contiguous())
 
     @property
-    def transposed(self) -> Stored:
+    def transposed(self) -> StoredTensor:
         """The same matrix with rows and columns exchanged."""
         return replace(self, shape=self.shape[::-1], read=lambda: self.read().t().contiguous())
 
@@ -88,7 +88,9 @@ def model_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def entries(config: GPTConfig, table: Table, transposed: frozenset[str] = frozenset()) -> Iterator[TensorEntry]:
+def tensor_entries(
+    config: GPTConfig, table: NameTable, transposed: frozenset[str] = frozenset()
+) -> Iterator[TensorEntry]:
     """`table`, written out for every tensor of a model of this shape.
 
     Args:
@@ -109,12 +111,12 @@ def entries(config: GPTConfig, table: Table, transposed: frozenset[str] = frozen
             names = table[pattern]
             names = tuple(f"{name}.{kind}" for name in ((names,) if isinstance(names, str) else names))
         flip = pattern in transposed and kind == "weight"
-        rows = _rows(config, len(names), shape[0])
+        rows = _rows_of_parts(config, len(names), shape[0])
         parts = tuple((count, *shape[1:])[:: -1 if flip else 1] for count in rows)
         yield TensorEntry(ours, tuple(name.replace("{}", number) for name in names), parts, flip)
 
 
-def _rows(config: GPTConfig, parts: int, total: int) -> list[int]:
+def _rows_of_parts(config: GPTConfig, parts: int, total: int) -> list[int]:
     """How the rows of a stacked tensor are shared out: evenly, or as queries, keys and values."""
     if parts == 3:
         kv = config.kv_heads * config.head_size
@@ -122,19 +124,19 @@ def _rows(config: GPTConfig, parts: int, total: int) -> list[int]:
     return [total // parts] * parts
 
 
-def gather(
+def to_our_names(
     config: GPTConfig,
     plan: list[TensorEntry],
-    stored: dict[str, Stored],
+    stored: dict[str, StoredTensor],
     source: str,
     ignored: str = r"(?!)",
     tied_head: str | None = None,
-) -> dict[str, Stored]:
+) -> dict[str, StoredTensor]:
     """Their tensors under our names, none read yet.
 
     Args:
         config: the model's shape.
-        plan: from `entries`.
+        plan: from `tensor_entries`.
         stored: all that their file holds.
         source: how errors name that file.
         ignored: regular expression of names that hold no weights, such as masks.
@@ -143,18 +145,12 @@ def gather(
     Raises:
         UserError: listing every missing, unexpected and misshapen tensor.
     """
-    faults, used = [], set()
+    faults: list[str] = []
+    used: set[str] = set()
     for entry in plan:
         for name, shape in zip(entry.theirs, entry.shapes):
             used.add(name)
-            if name not in stored:
-                faults.append(f"{name} is missing")
-            elif stored[name].shape != shape:
-                faults.append(f"{name} is {stored[name].shape}, not {shape}")
-            elif stored[name].dtype not in DTYPES.values():
-                faults.append(
-                    f"{name} is {str(stored[name].dtype).removeprefix('torch.')}, not a float of 16 bits or more"
-                )
+            faults += _faults(name, stored.get(name), shape)
     if config.tie_embeddings and tied_head in stored:
         used.add(tied_head)
         wte = next(entry.theirs[0] for entry in plan if entry.ours == "wte.weight")
@@ -166,7 +162,18 @@ def gather(
     return {entry.ours: _assemble(entry, [stored[name] for name in entry.theirs]) for entry in plan}
 
 
-def _assemble(entry: TensorEntry, parts: list[Stored]) -> Stored:
+def _faults(name: str, stored: StoredTensor | None, shape: tuple[int, ...]) -> list[str]:
+    """What is wrong with one tensor of theirs, which should have this shape."""
+    if stored is None:
+        return [f"{name} is missing"]
+    if stored.shape != shape:
+        return [f"{name} is {stored.shape}, not {shape}"]
+    if stored.dtype not in DTYPES.values():
+        return [f"{name} is {str(stored.dtype).removeprefix('torch.')}, not a float of 16 bits or more"]
+    return []
+
+
+def _assemble(entry: TensorEntry, parts: list[StoredTensor]) -> StoredTensor:
     if entry.transposed:
         parts = [part.transposed for part in parts]
     if len(parts) == 1:
@@ -175,11 +182,11 @@ def _assemble(entry: TensorEntry, parts: list[Stored]) -> Stored:
     dtype = parts[0].dtype
     for part in parts:
         dtype = torch.promote_types(dtype, part.dtype)
-    return Stored(shape, dtype, lambda: torch.cat([part.read().to(dtype) for part in parts]))
+    return StoredTensor(shape, dtype, lambda: torch.cat([part.read().to(dtype) for part in parts]))
 
 
-def scatter(plan: list[TensorEntry], weights: dict[str, Stored]) -> dict[str, Stored]:
-    """Our tensors under their names: the inverse of `gather`."""
+def to_their_names(plan: list[TensorEntry], weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Our tensors under their names: the inverse of `to_our_names`."""
     result = {}
     for entry in plan:
         start = 0

@@ -19,15 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lit_gpt.atomic import atomic_write, sync_folder
 from lit_gpt.checkpoint.format import model_checkpoint
 from lit_gpt.console import note
-from lit_gpt.convert.hf import plan_of
-from lit_gpt.convert.hf_config import read_config, write_config
+from lit_gpt.convert.hf_architectures import read_config, tensor_plan, write_config
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.tokenizer_json import write_tokenizer, write_tokenizer_config
-from lit_gpt.convert.weights import Stored, model_shapes, scatter
+from lit_gpt.convert.weights import StoredTensor, model_shapes, to_their_names
 from lit_gpt.errors import UserError
 
 SHARD_BYTES = 5_000_000_000
-_NOTE_BYTES = 1 << 30  # a remark for each GiB
+_NOTE_BYTES = 1 << 30  # a progress line for each GiB
 
 
 def check_absent(path: Path) -> None:
@@ -39,7 +38,7 @@ def check_absent(path: Path) -> None:
 def write_lit_gpt(source: SourceCheckpoint, path: Path) -> None:
     """One `.ckpt` with config and tokenizer inside.
 
-    torch.save lays out the file for tensors without data, then each is read and put in its place.
+    torch.save lays out the file for tensors without data, then each is read and written at its offset.
 
     Raises:
         UserError: if `path` exists.
@@ -91,27 +90,29 @@ def _dtype_name(source: SourceCheckpoint) -> str:
     return str(max(set(dtypes), key=dtypes.count)).removeprefix("torch.")
 
 
-def _without_padding(source: SourceCheckpoint) -> dict[str, Stored]:
+def _without_padding(source: SourceCheckpoint) -> dict[str, StoredTensor]:
     """Rows past the vocabulary cut off: their logits never leave our model, transformers would sample from them."""
     size = source.config.vocab_size
     padded = {"wte.weight", "lm_head.weight", "lm_head.bias"}
     return {n: s.rows(0, size) if n in padded else s for n, s in source.weights.items()}
 
 
-def _their_tensors(model_type: str, config: dict[str, Any], weights: dict[str, Stored]) -> dict[str, Stored]:
+def _their_tensors(
+    model_type: str, config: dict[str, Any], weights: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
     """All tensors of a folder of `model_type`; biases that it has and our model has not are zero."""
     theirs = read_config(config, "config.json")
     dtype = weights["wte.weight"].dtype
     zeros = {
-        name: Stored(shape, dtype, partial(torch.zeros, shape, dtype=dtype))
+        name: StoredTensor(shape, dtype, partial(torch.zeros, shape, dtype=dtype))
         for name, shape in model_shapes(theirs).items()
         if name not in weights
     }
-    return scatter(plan_of(model_type, theirs), weights | zeros)
+    return to_their_names(tensor_plan(model_type, theirs), weights | zeros)
 
 
-def _write_shards(folder: Path, tensors: dict[str, Stored]) -> None:
-    shards: list[dict[str, Stored]] = [{}]
+def _write_shards(folder: Path, tensors: dict[str, StoredTensor]) -> None:
+    shards: list[dict[str, StoredTensor]] = [{}]
     for name, stored in tensors.items():
         if shards[-1] and sum(s.nbytes for s in shards[-1].values()) + stored.nbytes > SHARD_BYTES:
             shards.append({})
@@ -130,7 +131,7 @@ def _write_shards(folder: Path, tensors: dict[str, Stored]) -> None:
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def _write_safetensors(path: Path, tensors: dict[str, Stored]) -> None:
+def _write_safetensors(path: Path, tensors: dict[str, StoredTensor]) -> None:
     """The format's header (length, then JSON), and the tensors one after another."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -145,15 +146,15 @@ def _write_safetensors(path: Path, tensors: dict[str, Stored]) -> None:
             _write_tensor(file, stored)
 
 
-def _write_tensor(file: IO[bytes], stored: Stored) -> None:
+def _write_tensor(file: IO[bytes], stored: StoredTensor) -> None:
     tensor = stored.read()
     if tensor.shape != stored.shape or tensor.dtype != stored.dtype:
         raise UserError("the source changed while it was read: convert it again")
     file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _with_notes(tensors: dict[str, Stored]) -> Iterator[tuple[str, Stored]]:
-    """The items of `tensors`, with a remark from time to time on how far the work is."""
+def _with_notes(tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
+    """The items of `tensors`, with a progress line for each `_NOTE_BYTES`."""
     total, done, noted = sum(stored.nbytes for stored in tensors.values()), 0, 0
     for name, stored in tensors.items():
         yield name, stored

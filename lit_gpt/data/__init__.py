@@ -1,1 +1,1 @@
-"""From text to batches: the shard format, its order, preparation, and the DataModule."""
+"""From text to batches: preparation, token shards, the shuffled order of samples, and the DataModule."""

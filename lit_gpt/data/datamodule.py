@@ -10,13 +10,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_gpt.console import note
 from lit_gpt.data.index import ShardIndex
-from lit_gpt.data.loader import Cursor, EvalLoader, Share, TrainLoader
+from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader
 from lit_gpt.data.remote import RemoteFolder, is_remote
-from lit_gpt.data.shards import TokenStream, is_prepared, load_index, stream_of
-from lit_gpt.data.shuffle import Order
+from lit_gpt.data.shard_folder import is_prepared, load_index
+from lit_gpt.data.shuffle import Shuffle
+from lit_gpt.data.token_stream import TokenStream, open_split
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
-from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer, is_trained
 
 REMOTE_WINDOW = 1 << 25  # tokens: shuffled at least so far when shards are fetched
 
@@ -32,6 +32,11 @@ class TokenDataModule(L.LightningDataModule):
         tokenizer: of the shards, after `load_tokenizer`; None where none is known.
         block_size: T; set it before `setup`.
     """
+
+    tokenizer: Tokenizer | None = None
+    _remote: RemoteFolder | None = None
+    _index: ShardIndex | None = None
+    _shuffle: Shuffle | None = None
 
     def __init__(
         self,
@@ -70,11 +75,7 @@ class TokenDataModule(L.LightningDataModule):
         self.path, self.source, self.spec, self.val_split = path, source, tokenizer, val_split
         self.batch_size, self.block_size, self.seed = batch_size, block_size, seed
         self.shuffle_tokens, self.cache_dir, self.cache_gb = shuffle_tokens, cache_dir, cache_gb
-        self.tokenizer: Tokenizer | None = None
         self._streams: dict[str, TokenStream] = {}
-        self._remote: RemoteFolder | None = None
-        self._index: ShardIndex | None = None
-        self._order: Order | None = None
         self._cursor = Cursor()
         self._check()
 
@@ -88,7 +89,7 @@ class TokenDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make the shards if there are none."""
-        path = self._where
+        path = self._address
         if is_remote(path) or is_prepared(path):
             return
         if self.source is None:
@@ -113,10 +114,10 @@ class TokenDataModule(L.LightningDataModule):
             self.tokenizer = Tokenizer.load(file)
             if index.tokenizer_hash not in (None, self.tokenizer.hash):
                 raise UserError(
-                    f"{self.path}: its {TOKENIZER} is not the one that its shards were made with; prepare it again"
+                    f"{self.path}: its {TOKENIZER_FILE} is not the one that its shards were made with; prepare it again"
                 )
             self._compare_spec(self.tokenizer)
-        elif self.spec is None and not is_remote(self._where) and (Path(self._where) / "meta.pkl").exists():
+        elif self.spec is None and not is_remote(self._address) and (Path(self._address) / "meta.pkl").exists():
             note(f"{self.path}: its vocabulary is in meta.pkl, which is not read since a pickle can run code")
         else:
             self.tokenizer = fallback if fallback and self.spec is None else get_tokenizer(self.spec or "gpt2")
@@ -133,12 +134,12 @@ class TokenDataModule(L.LightningDataModule):
 
     def _tokenizer_file(self) -> Path | None:
         if self._remote is not None:
-            return self._remote.fetch_optional(TOKENIZER)
-        path = Path(self._where) / TOKENIZER
+            return self._remote.fetch_optional(TOKENIZER_FILE)
+        path = Path(self._address) / TOKENIZER_FILE
         return path if path.is_file() else None
 
     @property
-    def _where(self) -> str:
+    def _address(self) -> str:
         if self.path is None:
             raise UserError("no data: give --data.path FOLDER, and --data.source TEXT if it has no shards yet")
         return self.path
@@ -146,24 +147,24 @@ class TokenDataModule(L.LightningDataModule):
     # Opening -----------------------------------------------------------------------------------------------------
 
     def _load_index(self) -> ShardIndex:
-        if self._index is None and is_remote(self._where):
-            self._remote = RemoteFolder(self._where, self.cache_dir, self.cache_gb)
+        if self._index is None and is_remote(self._address):
+            self._remote = RemoteFolder(self._address, self.cache_dir, self.cache_gb)
             self._index = self._remote.load_index()
         elif self._index is None:
-            self._index = load_index(self._where)
+            self._index = load_index(self._address)
         return self._index
 
-    def _open(self, split: str) -> TokenStream:
+    def _open_stream(self, split: str) -> TokenStream:
         """The tokens of a split.
 
         Raises:
             UserError: there are none, or too few for one block.
         """
-        index, where = self._load_index(), self._where
+        index, where = self._load_index(), self._address
         if split not in self._streams:
             remote = self._remote
             locate = remote.locate if remote is not None else lambda shard: Path(where) / shard.name
-            self._streams[split] = stream_of(index, split, where, locate, local=remote is None)
+            self._streams[split] = open_split(index, split, where, locate, local=remote is None)
         if len(self._streams[split]) <= self.block_size:
             raise UserError(
                 f"{where}: the {split} split has {len(self._streams[split])} tokens, fewer than one block of "
@@ -178,16 +179,16 @@ class TokenDataModule(L.LightningDataModule):
         if self.tokenizer is None:
             self.load_tokenizer()
         if stage == "fit":
-            train = self._open("train")
-            self._order = Order(len(train), self.block_size, self.seed, self._window_tokens(train))
+            train = self._open_stream("train")
+            self._shuffle = Shuffle(len(train), self.block_size, self.seed, self._window_tokens(train))
             self._cursor.reset()
-            if self._order.samples < self._share(True).step:
+            if self._shuffle.samples < self._share(True).step:
                 raise UserError(
-                    f"{self.path}: the train split has {self._order.samples} samples of {self.block_size} tokens, "
+                    f"{self.path}: the train split has {self._shuffle.samples} samples of {self.block_size} tokens, "
                     f"fewer than an optimizer step's {self._share(True).step}: take a smaller batch_size or more text"
                 )
         if stage != "fit" or self.trainer is None or self.trainer.limit_val_batches != 0:
-            self._open(self._eval_split(stage))
+            self._open_stream(self._eval_split(stage))
 
     def _eval_split(self, stage: str) -> str:
         """Few folders have a test split; where there is none, validation data serves."""
@@ -198,7 +199,7 @@ class TokenDataModule(L.LightningDataModule):
             return self.shuffle_tokens
         return max(REMOTE_WINDOW, max(shard.tokens for shard in stream.shards))
 
-    def _share(self, train: bool) -> Share:
+    def _share(self, train: bool) -> RankShare:
         """This rank's part of a batch.
 
         Raises:
@@ -206,71 +207,73 @@ class TokenDataModule(L.LightningDataModule):
         """
         trainer = self.trainer
         if trainer is None:
-            return Share(self.batch_size)
+            return RankShare(self.batch_size)
         ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
         if train:
             check_divisible(self.batch_size, ranks)
         pin = trainer.strategy.root_device.type == "cuda"
-        return Share(max(1, self.batch_size // ranks), ranks, trainer.global_rank, accumulate if train else 1, pin)
+        return RankShare(max(1, self.batch_size // ranks), ranks, trainer.global_rank, accumulate if train else 1, pin)
 
     # Loaders -----------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled samples, from the cursor on."""
-        assert self._order is not None, "setup('fit') comes first"
+        assert self._shuffle is not None, "setup('fit') comes first"
         return TrainLoader(
-            self._open("train"), self._order, self._cursor, self._share(True), self._n_vocab, self._announce
+            self._open_stream("train"), self._shuffle, self._cursor, self._share(True), self._n_vocab, self._prefetch
         )
 
     def val_dataloader(self) -> EvalLoader:
         """All windows of the validation split, in order."""
-        return EvalLoader(self._open("val"), self.block_size, self._share(False), self._n_vocab)
+        return EvalLoader(self._open_stream("val"), self.block_size, self._share(False), self._n_vocab)
 
     def test_dataloader(self) -> EvalLoader:
         """All windows of the test split, or else of the validation split, in order."""
-        return EvalLoader(self._open(self._eval_split("test")), self.block_size, self._share(False), self._n_vocab)
+        return EvalLoader(
+            self._open_stream(self._eval_split("test")), self.block_size, self._share(False), self._n_vocab
+        )
 
     @property
     def _n_vocab(self) -> int | None:
         return None if self.tokenizer is None else self.tokenizer.n_vocab
 
-    def _announce(self, spans: list[tuple[int, int]]) -> None:
+    def _prefetch(self, spans: list[tuple[int, int]]) -> None:
         """Fetch shards before they are needed."""
         if self._remote is not None:
             stream = self._streams["train"]
             numbers = [number for start, count in spans for number in stream.shard_range(start, count)]
-            self._remote.want([stream.shards[number] for number in dict.fromkeys(numbers)])
+            self._remote.prefetch([stream.shards[number] for number in dict.fromkeys(numbers)])
 
     # Resuming ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor, and what it is a place in."""
-        if self._order is None:
+        """The cursor, and the data and order in which it is a position."""
+        if self._shuffle is None:
             return {}
         epoch, position = self._cursor.epoch, self._cursor.position
         if self.trainer is not None:
             progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            if progress.processed < progress.ready:  # stopped between taking a batch and having learnt from it
+            if progress.processed < progress.ready:  # stopped after the batch was fetched, before it was trained on
                 epoch, position = self._cursor.before
         accumulate = self._share(True).accumulate
         return {"epoch": epoch, "position": position, "accumulate": accumulate, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
-        assert self._order is not None
+        assert self._shuffle is not None
         return {
             "fingerprint": self._streams["train"].fingerprint,
             "block_size": self.block_size,
             "seed": self.seed,
-            "window": self._order.window,
+            "window": self._shuffle.window,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's cursor.
 
         Raises:
-            UserError: it is a place in other data, or in another order.
+            UserError: it is a position in other data, or in another order.
         """
-        if self._order is None or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
+        if self._shuffle is None or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
             return
         for name, value in self._identity().items():
             if state_dict.get(name) != value:

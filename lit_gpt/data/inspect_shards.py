@@ -1,4 +1,4 @@
-"""Look at a prepared folder: `prepare --check` verifies every byte, `prepare --show` prints its first documents."""
+"""Checks and excerpts of a prepared folder: `prepare --check` verifies every byte, `--show` prints first documents."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 
 from lit_gpt.console import note
 from lit_gpt.data.index import ShardIndex
-from lit_gpt.data.shards import check_folder, load_index, open_tokens
+from lit_gpt.data.shard_folder import check_folder, load_index, open_tokens
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
-from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer
 
 DOCUMENTS = 3
 CHARACTERS = 1000  # of each document
@@ -33,9 +32,8 @@ def check(folder: str, tokenizer: str | None = None) -> ShardIndex:
     known = own or (get_tokenizer(tokenizer) if tokenizer else None)
     index = check_folder(folder, known.n_vocab if known else None, lambda shard: note(f"{shard.name} is all right"))
     if own and index.tokenizer_hash and own.hash != index.tokenizer_hash:
-        raise UserError(
-            f"{Path(folder) / TOKENIZER}: not the tokenizer that made the shards ({index.tokenizer}); prepare it again"
-        )
+        path = Path(folder) / TOKENIZER_FILE
+        raise UserError(f"{path}: not the tokenizer that made the shards ({index.tokenizer}); prepare it again")
     return index
 
 
@@ -59,7 +57,7 @@ def show(folder: str, tokenizer: str | None = None) -> Iterator[str]:
 
 
 def _own_tokenizer(folder: str) -> Tokenizer | None:
-    return Tokenizer.load(folder) if (Path(folder) / TOKENIZER).exists() else None
+    return Tokenizer.load(folder) if (Path(folder) / TOKENIZER_FILE).exists() else None
 
 
 def _first_documents(folder: str, split: str, eot_id: int | None) -> list[tuple[np.ndarray, bool]]:

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from lit_gpt.batch import IGNORE_INDEX, Batch
-from lit_gpt.data.shards import TokenStream, check_ids
-from lit_gpt.data.shuffle import Order
+from lit_gpt.data.shuffle import Shuffle
+from lit_gpt.data.token_stream import TokenStream, check_ids
 
-AHEAD = 4  # batches made before they are asked for
-ORDERED = 1024  # samples whose places are computed at once
+PREFETCHED_BATCHES = 4  # batches made ahead of the training step
+PLANNED_SAMPLES = 1024  # samples whose positions in the stream are computed at once
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Share:
-    """How an optimizer step's samples are divided: (micro-batches, ranks, rows) in this order."""
+class RankShare:
+    """One rank's share of an optimizer step, whose samples are divided as (micro-batches, ranks, rows)."""
 
     rows: int  # of a micro-batch on one rank
     ranks: int = 1
@@ -42,7 +42,7 @@ class Cursor:
     """Where training stands: the first sample of the optimizer step that is not finished.
 
     Attributes:
-        before: (epoch, position) before the latest batch was handed out.
+        before: (epoch, position) before the latest batch was yielded.
     """
 
     epoch: int = 0
@@ -50,48 +50,48 @@ class Cursor:
     before: tuple[int, int] = (0, 0)
 
     def move(self, epoch: int, position: int) -> None:
-        """To the place after a batch."""
+        """To the position after a batch."""
         self.before = self.epoch, self.position
         self.epoch, self.position = epoch, position
 
     def reset(self, epoch: int = 0, position: int = 0) -> None:
-        """To a place of a new start."""
+        """To the position at which training starts."""
         self.epoch, self.position = self.before = epoch, position
 
 
 class TrainLoader:
     """Micro-batches of this rank, from the cursor on: as many as an epoch has, whether or not they cross its edge.
 
-    The cursor moves in the process that trains, before a batch is handed out: a checkpoint made after the batch has it
-    behind. It is read at the first `next`, not at `iter`, which Lightning calls before it restores anything. It counts
+    The cursor moves in the process that trains, before a batch is yielded: a checkpoint made after the batch counts it
+    as done. It is read at the first `next`, not at `iter`, which Lightning calls before it restores anything. It counts
     whole optimizer steps, since a checkpoint in the middle of one has lost the gradients so far.
     """
 
     def __init__(
         self,
         stream: TokenStream,
-        order: Order,
+        shuffle: Shuffle,
         cursor: Cursor,
-        share: Share,
+        share: RankShare,
         vocab_size: int | None = None,
-        announce: Callable[[list[tuple[int, int]]], None] = lambda spans: None,
+        on_spans: Callable[[list[tuple[int, int]]], None] = lambda spans: None,
     ) -> None:
-        """Set it up; nothing is read.
+        """Nothing is read yet.
 
         Args:
             stream: the tokens.
-            order: of the samples.
+            shuffle: the order of the samples.
             cursor: shared with whoever saves and restores it.
             share: this rank's part.
             vocab_size: ids at or above it are refused.
-            announce: told which (first token, number of tokens) will be needed, soonest first.
+            on_spans: called with the (first token, number of tokens) that will be needed next, soonest first.
         """
-        self._stream, self._order, self._cursor, self._share = stream, order, cursor, share
-        self._vocab_size, self._announce = vocab_size, announce
+        self._stream, self._shuffle, self._cursor, self._share = stream, shuffle, cursor, share
+        self._vocab_size, self._on_spans = vocab_size, on_spans
 
     def __len__(self) -> int:
         """Micro-batches in an epoch; the samples that fill no whole optimizer step are left out."""
-        return self._order.samples // self._share.step * self._share.accumulate
+        return self._shuffle.samples // self._share.step * self._share.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
         batches = prefetched(lambda: self._batches(self._cursor.epoch, self._cursor.position))
@@ -107,29 +107,29 @@ class TrainLoader:
         """Nothing; see `state_dict`."""
 
     def _batches(self, epoch: int, position: int) -> Iterator[tuple[int, int, Batch]]:
-        """Batches with the cursor's place after each."""
+        """Batches, each with the cursor's (epoch, position) after it."""
         step = self._share.step
         while True:
-            if position + step > self._order.samples:
+            if position + step > self._shuffle.samples:
                 epoch, position = epoch + 1, 0
-            steps = min(max(1, ORDERED // step), (self._order.samples - position) // step)
-            self._announce(self._needed(epoch, position, steps * step))
-            for starts in self._order.starts(epoch, position, steps * step).reshape(steps, -1):
-                places = starts.reshape(self._share.accumulate, self._share.ranks, self._share.rows)
-                for mine in places[:-1, self._share.rank]:
-                    yield epoch, position, self._read(mine)
-                batch = self._read(places[-1, self._share.rank])
+            steps = min(max(1, PLANNED_SAMPLES // step), (self._shuffle.samples - position) // step)
+            self._on_spans(self._needed(epoch, position, steps * step))
+            for starts in self._shuffle.starts(epoch, position, steps * step).reshape(steps, -1):
+                by_micro_batch = starts.reshape(self._share.accumulate, self._share.ranks, self._share.rows)
+                for rows in by_micro_batch[:-1, self._share.rank]:
+                    yield epoch, position, self._read(rows)
+                batch = self._read(by_micro_batch[-1, self._share.rank])
                 position += step
                 yield epoch, position, batch
 
     def _needed(self, epoch: int, position: int, count: int) -> list[tuple[int, int]]:
         """The windows of the samples at hand, and the one after them."""
-        last = min(position + count - 1 + self._order.window, self._order.samples - 1)
-        places = [*range(position, last, self._order.window), last]
-        return [self._order.span(epoch, place) for place in places]
+        last = min(position + count - 1 + self._shuffle.window, self._shuffle.samples - 1)
+        positions = [*range(position, last, self._shuffle.window), last]
+        return [self._shuffle.span(epoch, each) for each in positions]
 
     def _read(self, starts: np.ndarray) -> Batch:
-        size = self._order.block_size
+        size = self._shuffle.block_size
         idx, targets = np.empty((2, len(starts), size), np.int64)
         for row, start in enumerate(starts.tolist()):
             tokens = self._stream.read(start, size + 1)
@@ -144,7 +144,7 @@ class EvalLoader:
     All batches have one shape on every rank. What is left over is padding, with targets that do not count.
     """
 
-    def __init__(self, stream: TokenStream, block_size: int, share: Share, vocab_size: int | None = None) -> None:
+    def __init__(self, stream: TokenStream, block_size: int, share: RankShare, vocab_size: int | None = None) -> None:
         """See `TrainLoader`; `block_size` is T."""
         self._stream, self._size, self._share, self._vocab_size = stream, block_size, share, vocab_size
         self.windows = -(-(len(stream) - 1) // block_size)
@@ -176,16 +176,16 @@ def as_tensors(idx: np.ndarray, targets: np.ndarray, pin: bool) -> Batch:
 
 
 def prefetched(make: Callable[[], Iterator[Item]]) -> Iterator[Item]:
-    """The items of `make()`, produced up to `AHEAD` ahead by a thread that ends with this iterator.
+    """The items of `make()`, produced up to `PREFETCHED_BATCHES` ahead by a thread that ends with this iterator.
 
-    `make` is called at the first `next`. What it raises is raised here, in its place.
+    `make` is called at the first `next`. What it raises is raised here.
     """
     ready: deque[Item | BaseException | None] = deque()
     changed, stop = threading.Condition(), threading.Event()
 
     def put(item: Item | BaseException | None) -> bool:
         with changed:
-            changed.wait_for(lambda: len(ready) < AHEAD or stop.is_set())
+            changed.wait_for(lambda: len(ready) < PREFETCHED_BATCHES or stop.is_set())
             ready.append(item)
             changed.notify_all()
         return not stop.is_set()

@@ -1,17 +1,17 @@
 """The longest match of every position of some texts in a stream of training tokens, exactly, in one pass.
 
-The texts are indexed, not the stream: they are small, the stream may have a billion tokens. What is asked at each
-moment is the frontier: for a position whose longest match so far has L tokens, whether the next piece of the stream
-contains those and one token more. Frontier n-grams are looked up by a rolling hash of all windows of the stream, so
-each piece costs a few vectorised passes whatever the texts are, and every hit is compared token by token before it
-counts. An index of the stream, a suffix array, would take 5 to 9 bytes a token on disk and far longer to build than
-the pass takes, and it would have to be built anew for every corpus.
+The texts are indexed, not the stream: they are small, the stream may have a billion tokens. What is searched for is the
+frontier: for a position whose longest match so far has L tokens, whether the next piece of the stream contains those
+and one token more. Frontier n-grams are found by a rolling hash of all windows of the stream, so each piece costs a few
+vectorised passes whatever the texts are, and every hit is compared token by token before it counts. An index of the
+stream, a suffix array, would need 5 to 9 bytes a token on disk and far longer to build than the pass does, and it would
+have to be built anew for every corpus.
 
 Measured (2026-11-21, one core of an AMD EPYC (Zen 5)): a text of 96,805 tokens in a stream of 100 M took 4.4 s and
 0.16 GB, in one of 1 G tokens 36.7 s and 0.18 GB; a text of 3,907 tokens in 1 G took 15.3 s. Time grows with the
 stream, memory with the texts only.
 
-Letters: S positions in all texts together, P places in a piece of the stream.
+Letters: S positions in all texts together, P start positions in a piece of the stream.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Hashes = NDArray[np.uint64]
 Ids = NDArray[np.generic]
 
 PIECE = 1 << 21
-"""Tokens of the stream looked at in one go; eight such arrays of 64-bit numbers are alive at once."""
+"""Tokens of the stream searched at a time; eight such arrays of 64-bit numbers are alive at once."""
 
-_FIRST_PIECE = 1 << 14  # almost everything is new at first: small pieces settle it cheaply
-_BLOCK = 1 << 17  # windows hashed in one go, so that the arrays stay in the processor's cache
+_FIRST_PIECE = 1 << 14  # almost everything is new at first: small pieces find it cheaply
+_BLOCK = 1 << 17  # windows hashed at a time, so that the arrays stay in the processor's cache
 _TIERS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
 _NONE: Ints = np.empty(0, np.int64)
 _BASE = 0x9E3779B97F4A7C15  # odd, hence invertible modulo 2^64
@@ -48,7 +48,12 @@ class Tokens(Protocol):
 
 
 class Match(NamedTuple):
-    """For each position of a text: how many tokens from there on occur in the stream, and where first found (or -1)."""
+    """The longest match at each position of a text of T tokens.
+
+    Attributes:
+        lengths: how many tokens from there on occur in the stream, (T,).
+        positions: of such an occurrence's first token in the stream, or -1, (T,).
+    """
 
     lengths: Ints
     positions: Ints
@@ -66,13 +71,13 @@ def longest_matches(
         texts: token ids, each (T,).
         stream: what to search.
         progress: called with the number of tokens done.
-        piece: tokens to look at in one go; memory is proportional to it, and to the texts.
+        piece: tokens to search at a time; memory is proportional to it, and to the texts.
 
     Returns:
         One `Match` per text. A match does not go beyond its text's end.
     """
     search = _Search(texts)
-    overlap = int(search.room.max(initial=0))
+    overlap = int(search.remaining.max(initial=0))
     piece = max(piece, 2 * overlap)
     start, size, total = 0, min(piece, _FIRST_PIECE), len(stream)
     while start < total and search.open.any():
@@ -113,9 +118,9 @@ class _Hasher:
         np.cumsum(terms, out=sums[1:])
         return sums
 
-    def window(self, sums: Hashes, places: Ints, length: int | Ints) -> Hashes:
-        """Hashes of the windows of `length` tokens at `places`, (P,)."""
-        return (sums[places + length] - sums[places]) * self._up[places]
+    def window(self, sums: Hashes, starts: Ints, length: int | Ints) -> Hashes:
+        """Hashes of the windows of `length` tokens that start at `starts`, (P,)."""
+        return (sums[starts + length] - sums[starts]) * self._up[starts]
 
     def run(self, sums: Hashes, start: int, stop: int, length: int) -> Hashes:
         """Hashes of all windows of `length` tokens that start in [start, stop)."""
@@ -131,7 +136,7 @@ def _powers(factor: int, count: int) -> Hashes:
 
 
 class _Filter:
-    """Which of many hashes may be among a few wanted ones: all that are, and about one stranger in sixteen."""
+    """Which of many hashes may be among a few wanted ones: all that are, and about one in sixteen of the others."""
 
     def __init__(self, wanted: Hashes) -> None:
         bits = max(10, (16 * len(wanted)).bit_length() - 1)
@@ -152,77 +157,79 @@ class _Search:
         joined = [np.asarray(text, np.int64) for text in texts]
         self.ids = np.concatenate(joined) if joined else np.empty(0, np.int64)
         ends = np.repeat(self._ends, [len(text) for text in texts])
-        self.room = ends - np.arange(len(self.ids))  # tokens from here to the end of the text
+        self.remaining = ends - np.arange(len(self.ids))  # tokens from here to the end of the text
         self.lengths = np.zeros(len(self.ids), np.int64)
-        self.places = np.full(len(self.ids), -1, np.int64)
+        self.stream_positions = np.full(len(self.ids), -1, np.int64)
         self._hasher = _Hasher(_codes(int(self.ids.max(initial=0)) + 2), len(self.ids))
         self._sums = self._hasher.sums(self.ids)
 
     @property
     def open(self) -> NDArray[np.bool_]:
         """(S,) whether a longer match is possible."""
-        return self.lengths < self.room
+        return self.lengths < self.remaining
 
     def results(self) -> list[Match]:
         """One `Match` for each text."""
         starts = [0, *self._ends.tolist()]
-        return [Match(self.lengths[a:b], self.places[a:b]) for a, b in pairwise(starts)]
+        return [Match(self.lengths[a:b], self.stream_positions[a:b]) for a, b in pairwise(starts)]
 
     def scan(self, window: Ids, n_start: int, offset: int) -> None:
-        """Take into account all matches that start at the first `n_start` places of `window`.
+        """Lengthen matches by all that start at the first `n_start` positions of `window`.
 
         Args:
             window: a piece of the stream, with as many more tokens behind it as the longest text has.
-            n_start: places where a match may start.
+            n_start: how many positions a match may start at.
             offset: of the window in the stream.
         """
         sums = self._hasher.sums(window)
         waiting = np.flatnonzero(self.open)
         before = self.lengths.copy()
-        hits = self._first_look(window, sums, n_start, waiting, offset)
+        hits = self._search_window(window, sums, n_start, waiting, offset)
         self._inherit()
         # A match longer than the one just found starts where that one was found, too. What was not found at all needs
-        # no second look.
+        # no second search.
         while len(hits) and len(waiting := np.flatnonzero((self.lengths > before) & self.open)):
             before = self.lengths.copy()
-            hits = self._look(window, sums, hits, None, waiting, offset)
+            hits = self._search_starts(window, sums, hits, None, waiting, offset)
             self._inherit()
 
-    def _first_look(self, window: Ids, sums: Hashes, n_start: int, waiting: Ints, offset: int) -> Ints:
-        """Look everywhere; the places where a frontier n-gram was found."""
+    def _search_window(self, window: Ids, sums: Hashes, n_start: int, waiting: Ints, offset: int) -> Ints:
+        """Search the whole window; the starts of the frontier n-grams that were found."""
         frontier = self.lengths[waiting] + 1
         hits = []
         for n in (1, 2):
             few = waiting[frontier == n]
             if len(few):
-                places, values = self._everywhere(sums, len(window), n_start, n, few)
-                hits.append(self._settle(window, places, values, n, few, offset))
+                starts, values = self._candidates(sums, len(window), n_start, n, few)
+                hits.append(self._extend(window, starts, values, n, few, offset))
         longer = waiting[frontier > 2]
         if len(longer):
-            places, values = self._everywhere(sums, len(window), n_start, _TIERS[2], longer)
-            hits.append(self._look(window, sums, places, values, longer, offset))
+            starts, values = self._candidates(sums, len(window), n_start, _TIERS[2], longer)
+            hits.append(self._search_starts(window, sums, starts, values, longer, offset))
         return np.unique(np.concatenate(hits)) if hits else _NONE
 
-    def _everywhere(self, sums: Hashes, n_token: int, n_start: int, n: int, positions: Ints) -> tuple[Ints, Hashes]:
-        """Places below `n_start` where the first n tokens of some of `positions` may stand, and the hashes there."""
+    def _candidates(self, sums: Hashes, n_token: int, n_start: int, n: int, positions: Ints) -> tuple[Ints, Hashes]:
+        """Starts below `n_start` of what may be the first n tokens of some of `positions`, and the hashes there."""
         wanted = _Filter(self._hasher.window(self._sums, positions, n))
         stop = min(n_start, n_token - n + 1)
-        places, hashes = [_NONE], [np.empty(0, np.uint64)]
+        starts, hashes = [_NONE], [np.empty(0, np.uint64)]
         for start in range(0, stop, _BLOCK):
             values = self._hasher.run(sums, start, min(start + _BLOCK, stop), n)
             found = wanted.among(values)
-            places.append(found + start)
+            starts.append(found + start)
             hashes.append(values[found])
-        return np.concatenate(places), np.concatenate(hashes)
+        return np.concatenate(starts), np.concatenate(hashes)
 
-    def _look(self, window: Ids, sums: Hashes, places: Ints, values: Hashes | None, waiting: Ints, offset: int) -> Ints:
-        """Look at `places` only, in tiers of ever longer frontier n-grams; the places where one was found.
+    def _search_starts(
+        self, window: Ids, sums: Hashes, starts: Ints, values: Hashes | None, waiting: Ints, offset: int
+    ) -> Ints:
+        """Search at `starts` only, in tiers of ever longer frontier n-grams; the starts of those that were found.
 
         Args:
             window: the piece of the stream.
             sums: of the window.
-            places: where to look.
-            values: hashes of `_TIERS[2]` tokens at `places`, if all of `waiting` have frontiers as long as that.
+            starts: where to search.
+            values: hashes of `_TIERS[2]` tokens at `starts`, if all of `waiting` have frontiers as long as that.
             waiting: positions to lengthen.
             offset: of the window.
         """
@@ -230,78 +237,78 @@ class _Search:
         hits = [_NONE]
         for low, high in pairwise((*(_TIERS if values is None else _TIERS[2:]), 1 << 62)):
             waiting, frontier = waiting[frontier >= low], frontier[frontier >= low]
-            places = places if values is not None else places[places <= len(window) - low]
-            if not len(waiting) or not len(places):
+            starts = starts if values is not None else starts[starts <= len(window) - low]
+            if not len(waiting) or not len(starts):
                 break
             if values is None:
-                values = self._hasher.window(sums, places, low)
+                values = self._hasher.window(sums, starts, low)
                 kept = _Filter(self._hasher.window(self._sums, waiting, low)).among(values)
-                places, values = places[kept], values[kept]
+                starts, values = starts[kept], values[kept]
             here = waiting[frontier < high]
             if len(here):
                 near = _Filter(self._hasher.window(self._sums, here, low)).among(values)
-                hits.append(self._tier(window, sums, places[near], values[near], low, here, offset))
+                hits.append(self._search_tier(window, sums, starts[near], values[near], low, here, offset))
             values = None
         return np.unique(np.concatenate(hits))
 
-    def _tier(
-        self, window: Ids, sums: Hashes, places: Ints, values: Hashes, low: int, positions: Ints, offset: int
+    def _search_tier(
+        self, window: Ids, sums: Hashes, starts: Ints, values: Hashes, low: int, positions: Ints, offset: int
     ) -> Ints:
-        """Settle positions with frontiers of `low` tokens or somewhat more; `values` are hashes of `low` tokens."""
+        """Lengthen matches with frontiers of `low` tokens or somewhat more; `values` are hashes of `low` tokens."""
         frontier = self.lengths[positions] + 1
         hits = [_NONE]
         for n in np.unique(frontier).tolist():
             if n > low:
-                places = places[places <= len(window) - n]
-                values = self._hasher.window(sums, places, n)
-            hits.append(self._settle(window, places, values, n, positions[frontier == n], offset))
+                starts = starts[starts <= len(window) - n]
+                values = self._hasher.window(sums, starts, n)
+            hits.append(self._extend(window, starts, values, n, positions[frontier == n], offset))
         return np.concatenate(hits)
 
-    def _settle(self, window: Ids, places: Ints, values: Hashes, n: int, positions: Ints, offset: int) -> Ints:
+    def _extend(self, window: Ids, starts: Ints, values: Hashes, n: int, positions: Ints, offset: int) -> Ints:
         """Lengthen the matches of `positions`, all with frontier n-grams of n tokens.
 
         Args:
             window: the piece of the stream.
-            places: where to look.
+            starts: where to search.
             values: hashes of n tokens there.
             n: length of the n-grams.
             positions: in the texts.
             offset: of the window.
 
         Returns:
-            Places where one of the n-grams stands.
+            Starts of the n-grams that were found.
         """
         hashes = self._hasher.window(self._sums, positions, n)
         wanted = np.unique(hashes)
         near = _Filter(wanted).among(values)
-        places, values = places[near], values[near]
+        starts, values = starts[near], values[near]
         at = np.minimum(np.searchsorted(wanted, values), len(wanted) - 1)
         found = wanted[at] == values
-        places, values = places[found], values[found]
-        if not len(places):
-            return places
+        starts, values = starts[found], values[found]
+        if not len(starts):
+            return starts
         known, first = np.unique(values, return_index=True)
         at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
         same = known[at] == hashes
-        positions, hashes, at = positions[same], hashes[same], places[first[at[same]]]
+        positions, hashes, at = positions[same], hashes[same], starts[first[at[same]]]
         lengths = self._compare(window, positions, at)
-        for k in np.flatnonzero(lengths < n):  # two n-grams with one hash: look at every place that has it
-            tries = places[values == hashes[k]]
+        for k in np.flatnonzero(lengths < n):  # two n-grams with one hash: compare at every start that has it
+            tries = starts[values == hashes[k]]
             each = self._compare(window, np.full(len(tries), positions[k]), tries)
             at[k], lengths[k] = tries[each.argmax()], each.max()
         self._keep(positions, lengths, at + offset)
-        return places
+        return starts
 
-    def _compare(self, window: Ids, positions: Ints, places: Ints) -> Ints:
-        """How many tokens are equal from `positions` in the texts and `places` in the window on, (P,)."""
-        most = np.minimum(self.room[positions], len(window) - places)
+    def _compare(self, window: Ids, positions: Ints, starts: Ints) -> Ints:
+        """How many tokens are equal from `positions` in the texts and `starts` in the window on, (P,)."""
+        most = np.minimum(self.remaining[positions], len(window) - starts)
         lengths = np.zeros(len(positions), np.int64)
         going, step = np.arange(len(positions)), 8
         while len(going):
             ahead = lengths[going, None] + np.arange(step)
             inside = ahead < most[going, None]
             ahead = np.minimum(ahead, most[going, None] - 1)
-            equal = self.ids[positions[going, None] + ahead] == window[places[going, None] + ahead]
+            equal = self.ids[positions[going, None] + ahead] == window[starts[going, None] + ahead]
             equal &= inside
             run = np.where(equal.all(1), step, equal.argmin(1))
             lengths[going] += run
@@ -309,11 +316,11 @@ class _Search:
             step = min(2 * step, 256)
         return lengths
 
-    def _keep(self, positions: Ints, lengths: Ints, places: Ints) -> None:
-        """Take over what is longer than what was known."""
+    def _keep(self, positions: Ints, lengths: Ints, stream_positions: Ints) -> None:
+        """Keep what is longer than what was known."""
         longer = lengths > self.lengths[positions]
         self.lengths[positions[longer]] = lengths[longer]
-        self.places[positions[longer]] = places[longer]
+        self.stream_positions[positions[longer]] = stream_positions[longer]
 
     def _inherit(self) -> None:
         """A match of L tokens is one of L - 1 for the next position, and so on."""
@@ -323,7 +330,7 @@ class _Search:
         inherits = reach > ends
         source = np.maximum.accumulate(np.where(ends == reach, here, 0))[inherits]
         self.lengths[inherits] = reach[inherits] - here[inherits]
-        self.places[inherits] = self.places[source] + here[inherits] - source
+        self.stream_positions[inherits] = self.stream_positions[source] + here[inherits] - source
 
 
 def _codes(count: int) -> Hashes:

@@ -1,4 +1,4 @@
-"""`lit_gpt prepare`: from text to token shards, in parallel, in bounded memory, and once more after a kill.
+"""`lit_gpt prepare`: from text to token shards, in parallel, in bounded memory, resumed after a kill.
 
 One process reads and cuts, workers tokenize, and the reading process writes their results in order. So what is written
 depends on the input alone, however many workers there are and whenever one run ended and the next went on.
@@ -19,22 +19,24 @@ from jsonargparse import ActionYesNo
 from lit_gpt.console import note
 from lit_gpt.data.index import Shard, ShardIndex
 from lit_gpt.data.inspect_shards import check, show
-from lit_gpt.data.merge_sample import sample
-from lit_gpt.data.prepare_state import DOWNLOADS, Journal, locked
-from lit_gpt.data.readers import DOCUMENT, Text, read_texts
-from lit_gpt.data.shards import ShardWriter, dtype_for, load_index, write_shard
-from lit_gpt.data.sources import OnRead, TextSource, fetch, find_sources
-from lit_gpt.data.splits import ENOUGH, Piece, Split
-from lit_gpt.data.workers import Job, Result, Workers
+from lit_gpt.data.merge_sample import merge_sample
+from lit_gpt.data.prepare_state import DOWNLOADS, PrepareState, locked
+from lit_gpt.data.readers import DOCUMENT_CHARACTERS, READERS, Text, read_texts
+from lit_gpt.data.shard_folder import load_index
+from lit_gpt.data.shards import ShardWriter, dtype_for, write_shard
+from lit_gpt.data.sources import fetch, find_sources
+from lit_gpt.data.splits import MAX_COUNTED_DOCUMENTS, SplitRule, SplitText
+from lit_gpt.data.text_source import OnRead, TextSource
+from lit_gpt.data.workers import TokenizeJob, TokenizeResult, Workers
 from lit_gpt.errors import UserError
 from lit_gpt.options import make_parser
-from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
-from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained, train_tokenizer
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer, is_trained
+from lit_gpt.tokenizer.train import train_tokenizer
 
-RULES = 1  # raise it when the same input is to give other shards
-JOB = 1 << 19  # characters that a worker gets at a time
-WORTH_A_WORKER = 1 << 22  # bytes of input below which another process does not pay
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RULES_VERSION = 1  # raise it when the same input is to give other shards
+JOB_CHARACTERS = 1 << 19  # characters that a worker gets at a time
+BYTES_PER_WORKER = 1 << 22  # bytes of input below which another process does not pay
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare(
@@ -47,7 +49,7 @@ def prepare(
     shard_tokens: int = 100_000_000,
     overwrite: bool = False,
 ) -> ShardIndex:
-    """Tokenize texts into a folder of shards, or go on with one that was not finished.
+    """Tokenize texts into a folder of shards, or go on with one that was not finished; the folder's index.
 
     Args:
         inputs: files, folders, globs, addresses, or "stdlib".
@@ -59,59 +61,49 @@ def prepare(
         shard_tokens: a shard ends after so many tokens.
         overwrite: replace other shards in `output`.
 
-    Returns:
-        The index of the folder.
-
     Raises:
         UserError: bad input, or a full disk. After bad input nothing is left behind; what was finished when the disk
             was full is kept, and the same call goes on from there.
     """
-    rule, folder = Split.parse(val_split), Path(output)
+    rule, folder = SplitRule.parse(val_split), Path(output)
     if shard_tokens < 1 or (workers is not None and workers < 1):
         raise UserError(f"workers {workers} and shard_tokens {shard_tokens} must be at least 1")
-    sources = find_sources([inputs] if isinstance(inputs, str) else inputs, folder / DOWNLOADS)
-    ready = None if is_trained(tokenizer) else get_tokenizer(tokenizer)
-    recipe = {
-        "rules": RULES,
-        "sources": [source.fingerprint for source in sources],
-        "tokenizer": ready.hash if ready else tokenizer,
-        "options": [text_field, str(rule), shard_tokens],
-    }
+    sources = find_sources([inputs] if isinstance(inputs, str) else inputs, folder / DOWNLOADS, text_field)
+    chosen = tokenizer if is_trained(tokenizer) else get_tokenizer(tokenizer)
+    recipe = _recipe(sources, chosen, [text_field, str(rule), shard_tokens])
     with locked(folder):
-        journal = Journal.open(folder, recipe, overwrite)
-        if journal.finished and journal.split:
+        state = PrepareState.open(folder, recipe, overwrite)
+        if state.finished and state.split:
             note(f"{folder} already holds exactly this")
             return load_index(folder)
-        with _tidied(journal):
-            _fetch_all(sources)
-            if journal.split is None:
-                journal.begin(*_settled(rule, sources, text_field))
-            chosen = _tokenizer(ready, tokenizer, sources, text_field, folder)
-            _write_shards(journal, chosen, sources, text_field, workers or _cores(), shard_tokens)
-            return _finish(journal, chosen)
+        with _cleared_on_failure(state):
+            return _write_folder(state, rule, sources, chosen, workers, shard_tokens)
+
+
+def _recipe(sources: list[TextSource], tokenizer: Tokenizer | str, options: list[str | int]) -> dict[str, object]:
+    """All that decides what the shards contain; an unfinished folder is gone on with if its recipe is the same."""
+    fingerprints = [source.fingerprint for source in sources]
+    known = tokenizer if isinstance(tokenizer, str) else tokenizer.hash
+    return {"rules": RULES_VERSION, "sources": fingerprints, "tokenizer": known, "options": options}
 
 
 @contextmanager
-def _tidied(journal: Journal) -> Iterator[None]:
+def _cleared_on_failure(state: PrepareState) -> Iterator[None]:
     """Bad input leaves nothing behind; a full disk leaves what is whole."""
     try:
         yield
     except UserError:
-        journal.abandon()
+        state.abandon()
         raise
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
-        if not journal.shards:
-            journal.abandon()
-        kept = f"its {len(journal.shards)} finished shards are kept" if journal.shards else "nothing was kept"
+        if not state.shards:
+            state.abandon()
+        kept = f"its {len(state.shards)} finished shards are kept" if state.shards else "nothing was kept"
         raise UserError(
-            f"{journal.folder}: the disk is full ({error.strerror}); {kept}; free some space and run the same again"
+            f"{state.folder}: the disk is full ({error.strerror}); {kept}; free some space and run the same again"
         ) from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _fetch_all(sources: list[TextSource]) -> None:
@@ -125,72 +117,93 @@ def _fetch_all(sources: list[TextSource]) -> None:
 # ---------------------------------------------------------------- what has to be known before the first token
 
 
-def _settled(rule: Split, sources: list[TextSource], text_field: str) -> tuple[Split, int]:
+def _resolve_split(rule: SplitRule, sources: list[TextSource]) -> tuple[SplitRule, int]:
     """The rule with "auto" resolved, and the bytes of text it reckons with (files of plain text need not be read)."""
     size = sum(source.size for source in sources)
     if rule.kind == "hash":
         return rule, size
-    if all(source.kind == "text" and not source.packing for source in sources):
-        documents = sum(1 + source.size // DOCUMENT for source in sources)
-        return rule.settle(documents, size), size
+    if all(source.suffix not in READERS and not source.compression for source in sources):
+        documents = sum(1 + source.size // DOCUMENT_CHARACTERS for source in sources)
+        return rule.resolve(documents, size), size
     documents = length = 0
     with _progress("measure", size) as (on_read, _):
-        for text, ends in _texts(sources, text_field, on_read):
+        for text, ends in _texts(sources, on_read):
             documents += ends
             length += len(text.encode())
-            if rule.kind == "auto" and documents >= ENOUGH:
-                return rule.settle(documents, size), size
-    return rule.settle(max(documents, 1), length), length
+            if rule.kind == "auto" and documents >= MAX_COUNTED_DOCUMENTS:
+                return rule.resolve(documents, size), size
+    return rule.resolve(max(documents, 1), length), length
 
 
-def _tokenizer(
-    ready: Tokenizer | None, spec: str, sources: list[TextSource], text_field: str, folder: Path
-) -> Tokenizer:
-    """The tokenizer, which is in the folder afterwards; one that an earlier run trained is read from there."""
-    if ready is None and (folder / TOKENIZER).exists():
+def _tokenizer(chosen: Tokenizer | str, sources: list[TextSource], folder: Path) -> Tokenizer:
+    """The tokenizer, which is in the folder afterwards; one that an earlier run trained is read from there.
+
+    Args:
+        chosen: the tokenizer, or the spec of one that is trained on the sources.
+        sources: the texts.
+        folder: the output folder.
+    """
+    if isinstance(chosen, str) and (folder / TOKENIZER_FILE).exists():
         return Tokenizer.load(folder)
-    if ready is None:
-        with _progress(f"train {spec}", sum(source.size for source in sources)) as (on_read, _):
-            every = (text for text, _ in _texts(sources, text_field, on_read))
-            ready = train_tokenizer(spec, every if spec == "char" else sample(sources, text_field, on_read))
-    ready.save(folder / TOKENIZER)
-    return ready
+    if isinstance(chosen, str):
+        with _progress(f"train {chosen}", sum(source.size for source in sources)) as (on_read, _):
+            every = (text for text, _ in _texts(sources, on_read))
+            chosen = train_tokenizer(chosen, every if chosen == "char" else merge_sample(sources, on_read))
+    chosen.save(folder / TOKENIZER_FILE)
+    return chosen
 
 
-def _texts(sources: list[TextSource], text_field: str, on_read: OnRead) -> Iterator[Text]:
+def _texts(sources: list[TextSource], on_read: OnRead) -> Iterator[Text]:
     for source in sources:
-        yield from read_texts(source, text_field, on_read)
+        yield from read_texts(source, on_read)
 
 
 # ---------------------------------------------------------------- the work
 
 
+def _write_folder(
+    state: PrepareState,
+    rule: SplitRule,
+    sources: list[TextSource],
+    chosen: Tokenizer | str,
+    workers: int | None,
+    shard_tokens: int,
+) -> ShardIndex:
+    """Everything that is missing in the folder, in this order: downloads, rule, tokenizer, shards, index."""
+    _fetch_all(sources)
+    if state.split is None:
+        state.start(*_resolve_split(rule, sources))
+    tokenizer = _tokenizer(chosen, sources, state.folder)
+    _write_shards(state, tokenizer, sources, workers, shard_tokens)
+    return _finish(state, tokenizer)
+
+
 def _write_shards(
-    journal: Journal, tokenizer: Tokenizer, sources: list[TextSource], text_field: str, workers: int, shard_tokens: int
+    state: PrepareState, tokenizer: Tokenizer, sources: list[TextSource], workers: int | None, shard_tokens: int
 ) -> None:
     """Write the shards that are not there yet, a train and a validation shard at a time."""
-    assert journal.split
+    assert state.split
     size = sum(source.size for source in sources)
     dtype = dtype_for(tokenizer.n_vocab)
-    count = min(workers, 1 + size // WORTH_A_WORKER)
+    count = min(workers or len(os.sched_getaffinity(0)), 1 + size // BYTES_PER_WORKER)
     with _progress("tokenize", size) as (on_read, on_text), Workers(tokenizer, dtype, count) as pool:
-        pieces = journal.split.assign(_texts(sources, text_field, on_read), journal.size)
+        pieces = state.split.assign(_texts(sources, on_read), state.size)
         # What finished shards hold is read again, at a hundred times the speed of tokenizing, but not tokenized.
-        results = pool.map(islice(_jobs(pieces), journal.jobs, None))
+        results = pool.map(islice(_jobs(pieces), state.jobs, None))
         while True:
-            jobs, shards = _write_pair(results, journal, dtype, shard_tokens, on_text)
+            jobs, shards = _write_pair(results, state, dtype, shard_tokens, on_text)
             if not jobs:
                 return
-            journal.add(jobs, shards)
+            state.add(jobs, shards)
 
 
-def _jobs(pieces: Iterable[Piece]) -> Iterator[Job]:
-    job: Job = []
+def _jobs(pieces: Iterable[SplitText]) -> Iterator[TokenizeJob]:
+    job: TokenizeJob = []
     size = 0
     for piece in pieces:
         job.append((piece.text, piece.ends, piece.split))
         size += len(piece.text)
-        if size >= JOB:
+        if size >= JOB_CHARACTERS:
             yield job
             job, size = [], 0
     if job:
@@ -198,7 +211,7 @@ def _jobs(pieces: Iterable[Piece]) -> Iterator[Job]:
 
 
 def _write_pair(
-    results: Iterator[Result], journal: Journal, dtype: str, shard_tokens: int, on_text: OnRead
+    results: Iterator[TokenizeResult], state: PrepareState, dtype: str, shard_tokens: int, on_text: OnRead
 ) -> tuple[int, list[Shard]]:
     """Write the next shard of each split; both end with the same job, so that a resumed run begins with the next.
 
@@ -212,8 +225,8 @@ def _write_pair(
             jobs += 1
             for split, encoded in result.items():
                 if split not in writers:
-                    number = sum(shard.split == split for shard in journal.shards)
-                    path = journal.folder / f"{split}_{number:06d}.bin"
+                    number = sum(shard.split == split for shard in state.shards)
+                    path = state.folder / f"{split}_{number:06d}.bin"
                     writers[split] = stack.enter_context(write_shard(path, dtype))
                 writers[split].add(encoded.tokens, encoded.documents, encoded.text_bytes)
                 tokens += encoded.tokens.size
@@ -223,18 +236,18 @@ def _write_pair(
     return jobs, [writer.shard for writer in writers.values()]
 
 
-def _finish(journal: Journal, tokenizer: Tokenizer) -> ShardIndex:
+def _finish(state: PrepareState, tokenizer: Tokenizer) -> ShardIndex:
     """Write the index, which makes the folder complete.
 
     Raises:
         UserError: nothing to train on.
     """
-    shards = sorted(journal.shards, key=lambda shard: shard.name)
+    shards = sorted(state.shards, key=lambda shard: shard.name)
     if not any(shard.split == "train" for shard in shards):
         why = "all of the text fell into validation" if shards else "the input holds no text"
         raise UserError(f"nothing to train on: {why}; give more text, or a smaller --val_split such as tail:0.1")
     if not any(shard.split == "val" for shard in shards):
-        note(f"no document fell into validation by {journal.split}; --val_split tail:0.1 always holds some text out")
+        note(f"no document fell into validation by {state.split}; --val_split tail:0.1 always holds some text out")
     index = ShardIndex(
         dtype=dtype_for(tokenizer.n_vocab),
         shards=tuple(shards),
@@ -244,12 +257,12 @@ def _finish(journal: Journal, tokenizer: Tokenizer) -> ShardIndex:
         eot_id=tokenizer.eot_id,
         eot_position=None if tokenizer.eot_id is None else "after",
     )
-    index.save(journal.folder)
-    journal.remove_downloads()
+    index.save(state.folder)
+    state.remove_downloads()
     return index
 
 
-# ---------------------------------------------------------------- what is shown
+# ---------------------------------------------------------------- progress, summary, and the program
 
 
 @contextmanager

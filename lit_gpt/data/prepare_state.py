@@ -1,4 +1,4 @@
-"""What a preparation remembers while it is under way, so that a killed one goes on where it was."""
+"""The state of a preparation on disk, so that a killed one goes on where it was."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lit_gpt.atomic import atomic_write
 from lit_gpt.data.index import INDEX, Shard
-from lit_gpt.data.shards import JOURNAL, describe_file, is_prepared
-from lit_gpt.data.splits import Split
+from lit_gpt.data.shard_folder import STATE_FILE, is_prepared
+from lit_gpt.data.shards import read_shard_header
+from lit_gpt.data.splits import SplitRule
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import FILE_NAME as TOKENIZER
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE
 
 DOWNLOADS = ".downloads"
 
 
 @dataclass
-class Journal:
+class PrepareState:
     """The state of a preparation, in `prepare.json`.
 
     It stays beside the finished index: the same command then knows that there is nothing to do.
@@ -32,47 +32,47 @@ class Journal:
     Attributes:
         folder: where the shards are.
         recipe: hash of all that decides what the shards contain.
-        split: the rule, settled; None before that.
-        size: bytes of text that the rule reckons with.
+        split: the rule, resolved; None before that.
+        size: bytes of text, as the rule counts them.
         jobs: how many jobs the finished shards hold.
         shards: the finished ones, in order of writing.
     """
 
     folder: Path
     recipe: str
-    split: Split | None = None
+    split: SplitRule | None = None
     size: int = 0
     jobs: int = 0
     shards: list[Shard] = field(default_factory=list)
 
     @classmethod
-    def open(cls, folder: Path, recipe: dict[str, Any], overwrite: bool) -> Journal:
-        """Go on with what `folder` holds, or begin in an empty one.
+    def open(cls, folder: Path, recipe: dict[str, object], overwrite: bool) -> PrepareState:
+        """Go on with what `folder` holds, or start in an empty one.
 
         Raises:
             UserError: it holds something else, and `overwrite` is false.
         """
         wanted = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-        journal = cls._read(folder)
+        state = cls._read(folder)
         complete = (folder / INDEX).exists()
-        if journal and journal.recipe == wanted and not (complete and overwrite):
-            return journal
-        occupied = is_prepared(folder) or any((folder / name).exists() for name in (JOURNAL, TOKENIZER))
+        if state and state.recipe == wanted and not (complete and overwrite):
+            return state
+        occupied = is_prepared(folder) or any((folder / name).exists() for name in (STATE_FILE, TOKENIZER_FILE))
         if occupied and not overwrite:
-            what = "shards made otherwise" if complete or not journal else "an unfinished preparation of something else"
+            what = "shards made otherwise" if complete or not state else "an unfinished preparation of something else"
             raise UserError(f"{folder} already holds {what}: choose another --output, or replace them with --overwrite")
         return cls(folder, wanted)
 
     @classmethod
-    def _read(cls, folder: Path) -> Journal | None:
-        """The journal in `folder`, if there is one that can be gone on with."""
-        if not (folder / JOURNAL).exists():
+    def _read(cls, folder: Path) -> PrepareState | None:
+        """The state in `folder`, if there is one that can be gone on with."""
+        if not (folder / STATE_FILE).exists():
             return None
         try:
-            values = json.loads((folder / JOURNAL).read_text("utf-8"))
+            values = json.loads((folder / STATE_FILE).read_text("utf-8"))
             shards = [Shard(**shard) for shard in values["shards"]]
-            intact = all(describe_file(folder / shard.name)[1].tokens == shard.tokens for shard in shards)
-            split = Split.parse(values["val_split"])
+            intact = all(read_shard_header(folder / shard.name)[1].tokens == shard.tokens for shard in shards)
+            split = SplitRule.parse(values["val_split"])
             return cls(folder, values["recipe"] if intact else "", split, values["size"], values["jobs"], shards)
         except (OSError, ValueError, KeyError, TypeError):
             return cls(folder, "")
@@ -82,7 +82,7 @@ class Journal:
         """Whether the index stands, which is written last."""
         return (self.folder / INDEX).exists()
 
-    def begin(self, split: Split, size: int) -> None:
+    def start(self, split: SplitRule, size: int) -> None:
         """Empty the folder and write down the plan."""
         self._clear()
         self.split, self.size = split, size
@@ -102,11 +102,11 @@ class Journal:
             "jobs": self.jobs,
             "shards": [asdict(shard) for shard in self.shards],
         }
-        with atomic_write(self.folder / JOURNAL, "w") as file:
+        with atomic_write(self.folder / STATE_FILE, "w") as file:
             json.dump(values, file, indent=1)
 
     def abandon(self) -> None:
-        """Remove all that was written since `begin`; what stood there before it is left alone."""
+        """Remove all that was written since `start`; what stood there before it is left alone."""
         self.remove_downloads()
         if self.split:
             self._clear()
@@ -116,12 +116,12 @@ class Journal:
         shutil.rmtree(self.folder / DOWNLOADS, ignore_errors=True)
 
     def _clear(self) -> None:
-        """Remove what makes a folder of shards, the index first: without it nothing is taken for complete."""
+        """Remove what makes a folder of shards, the index first: without it nothing counts as complete."""
         (self.folder / INDEX).unlink(missing_ok=True)
         for path in self.folder.glob("*.bin"):
             if Shard(path.name, 0, 0).split:
                 path.unlink()
-        for name in (TOKENIZER, JOURNAL):
+        for name in (TOKENIZER_FILE, STATE_FILE):
             (self.folder / name).unlink(missing_ok=True)
 
 

@@ -18,14 +18,14 @@ FILE_PREFIX = "FILE:"
 
 
 class PromptRecord(NamedTuple):
-    """A prompt, text or ids, and its place in the input."""
+    """A prompt, text or ids, and its position in the input, from 0."""
 
-    place: int
+    position: int
     prompt: str | list[int]
 
 
 class PromptDataset(Dataset[PromptRecord]):
-    """Prompts by their place. Of a file only the places of its lines are held, so it may be as large as the disk.
+    """Prompts by their position. Of a file only the offsets of its lines are held, so it may be as large as the disk.
 
     Attributes:
         fingerprint: hash of all prompts in their order.

@@ -1,7 +1,10 @@
-"""Read texts as pieces of bounded size, from plain files and from tables, compressed or not.
+"""Texts as pieces of bounded size, from plain files and from tables, compressed or not.
 
-Whatever the input, what comes out is a stream of `Text`s: at most `PIECE` characters, cut where a tokenizer would cut
-too, and marked where a document ends. Memory stays bounded by the longest line of a table, never by a file.
+Whatever the input, what comes out is a stream of `Text`s: at most `PIECE_CHARACTERS` long, cut where a tokenizer would
+cut too, and marked where a document ends. Memory stays bounded by the longest line of a table, never by a file.
+
+A format is a function that yields a file's documents, and a line of `READERS`, from the suffix to that function; every
+other suffix is plain text. Nothing else knows which formats there are.
 """
 
 from __future__ import annotations
@@ -15,33 +18,34 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import IO, Any, NamedTuple
 
-from lit_gpt.data.sources import OnRead, TextSource
+from lit_gpt.data.text_source import OnRead, TextSource
 from lit_gpt.errors import UserError, nearest
 
-PIECE = 1 << 18  # characters: long enough to keep a tokenizer busy, short enough to share among workers
-DOCUMENT = 1 << 24  # characters after which one text goes on as another document, cut at a line end
-LONGEST_LINE = 1 << 26  # characters of one line of a .jsonl or .csv, which has to be in memory as a whole
+PIECE_CHARACTERS = 1 << 18  # characters: long enough to keep a tokenizer busy, short enough to share among workers
+DOCUMENT_CHARACTERS = 1 << 24  # characters after which one text goes on as another document, cut at a line end
+MAX_LINE_CHARACTERS = 1 << 26  # characters of one line of a .jsonl or .csv, which has to be in memory as a whole
 
 
 class Text(NamedTuple):
-    """Up to `PIECE` characters of a document; `ends` if the document ends with them."""
+    """Up to `PIECE_CHARACTERS` characters of a document; `ends` if the document ends with them."""
 
     text: str
     ends: bool
 
 
-def read_texts(source: TextSource, text_field: str, on_read: OnRead = lambda count: None) -> Iterator[Text]:
+def read_texts(source: TextSource, on_read: OnRead = lambda count: None) -> Iterator[Text]:
     """The documents of one source, in pieces; a text file is one document, a row of a table is one.
 
     Raises:
         UserError: binary, not UTF-8 (with the byte offset), damaged, or without the field.
     """
     try:
-        if source.kind == "text":
+        reader = READERS.get(source.suffix)
+        if reader is None:
             yield from pieces(_characters(source, on_read))
         else:
-            for text in _ROWS[source.kind](source, text_field, on_read):
-                yield from pieces([text])
+            for document in reader(source, on_read):
+                yield from pieces([document])
     except FileNotFoundError as error:
         raise UserError(f"{source.name}: vanished while it was read; run prepare again") from error
     except PermissionError as error:
@@ -51,15 +55,15 @@ def read_texts(source: TextSource, text_field: str, on_read: OnRead = lambda cou
 def pieces(parts: Iterable[str]) -> Iterator[Text]:
     """One document, given in parts of any size, as pieces; how it comes in does not change how it is cut.
 
-    A document longer than `DOCUMENT` becomes several. An empty one gives nothing.
+    A document longer than `DOCUMENT_CHARACTERS` becomes several. An empty one gives nothing.
     """
     rest, length = "", 0
     for part in parts:
         rest += part
-        while len(rest) > PIECE:
-            cut = best_cut(rest, PIECE)
+        while len(rest) > PIECE_CHARACTERS:
+            cut = best_cut(rest, PIECE_CHARACTERS)
             length += cut
-            ends = length >= DOCUMENT
+            ends = length >= DOCUMENT_CHARACTERS
             yield Text(rest[:cut], ends)
             rest, length = rest[cut:], 0 if ends else length
     if rest:
@@ -86,15 +90,15 @@ def _characters(source: TextSource, on_read: OnRead) -> Iterator[str]:
     """The text of a file, decoded as it comes; a byte-order mark at its start is no text."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     offset = 0
-    for data in chain(_unpacked(source, on_read), [b""]):
+    for data in chain(_decompressed(source, on_read), [b""]):
         start = offset - len(decoder.getstate()[0])  # of what is decoded now
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            zero, place = data.find(b"\0"), start + error.start
-            if zero < 0 or offset + zero > place:
+            zero, position = data.find(b"\0"), start + error.start
+            if zero < 0 or offset + zero > position:
                 raise UserError(
-                    f"{source.name}: not UTF-8 at byte {place} (0x{error.object[error.start]:02x}); "
+                    f"{source.name}: not UTF-8 at byte {position} (0x{error.object[error.start]:02x}); "
                     "convert it, for example with iconv -f GB18030 -t UTF-8, or -f LATIN1, or -f UTF-16"
                 ) from error
             text = "\0"
@@ -106,22 +110,22 @@ def _characters(source: TextSource, on_read: OnRead) -> Iterator[str]:
         offset += len(data)
 
 
-def _unpacked(source: TextSource, on_read: OnRead) -> Iterator[bytes]:
+def _decompressed(source: TextSource, on_read: OnRead) -> Iterator[bytes]:
     """A file's content, decompressed, in parts of about 256 KiB."""
     with open(source.path, "rb") as file:
-        raw = _Counted(file, on_read)
-        if source.packing == ".zst":
+        raw = _CountedReads(file, on_read)
+        if source.compression == ".zst":
             yield from _zstd(source, raw)
             return
-        stream: Any = gzip.GzipFile(fileobj=raw) if source.packing == ".gz" else raw  # type: ignore[call-overload]
+        stream: Any = gzip.GzipFile(fileobj=raw) if source.compression == ".gz" else raw  # type: ignore[call-overload]
         try:
-            while data := stream.read(PIECE):
+            while data := stream.read(PIECE_CHARACTERS):
                 yield data
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{source.name}: damaged or truncated gzip ({error}); fetch it again") from error
 
 
-class _Counted:
+class _CountedReads:
     """A file that tells how many bytes were read from it."""
 
     def __init__(self, file: IO[bytes], on_read: OnRead) -> None:
@@ -133,8 +137,8 @@ class _Counted:
         return data
 
 
-def _zstd(source: TextSource, raw: _Counted) -> Iterator[bytes]:
-    """Frames one after another. The library's own reader takes a truncated file for a short one."""
+def _zstd(source: TextSource, raw: _CountedReads) -> Iterator[bytes]:
+    """Frames one after another. The library's own reader reads a truncated file as if it were a short one."""
     try:
         import zstandard
     except ImportError as error:
@@ -158,19 +162,21 @@ def _zstd(source: TextSource, raw: _Counted) -> Iterator[bytes]:
 
 
 def _lines(source: TextSource, on_read: OnRead) -> Iterator[str]:
-    """Lines with their ends; only "\\n" ends one, so that a quoted field keeps what else looks like a line end."""
+    """Lines with their ends; only "\\n" ends one, so that a quoted field keeps other line separators."""
     rest = ""
     for characters in _characters(source, on_read):
         *lines, rest = (rest + characters).split("\n")
         for line in lines:
             yield line + "\n"
-        if len(rest) > LONGEST_LINE:
-            raise UserError(f"{source.name}: a line is longer than {LONGEST_LINE} characters; is it really a table?")
+        if len(rest) > MAX_LINE_CHARACTERS:
+            raise UserError(
+                f"{source.name}: a line is longer than {MAX_LINE_CHARACTERS} characters; is it really a table?"
+            )
     if rest:
         yield rest
 
 
-def _json_rows(source: TextSource, text_field: str, on_read: OnRead) -> Iterator[str]:
+def _read_jsonl(source: TextSource, on_read: OnRead) -> Iterator[str]:
     for number, line in enumerate(_lines(source, on_read), 1):
         if line.isspace():
             continue
@@ -180,24 +186,24 @@ def _json_rows(source: TextSource, text_field: str, on_read: OnRead) -> Iterator
         except ValueError as error:
             raise UserError(f"{where} is not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise UserError(f'{where} is not an object such as {{"{text_field}": "…"}}')
-        yield _checked(row, text_field, where)
+            raise UserError(f'{where} is not an object such as {{"{source.text_field}": "…"}}')
+        yield _text_of(row, source, where)
 
 
-def _csv_rows(source: TextSource, text_field: str, on_read: OnRead) -> Iterator[str]:
-    csv.field_size_limit(LONGEST_LINE)
-    rows = csv.reader(_lines(source, on_read), delimiter="\t" if source.kind == "tsv" else ",", strict=True)
+def _read_csv(source: TextSource, on_read: OnRead) -> Iterator[str]:
+    csv.field_size_limit(MAX_LINE_CHARACTERS)
+    rows = csv.reader(_lines(source, on_read), delimiter="\t" if source.suffix == ".tsv" else ",", strict=True)
     try:
         header = next(rows, [])
-        _checked(dict.fromkeys(header, ""), text_field, f"{source.name}: the header")
+        _text_of(dict.fromkeys(header, ""), source, f"{source.name}: the header")
         for row in rows:
             if row:
-                yield _checked(dict(zip(header, row)), text_field, f"{source.name}: line {rows.line_num}")
+                yield _text_of(dict(zip(header, row)), source, f"{source.name}: line {rows.line_num}")
     except csv.Error as error:
         raise UserError(f"{source.name}: line {rows.line_num} is not CSV ({error})") from error
 
 
-def _parquet_rows(source: TextSource, text_field: str, on_read: OnRead) -> Iterator[str]:
+def _read_parquet(source: TextSource, on_read: OnRead) -> Iterator[str]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -206,31 +212,37 @@ def _parquet_rows(source: TextSource, text_field: str, on_read: OnRead) -> Itera
     try:
         # Read as a stream: by default whole column chunks are fetched ahead, hundreds of megabytes.
         with pyarrow.parquet.ParquetFile(source.path, pre_buffer=False, buffer_size=1 << 20) as table:
-            _checked(dict.fromkeys(table.schema_arrow.names, ""), text_field, f"{source.name}: the table")
-            size, groups = source.size, table.num_row_groups
+            _text_of(dict.fromkeys(table.schema_arrow.names, ""), source, f"{source.name}: the table")
+            size, groups, field = source.size, table.num_row_groups, source.text_field
             for group in range(groups):
-                for batch in table.iter_batches(64, [group], [text_field], use_threads=False):
+                for batch in table.iter_batches(64, [group], [field], use_threads=False):
                     for value in batch.column(0):
-                        yield _checked({text_field: value.as_py()}, text_field, f"{source.name}: row group {group}")
+                        yield _text_of({field: value.as_py()}, source, f"{source.name}: row group {group}")
                 on_read(size * (group + 1) // groups - size * group // groups)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{source.name}: not a parquet file, or damaged ({error})") from error
 
 
-_ROWS: dict[str, Callable[[TextSource, str, OnRead], Iterator[str]]] = {
-    "jsonl": _json_rows,
-    "csv": _csv_rows,
-    "tsv": _csv_rows,
-    "parquet": _parquet_rows,
+Reader = Callable[[TextSource, OnRead], Iterator[str]]
+"""Yields a file's documents, and calls `OnRead` with each number of bytes read; raises `UserError` for bad content."""
+
+READERS: dict[str, Reader] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
 }
+"""Suffix, without that of a compression → reader."""
 
 
-def _checked(row: dict[str, Any], text_field: str, where: str) -> str:
-    """The text of a row.
+def _text_of(row: dict[str, Any], source: TextSource, where: str) -> str:
+    """The text of a row, which `where` names in errors.
 
     Raises:
         UserError: no such field, no string in it, or one that is no Unicode text.
     """
+    text_field = source.text_field
     if text_field not in row:
         raise UserError(f'{where} has no field "{text_field}", name it with --text_field: {nearest(text_field, row)}')
     text = row[text_field]

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from lit_gpt.atomic import atomic_write
 from lit_gpt.data.index import INDEX, Shard, ShardIndex
-from lit_gpt.data.shards import HEADER_BYTES, check_hash, compare, describe, index_of
+from lit_gpt.data.shard_folder import check_against_index, index_from_headers
+from lit_gpt.data.shards import HEADER_BYTES, check_hash, parse_shard_header
 from lit_gpt.errors import UserError
 
 ATTEMPTS = 5
@@ -29,7 +30,7 @@ MISSING = (FileNotFoundError, IsADirectoryError, PermissionError)  # trying agai
 Value = TypeVar("Value")
 
 
-def head_of(path: Path) -> bytes:
+def _read_head(path: Path) -> bytes:
     """The bytes that may be a shard's header."""
     with path.open("rb") as file:
         return file.read(HEADER_BYTES)
@@ -55,10 +56,10 @@ class RemoteFolder:
             cache_gb: remove the least recently used shards of this address above so many GB (10⁹ bytes).
         """
         self.url, self._limit = url.rstrip("/"), int(cache_gb * 1e9)
-        home = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gpt")
-        self.folder = home / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        cache = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gpt")
+        self.folder = cache / hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self._dtype = ""
-        self._wanted: list[Shard] = []
+        self._queue: list[Shard] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -110,10 +111,10 @@ class RemoteFolder:
             if name.endswith(".bin") and Shard(name, 0, 0).split:
                 size = system.info(path)["size"]
                 head = system.cat_file(path, start=0, end=min(size, HEADER_BYTES))
-                found.append(describe(name, head[:HEADER_BYTES], size, f"{self.url}/{name}"))
+                found.append(parse_shard_header(name, head[:HEADER_BYTES], size, f"{self.url}/{name}"))
         if not found:
             raise FileNotFoundError(self.url)
-        return index_of(found, self.url)
+        return index_from_headers(found, self.url)
 
     # Shards -------------------------------------------------------------------------------------------------------
 
@@ -134,10 +135,10 @@ class RemoteFolder:
                     self._evict(path)
         return path
 
-    def want(self, shards: list[Shard]) -> None:
+    def prefetch(self, shards: list[Shard]) -> None:
         """Fetch these in the background, soonest needed first; a later call replaces an earlier one."""
         with self._changed:
-            self._wanted = shards
+            self._queue = shards
             self._changed.notify()
         if self._thread is None:
             self._thread = threading.Thread(target=self._fetch_ahead, name="lit_gpt shards", daemon=True)
@@ -146,8 +147,8 @@ class RemoteFolder:
     def _fetch_ahead(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._wanted))
-                shard = self._wanted.pop(0)
+                self._changed.wait_for(lambda: bool(self._queue))
+                shard = self._queue.pop(0)
             with suppress(UserError, OSError):  # whoever needs it will ask for it, and learn why it can't be had
                 self.locate(shard)
 
@@ -160,10 +161,10 @@ class RemoteFolder:
                 system.get_file(f"{root.rstrip('/')}/{shard.name}", file)
                 file.flush()
                 os.fsync(file.fileno())
-            compare(
+            check_against_index(
                 shard,
                 self._dtype,
-                *describe(shard.name, head_of(partial), partial.stat().st_size, shard.name),
+                *parse_shard_header(shard.name, _read_head(partial), partial.stat().st_size, shard.name),
                 shard.name,
             )
             check_hash(partial, shard)

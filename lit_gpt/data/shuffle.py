@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of (seed, epoch, position).
+"""The shuffled order of samples: a pure function of (seed, epoch, position).
 
 An epoch cuts the tokens, from a random phase on, into blocks of T + 1 tokens at stride T, so that every token of a
 block has a target, and visits each block once. The shuffle is computed and never stored: a Feistel network over pairs
@@ -18,16 +18,16 @@ Words = npt.NDArray[np.uint64]
 ROUNDS = 8
 
 
-class Order:
+class Shuffle:
     """Which tokens the sample at a position of an epoch has.
 
     Attributes:
         samples: in one epoch, the same for every epoch.
-        window: samples that are shuffled among themselves; all of them where no window was asked for.
+        window: samples that are shuffled among themselves; all of them without a window.
     """
 
     def __init__(self, tokens: int, block_size: int, seed: int, window_tokens: int | None = None) -> None:
-        """Set it up; this costs nothing.
+        """Nothing is computed yet.
 
         Args:
             tokens: in the split, at least `block_size` + 1.
@@ -76,9 +76,9 @@ class Order:
         return number * np.uint64(self.window) + permute(inside, size, keys)
 
     def _windows(self, epoch: int, position: Words) -> tuple[Words, Words, Words]:
-        """For positions (n,): the window's number, its size and the place in it, (n,) each.
+        """For positions (n,): the window's number, its size and the index in it, (n,) each.
 
-        The windows come shuffled. All have one size but the last, which is visited at a random place among them.
+        The windows come shuffled. All have one size but the last, which is visited at a random position among them.
         """
         full, rest = divmod(self.samples, self.window)
         keys = self._keys(epoch, "window")
@@ -97,28 +97,28 @@ class Order:
         return np.frombuffer(hashlib.blake2b(text, digest_size=8 * ROUNDS).digest(), "<u8").astype(np.uint64)
 
 
-def permute(place: Words, size: Words, keys: Words) -> Words:
-    """A keyed permutation of range(size), applied to each place.
+def permute(index: Words, size: Words, keys: Words) -> Words:
+    """A keyed permutation of range(size), applied to each index.
 
     Args:
-        place: (n,), each below its size.
+        index: (n,), each below its size.
         size: (n,), at least 1.
         keys: (ROUNDS, n) or (ROUNDS, 1).
     """
-    result = place.copy()
-    keys = np.broadcast_to(keys, (ROUNDS, len(place)))
-    walking = np.arange(len(place))
+    result = index.copy()
+    keys = np.broadcast_to(keys, (ROUNDS, len(index)))
+    walking = np.arange(len(index))
     while walking.size:
         result[walking] = feistel(result[walking], size[walking], keys[:, walking])
         walking = walking[result[walking] >= size[walking]]
     return result
 
 
-def feistel(place: Words, size: Words, keys: Words) -> Words:
+def feistel(index: Words, size: Words, keys: Words) -> Words:
     """A keyed permutation of range(a·b), where a·b ≥ size is as small as a = ⌈√size⌉ allows. Shapes as `permute`."""
     a = roots(size)
     b = (size + a - np.uint64(1)) // a
-    left, right = np.divmod(place, b)
+    left, right = np.divmod(index, b)
     for number in range(0, ROUNDS, 2):
         left = (left + mix(right ^ keys[number]) % a) % a
         right = (right + mix(left ^ keys[number + 1]) % b) % b

@@ -1,4 +1,4 @@
-"""Find the inputs of a preparation: files, folders, globs, addresses, and the standard library of this Python."""
+"""The inputs of a preparation: files, folders, globs, addresses, and the standard library of this Python."""
 
 from __future__ import annotations
 
@@ -7,75 +7,38 @@ import glob
 import os
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from lit_gpt.atomic import atomic_write
+from lit_gpt.data.readers import READERS
+from lit_gpt.data.text_source import OnRead, TextSource
 from lit_gpt.errors import UserError, nearest
 
 STDLIB = "stdlib"
-TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-PACKINGS = {".gz", ".zst"}
-# What is taken from a folder; a file that is named is taken whatever its suffix.
-TEXTS = """
+# Plain text that is read from a folder, beside the formats of `READERS`; a file that is named is read whatever its
+# suffix.
+_PLAIN_TEXT = """
     .txt .text .md .markdown .rst .tex .org .adoc .html .htm .xml .css .json .yaml .yml .toml .ini .cfg .log .srt .sql
     .py .pyi .pyx .js .mjs .ts .jsx .tsx .c .h .cc .cpp .hpp .cu .cs .go .rs .java .kt .scala .swift .rb .php .pl .lua
     .r .jl .hs .ml .clj .ex .erl .sh .bash .zsh .ps1 .vim .el .lisp .f90 .m .proto .cmake
 """
-TEXT_SUFFIXES = frozenset(TEXTS.split())
-NOT_CORPUS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"})
+PLAIN_TEXT_SUFFIXES = frozenset(_PLAIN_TEXT.split())
+SKIPPED_STDLIB_FOLDERS = frozenset(
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
+)
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 
-OnRead = Callable[[int], None]  # called with each number of bytes read
 
-
-@dataclass(frozen=True)
-class TextSource:
-    """One input file.
-
-    Attributes:
-        path: on this machine.
-        name: as the user knows it; errors use it.
-        url: where it is to be fetched from first, if it is not here.
-    """
-
-    path: Path
-    name: str
-    url: str | None = None
-
-    @property
-    def packing(self) -> str | None:
-        """ ".gz", ".zst", or None where the file is not compressed."""
-        return self.path.suffix.lower() if self.path.suffix.lower() in PACKINGS else None
-
-    @property
-    def kind(self) -> str:
-        """ "text", or the kind of table: "jsonl", "csv", "tsv", "parquet"."""
-        path = self.path.with_suffix("") if self.packing else self.path
-        return TABLES.get(path.suffix.lower(), "text")
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return self.path.stat().st_size
-
-    @property
-    def fingerprint(self) -> list[str | int]:
-        """What tells this input from another; of an address only the address."""
-        if self.url:
-            return [self.url]
-        status = self.path.stat()
-        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
-
-
-def find_sources(inputs: Iterable[str], downloads: Path) -> list[TextSource]:
+def find_sources(inputs: Iterable[str], downloads: Path, text_field: str = "text") -> list[TextSource]:
     """The files that `inputs` name, each once, in the order given and sorted within a folder or glob.
 
     Args:
         inputs: files, folders (their text files and tables, hidden ones left out), globs, addresses (`scheme://…`), or
             "stdlib".
         downloads: the folder, in the output folder, where what an address names will be.
+        text_field: the field that holds the text, in files that have fields.
 
     Raises:
         UserError: nothing there, an empty file, or a folder without texts.
@@ -85,7 +48,7 @@ def find_sources(inputs: Iterable[str], downloads: Path) -> list[TextSource]:
     for name in inputs:
         for source in _find(name, downloads):
             if source.url or output not in source.path.absolute().parents:  # what we write is no input
-                found.setdefault(source.path.absolute(), source)
+                found.setdefault(source.path.absolute(), replace(source, text_field=text_field))
     if not found:
         raise UserError("no input: name files, folders, globs, addresses, or stdlib")
     return list(found.values())
@@ -136,21 +99,20 @@ def _walk(root: Path, skipped: frozenset[str]) -> list[Path]:
 
 
 def _is_text(path: Path) -> bool:
-    if path.suffix.lower() in PACKINGS:
-        path = path.with_suffix("")
-    return path.suffix.lower() in TEXT_SUFFIXES or path.suffix.lower() in TABLES
+    suffix = TextSource(path, str(path)).suffix
+    return suffix in PLAIN_TEXT_SUFFIXES or suffix in READERS
 
 
 def _standard_library() -> list[TextSource]:
     root = Path(sysconfig.get_path("stdlib"))
-    paths = [path for path in _walk(root, NOT_CORPUS) if path.suffix == ".py"]
+    paths = [path for path in _walk(root, SKIPPED_STDLIB_FOLDERS) if path.suffix == ".py"]
     if not paths:
         raise UserError(f"stdlib: this Python has no source files in {root}; name texts of your own")
     return [TextSource(path, f"{STDLIB}:{path.relative_to(root).as_posix()}") for path in paths]
 
 
 def _download_name(url: str) -> str:
-    """A file name that keeps the kind and packing of what `url` names, and differs for every address."""
+    """A file name that keeps the suffixes of what `url` names, and differs for every address."""
     stem = url.split("?")[0].split("#")[0].rstrip("/").rpartition("/")[2]
     return f"{zlib.crc32(url.encode()):08x}-{stem[-100:]}"
 

@@ -1,4 +1,4 @@
-"""Which text is held out for validation: documents picked by their hash, or the tail of it all."""
+"""The rule by which text is held out for validation: documents picked by their hash, or the tail of the text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import NamedTuple
 from lit_gpt.data.readers import Text
 from lit_gpt.errors import UserError
 
-MANY = 100  # documents from which "auto" picks by hash
-ENOUGH = 2000  # documents after which counting on would change nothing
-PICKED = 20  # documents that "auto" wants in validation
-AT_MOST = 1 << 25  # bytes of text that "auto" holds out of a large corpus
+HASH_DOCUMENTS = 100  # documents from which "auto" picks by hash
+MAX_COUNTED_DOCUMENTS = 2000  # documents after which counting on would change nothing
+VAL_DOCUMENTS = 20  # documents that "auto" wants in validation
+MAX_VAL_BYTES = 1 << 25  # bytes of text that "auto" holds out of a large corpus
 
 
-class Piece(NamedTuple):
+class SplitText(NamedTuple):
     """Text of one split; a document ends with it if `ends`."""
 
     text: str
@@ -25,9 +25,9 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Split:
-    """A rule: `kind` "hash" takes a document for validation with probability `fraction`, "tail" the last `fraction` of
-    the text; "auto" is not settled yet.
+class SplitRule:
+    """Kind "hash" picks documents with probability `fraction`, "tail" the last `fraction` of the text; "auto" is to be
+    resolved first.
 
     >>> Split.parse("tail:0.1")
     Split(kind='tail', fraction=0.1)
@@ -37,7 +37,7 @@ class Split:
     fraction: float = 0.0
 
     @classmethod
-    def parse(cls, spec: str) -> Split:
+    def parse(cls, spec: str) -> SplitRule:
         """Read "auto", "hash:F" or "tail:F", 0 <= F < 1; with 0 everything is for training.
 
         Raises:
@@ -55,51 +55,55 @@ class Split:
     def __str__(self) -> str:
         return self.kind if self.kind == "auto" else f"{self.kind}:{self.fraction:g}"
 
-    def settle(self, documents: int, size: int) -> Split:
-        """What "auto" means for so many documents (more than `ENOUGH` may be told as `ENOUGH`) in `size` bytes.
+    def resolve(self, documents: int, size: int) -> SplitRule:
+        """What "auto" means for a corpus.
+
+        Args:
+            documents: how many; whoever counts them may stop at `MAX_COUNTED_DOCUMENTS`.
+            size: bytes of text.
 
         With many documents about twenty of them, but from one in a hundred to one in ten; with few the last tenth of
         the text; and of a large corpus about 32 MB, since validation reads all of it every time.
         """
         if self.kind != "auto":
             return self
-        kind = "hash" if documents >= MANY else "tail"
-        fraction = min(0.1, max(0.01, PICKED / documents)) if kind == "hash" else 0.1
-        return Split(kind, float(f"{min(fraction, AT_MOST / max(size, 1)):.3g}"))
+        kind = "hash" if documents >= HASH_DOCUMENTS else "tail"
+        fraction = min(0.1, max(0.01, VAL_DOCUMENTS / documents)) if kind == "hash" else 0.1
+        return SplitRule(kind, float(f"{min(fraction, MAX_VAL_BYTES / max(size, 1)):.3g}"))
 
-    def assign(self, texts: Iterable[Text], size: int) -> Iterator[Piece]:
-        """Give each piece its split.
+    def assign(self, texts: Iterable[Text], size: int) -> Iterator[SplitText]:
+        """Each piece of text with its split.
 
         Args:
             texts: all of them, in order.
             size: bytes (UTF-8) of all of them; only "tail" needs it.
         """
         if self.kind == "tail" and self.fraction:
-            return self._by_place(texts, int(size * (1 - self.fraction)))
+            return self._by_bytes(texts, int(size * (1 - self.fraction)))
         return self._by_hash(texts)
 
-    def _by_hash(self, texts: Iterable[Text]) -> Iterator[Piece]:
+    def _by_hash(self, texts: Iterable[Text]) -> Iterator[SplitText]:
         """By the hash of a document's first piece: the same document twice is in the same split twice."""
         split = ""
         for text, ends in texts:
             if not split:
                 digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
                 split = "val" if int.from_bytes(digest, "big") / 2**64 < self.fraction else "train"
-            yield Piece(text, ends, split)
+            yield SplitText(text, ends, split)
             split = "" if ends else split
 
-    def _by_place(self, texts: Iterable[Text], border: int) -> Iterator[Piece]:
+    def _by_bytes(self, texts: Iterable[Text], border: int) -> Iterator[SplitText]:
         """The document on the border is cut in two, after the character that holds the last byte before `border`."""
-        place = 0
+        start = 0
         for text, ends in texts:
             data = text.encode()
-            end = place + len(data)
-            if place < border <= end:
-                while border < end and data[border - place] & 0xC0 == 0x80:  # inside of a character
+            end = start + len(data)
+            if start < border <= end:
+                while border < end and data[border - start] & 0xC0 == 0x80:  # inside of a character
                     border += 1
-                head = data[: border - place].decode()
-                yield Piece(head, True, "train")
+                head = data[: border - start].decode()
+                yield SplitText(head, True, "train")
                 text = text[len(head) :]
             if text:
-                yield Piece(text, ends, "train" if end < border else "val")
-            place = end
+                yield SplitText(text, ends, "train" if end < border else "val")
+            start = end

@@ -1,4 +1,4 @@
-"""Tokenize pieces of text in processes of their own.
+"""Processes that tokenize pieces of text.
 
 They are plain child processes that read jobs from stdin and answer on stdout. Unlike those of `multiprocessing` they do
 not import the caller's script again, copy none of its memory, and end by themselves when the caller is killed.
@@ -23,12 +23,12 @@ import numpy as np
 
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
-START = "import lit_gpt.data.workers as workers; workers.serve()"
-AHEAD = 2  # jobs a worker may have waiting, so that it never waits itself
+START = "import lit_gpt.data.workers as workers; workers.run_worker()"
+QUEUED_JOBS = 2  # jobs queued for each worker, so that none waits for its next
 
 
 @dataclass
-class Encoded:
+class EncodedSplit:
     """What one split gets of a job: tokens (n,) of the shards' dtype, documents that end there, bytes of text."""
 
     tokens: np.ndarray
@@ -36,17 +36,17 @@ class Encoded:
     text_bytes: int
 
 
-Job = list[tuple[str, bool, str]]  # pieces of text: the text, whether a document ends, the split
-Result = dict[str, Encoded]  # by split
+TokenizeJob = list[tuple[str, bool, str]]  # pieces of text: the text, whether a document ends, the split
+TokenizeResult = dict[str, EncodedSplit]  # by split
 
 
-def encode(tokenizer: Tokenizer, dtype: str, job: Job) -> Result:
+def encode(tokenizer: Tokenizer, dtype: str, job: TokenizeJob) -> TokenizeResult:
     """Tokenize a job; the end-of-text token stands after each document, if the tokenizer has one."""
     eot = np.array([] if tokenizer.eot_id is None else [tokenizer.eot_id], dtype)
     parts: dict[str, list[np.ndarray]] = {}
-    result: Result = {}
+    result: TokenizeResult = {}
     for text, ends, split in job:
-        encoded = result.setdefault(split, Encoded(eot, 0, 0))
+        encoded = result.setdefault(split, EncodedSplit(eot, 0, 0))
         tokens = parts.setdefault(split, [])
         tokens.append(tokenizer.encode_to_numpy(text).astype(dtype))
         if ends:
@@ -58,8 +58,8 @@ def encode(tokenizer: Tokenizer, dtype: str, job: Job) -> Result:
     return result
 
 
-def serve() -> None:
-    """The worker's side: the tokenizer and dtype first, then jobs until the caller closes the pipe or is gone."""
+def run_worker() -> None:
+    """The loop of a worker: it reads tokenizer and dtype, then jobs until the caller closes the pipe or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller ends us
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not end up between answers
@@ -84,14 +84,14 @@ class Workers:
 
     def __init__(self, tokenizer: Tokenizer, dtype: str, count: int) -> None:
         self._tokenizer, self._dtype, self._count = tokenizer, dtype, count
-        self._own = threading.local()  # each thread speaks to one process
+        self._of_thread = threading.local()  # each thread has one process
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Workers:
         if self._count > 1:
             names = ("name", "pattern", "ranks", "specials", "end_of_text", "normalization")
             parts = {name: getattr(self._tokenizer, name) for name in names}
-            self._hello = pickle.dumps((parts, self._dtype), protocol=5)
+            self._setup = pickle.dumps((parts, self._dtype), protocol=5)
             self._threads = ThreadPoolExecutor(self._count, initializer=self._start)
         return self
 
@@ -107,7 +107,7 @@ class Workers:
         for process in self._processes:
             process.communicate()  # closes its stdin, at which it ends
 
-    def map(self, jobs: Iterable[Job]) -> Iterator[Result]:
+    def map(self, jobs: Iterable[TokenizeJob]) -> Iterator[TokenizeResult]:
         """The result of each job, in the order of the jobs; few are under way at any time.
 
         Raises:
@@ -116,27 +116,27 @@ class Workers:
         if self._count == 1:
             yield from (encode(self._tokenizer, self._dtype, job) for job in jobs)
             return
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[Future[TokenizeResult]] = deque()
         for job in jobs:
-            waiting.append(self._threads.submit(self._ask, job))
-            if len(waiting) > AHEAD * self._count:
+            waiting.append(self._threads.submit(self._tokenize, job))
+            if len(waiting) > QUEUED_JOBS * self._count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
     def _start(self) -> None:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self._own.process = subprocess.Popen(
+        self._of_thread.process = subprocess.Popen(
             [sys.executable, "-c", START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
         )
-        self._processes.append(self._own.process)
-        self._own.process.stdin.write(self._hello)
+        self._processes.append(self._of_thread.process)
+        self._of_thread.process.stdin.write(self._setup)
 
-    def _ask(self, job: Job) -> Result:
-        process: Any = self._own.process
+    def _tokenize(self, job: TokenizeJob) -> TokenizeResult:
+        process: Any = self._of_thread.process
         try:
             pickle.dump(job, process.stdin, protocol=5)
             process.stdin.flush()

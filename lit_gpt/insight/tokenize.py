@@ -11,7 +11,8 @@ from lit_gpt.console import note
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.options import make_parser
 from lit_gpt.tokenizer.printable import show_bytes, show_token
-from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained, train_tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained
+from lit_gpt.tokenizer.train import train_tokenizer
 
 FILE = "FILE:"
 """A text that starts so names a file instead, as in `predict --start`."""

@@ -63,7 +63,7 @@ class TraceWriter(BasePredictionWriter):
     ) -> None:
         """Collect the traces of the prompts that are finished. `batch` is Lightning's: of any type, and unused."""
         for prompt, completions in prediction:
-            self._traces += traces(self._tracer, prompt.place, self._readable(prompt.prompt), completions)
+            self._traces += traces(self._tracer, prompt.position, self._readable(prompt.prompt), completions)
 
     def _readable(self, prompt: str | Sequence[int]) -> str:
         if isinstance(prompt, str):

@@ -1,4 +1,4 @@
-"""tiktoken's named encodings: from its cache, under a name with the same ids, or by a download that comes to an end."""
+"""tiktoken's named encodings: from its cache, under a name with the same ids, or by a download with a timeout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tiktoken
 
 from lit_gpt.errors import UserError
 
-SAME_IDS = {"gpt2": ("gpt2", "r50k_base")}  # encodings with the ids of the one asked for
+SAME_IDS = {"gpt2": ("gpt2", "r50k_base")}  # encodings with the same ids
 OFFLINE = 'offline there are "byte", "char" and "bpe:4096"'
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 

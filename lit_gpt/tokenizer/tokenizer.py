@@ -1,4 +1,4 @@
-"""Every tokenizer is a `tiktoken.Encoding`: named, trained byte-pair merges, characters, bytes.
+"""Tokenizers, every one a `tiktoken.Encoding`: named, trained byte-pair merges, characters, bytes.
 
 A `Tokenizer` adds to the encoding what a checkpoint has to remember about it, and is stored as plain JSON with its
 ranks inside, so that neither a download nor a pickle is needed to read it back.
@@ -26,13 +26,11 @@ from lit_gpt.errors import UserError, nearest
 from lit_gpt.tokenizer.tiktoken_files import named_encoding
 
 END_OF_TEXT = "<|endoftext|>"
-FILE_NAME = "tokenizer.json"  # its name beside the shards
+TOKENIZER_FILE = "tokenizer.json"  # its name beside the shards
 FORMAT = "lit_gpt.tokenizer"
 EVERY_BYTE = [bytes([value]) for value in range(256)]
 # One character is one piece, and a piece that has a rank is one token before any merge is tried.
 CHARACTERS = r"(?s:.)"
-# GPT-2's rule for words. Possessive quantifiers only spare the engine its way back; the pieces are the same.
-WORDS = r"'(?:[dmst]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +111,7 @@ class Tokenizer:
         return _hash(self.pattern, self._ranks_text, self.specials, self.normalization)
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids. Text that looks like a special token is plain text; a lone surrogate becomes U+FFFD."""
+        """Text to ids. The text of a special token is plain text; a lone surrogate becomes U+FFFD."""
         return self._encode(self._normalized(text)).tolist()
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
@@ -136,7 +134,7 @@ class Tokenizer:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the ranks inside as the text of a `.tiktoken` file.
 
-        One string and not 50,000: a checkpoint's safe reader takes each object by itself.
+        One string and not 50,000: a checkpoint's safe reader handles each object by itself.
         """
         return {
             "format": FORMAT,
@@ -174,7 +172,7 @@ class Tokenizer:
             raise UserError(f"{origin}: damaged ({type(error).__name__}: {error}); write it again") from error
         if found != values.get("hash"):
             raise UserError(f"{origin}: damaged, its content does not have the hash it names; write it again")
-        tokenizer.__dict__["hash"] = found  # spare the property the same work
+        tokenizer.__dict__["hash"] = found  # so that the property does not compute it again
         return tokenizer
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -193,13 +191,13 @@ class Tokenizer:
             UserError: missing, unreadable or damaged.
         """
         path = Path(path)
-        path = path / FILE_NAME if path.is_dir() else path
+        path = path / TOKENIZER_FILE if path.is_dir() else path
         try:
             values = json.loads(path.read_bytes())
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}; name a {FILE_NAME} written by lit_gpt") from error
+            raise UserError(f"{path}: {error.strerror or error}; name a {TOKENIZER_FILE} written by lit_gpt") from error
         except ValueError as error:
-            raise UserError(f"{path}: not JSON ({error}); name a {FILE_NAME} written by lit_gpt") from error
+            raise UserError(f"{path}: not JSON ({error}); name a {TOKENIZER_FILE} written by lit_gpt") from error
         return cls.from_dict(values, str(path))
 
     def _encode(self, text: str) -> np.ndarray:
@@ -240,7 +238,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, tokens: Iterable[int] | bytes) -> str:
-        """Take ids, or bytes, and give the whole characters there are now."""
+        """The characters that are complete now, after these further ids or bytes."""
         data = tokens if isinstance(tokens, bytes) else self._tokenizer.decode_bytes(tokens)
         return self._decoder.decode(data)
 
@@ -259,7 +257,7 @@ def get_tokenizer(spec: str) -> Tokenizer:
         ranks = {token: value for value, token in enumerate(EVERY_BYTE)}
         return Tokenizer.build("byte", CHARACTERS, ranks, {END_OF_TEXT: 256})
     if is_trained(spec):
-        raise UserError(f'tokenizer "{spec}" is made from text: name the {FILE_NAME} that lit_gpt prepare wrote')
+        raise UserError(f'tokenizer "{spec}" is made from text: name the {TOKENIZER_FILE} that lit_gpt prepare wrote')
     names = tiktoken.list_encoding_names()
     if spec in names:
         return Tokenizer(spec, named_encoding(spec))
@@ -269,7 +267,7 @@ def get_tokenizer(spec: str) -> Tokenizer:
 
 
 def is_trained(spec: str) -> bool:
-    """Whether `spec` is "char" or "bpe:N", which are made from text by `train_tokenizer`.
+    """Whether `spec` is "char" or "bpe:N", which `train.train_tokenizer` makes from text.
 
     Raises:
         UserError: "bpe:" with something else than a size of at least 257, its 256 bytes and the end-of-text token.
@@ -277,52 +275,6 @@ def is_trained(spec: str) -> bool:
     if spec.startswith("bpe:") and not (spec[4:].isascii() and spec[4:].isdigit() and int(spec[4:]) >= 257):
         raise UserError(f'tokenizer "{spec}": write bpe:N with a vocabulary of N >= 257 tokens, such as bpe:4096')
     return spec == "char" or spec.startswith("bpe:")
-
-
-def train_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
-    """Make "char" or "bpe:N" from `texts`, which are read once.
-
-    "char" has a token for each character that occurs and one for each byte, so that any other character is its
-    UTF-8 bytes. "bpe:N" has at most N tokens, fewer where the texts have no N pairs that occur twice.
-
-    >>> train_tokenizer("char", ["你好"]).encode("你 好")
-    [256, 32, 257]
-
-    Raises:
-        UserError: another spec.
-    """
-    if not is_trained(spec):
-        raise UserError(f'tokenizer "{spec}" is not made from text; "char" and "bpe:4096" are')
-    if spec == "char":
-        return _train_characters(texts)
-    return _train_merges(spec, int(spec[4:]), texts)
-
-
-def _train_characters(texts: Iterable[str]) -> Tokenizer:
-    characters: set[str] = set()
-    for text in texts:
-        characters.update(text)
-    wide = sorted(character for character in characters if ord(character) > 127)
-    tokens = EVERY_BYTE + [character.encode() for character in wide]
-    ranks = {token: rank for rank, token in enumerate(tokens)}
-    return Tokenizer.build("char", CHARACTERS, ranks, {END_OF_TEXT: len(ranks)})
-
-
-def _train_merges(spec: str, size: int, texts: Iterable[str]) -> Tokenizer:
-    """Byte-pair merges by the `tokenizers` library; the ranks are its ids, so both give the same ids for a text."""
-    from tokenizers import Tokenizer as Trainable
-    from tokenizers import models, pre_tokenizers, trainers
-
-    trainable = Trainable(models.BPE())
-    trainable.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size - 1, min_frequency=2, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
-    )
-    trainable.train_from_iterator(texts, trainer)
-    byte_of = byte_alphabet()
-    ranks = {bytes(byte_of[letter] for letter in token): id for token, id in trainable.get_vocab().items()}
-    return Tokenizer.build(spec, WORDS, ranks, {END_OF_TEXT: len(ranks)})
 
 
 def byte_alphabet() -> dict[str, int]:

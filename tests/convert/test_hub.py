@@ -81,8 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def answer(self, body: bool) -> None:
-        id, _, place = self.path.lstrip("/").partition("/resolve/")
-        name, asked = place.rpartition("/")[2], self.headers.get("Range")
+        id, _, file = self.path.lstrip("/").partition("/resolve/")
+        name, asked = file.rpartition("/")[2], self.headers.get("Range")
         hub = self.server.repositories.get(id)
         if hub is None:
             return self.refuse(404, "RepoNotFound")

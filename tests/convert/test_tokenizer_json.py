@@ -21,7 +21,8 @@ from lit_gpt.convert.write import write_hf, write_lit_gpt
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
-from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, train_tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
+from lit_gpt.tokenizer.train import train_tokenizer
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -166,7 +167,7 @@ def test_vocab_and_merges_files(tmp_path: Path) -> None:
 
 
 def metaspace() -> dict[str, Any]:
-    """What Llama 2's and TinyLlama's `tokenizer.json` look like."""
+    """What Llama 2's and TinyLlama's `tokenizer.json` hold."""
     hub = HubTokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     hub.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     hub.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False))

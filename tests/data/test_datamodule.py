@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.index import ShardIndex
-from lit_gpt.data.loader import Cursor, EvalLoader, Share, TrainLoader, prefetched
-from lit_gpt.data.shards import TokenStream, open_tokens, write_shard
-from lit_gpt.data.shuffle import Order
+from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader, prefetched
+from lit_gpt.data.shard_folder import open_tokens
+from lit_gpt.data.shards import write_shard
+from lit_gpt.data.shuffle import Shuffle
+from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
@@ -48,7 +50,7 @@ def test_validation_counts_every_token_once(
     tmp_path_factory: pytest.TempPathFactory, tokens: int, block: int, rows: int, ranks: int
 ) -> None:
     stream = stream_of_positions(tmp_path_factory.mktemp("val"), tokens)
-    loaders = [EvalLoader(stream, block, Share(rows, ranks, rank)) for rank in range(ranks)]
+    loaders = [EvalLoader(stream, block, RankShare(rows, ranks, rank)) for rank in range(ranks)]
     targets: Counter[int] = Counter()
     for loader in loaders:
         batches = list(loader)
@@ -63,12 +65,14 @@ def test_validation_counts_every_token_once(
 
 def test_any_number_of_ranks_takes_the_same_samples(tmp_path: Path) -> None:
     stream = stream_of_positions(tmp_path, 5000)
-    order = Order(5000, 16, seed=3)
+    order = Shuffle(5000, 16, seed=3)
     steps = {}
     for ranks, accumulate in [(1, 1), (1, 8), (2, 4), (4, 1), (8, 1)]:
         per_rank = []
         for rank in range(ranks):
-            loader = TrainLoader(stream, order, Cursor(), Share(8 // ranks // accumulate or 1, ranks, rank, accumulate))
+            loader = TrainLoader(
+                stream, order, Cursor(), RankShare(8 // ranks // accumulate or 1, ranks, rank, accumulate)
+            )
             per_rank.append([batch[0][:, 0].tolist() for batch in loader])
         steps[ranks, accumulate] = [
             sorted(row for batches in per_rank for rows in batches[step : step + accumulate] for row in rows)
@@ -80,16 +84,16 @@ def test_any_number_of_ranks_takes_the_same_samples(tmp_path: Path) -> None:
 
 
 def test_the_cursor_moves_before_the_batch_is_handed_out(tmp_path: Path) -> None:
-    stream, order, cursor = stream_of_positions(tmp_path, 1000), Order(1000, 16, seed=3), Cursor()
-    loader = TrainLoader(stream, order, cursor, Share(2, accumulate=2))
+    stream, order, cursor = stream_of_positions(tmp_path, 1000), Shuffle(1000, 16, seed=3), Cursor()
+    loader = TrainLoader(stream, order, cursor, RankShare(2, accumulate=2))
     iter(loader)  # Lightning does so before it restores anything
     batches = iter(loader)
     assert (cursor.epoch, cursor.position) == (0, 0)
-    places = []
+    positions = []
     for _ in range(4):
         next(batches)
-        places.append((cursor.position, cursor.before))
-    assert places == [(0, (0, 0)), (4, (0, 0)), (4, (0, 4)), (8, (0, 4))]  # whole optimizer steps of 4 samples
+        positions.append((cursor.position, cursor.before))
+    assert positions == [(0, (0, 0)), (4, (0, 0)), (4, (0, 4)), (8, (0, 4))]  # whole optimizer steps of 4 samples
 
 
 def test_what_the_thread_raises_is_raised_here() -> None:

@@ -1,4 +1,4 @@
-"""What is read from files of every kind, how it is cut, and how bad input is named."""
+"""The texts that are read from files of every kind, how they are cut, and how bad content is named."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import csv
 import gzip
 import json
 import re
-import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from preparing import joined, write
 
 from lit_gpt.data import readers
-from lit_gpt.data.readers import Text, best_cut, pieces, read_texts
-from lit_gpt.data.sources import TextSource, find_sources
-from lit_gpt.data.splits import Piece, Split
+from lit_gpt.data.readers import best_cut, pieces, read_texts
+from lit_gpt.data.sources import find_sources
+from lit_gpt.data.text_source import OnRead, TextSource
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import train_tokenizer
+from lit_gpt.tokenizer.train import train_tokenizer
 
 POEM = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。\n"
 TEXTS = [POEM, 'plain\r\nASCII, with "quotes" and, commas\n', "naïve 🙂\u2028one line\x0cstill\n", "no line end"]
@@ -27,22 +28,7 @@ zstandard = pytest.importorskip("zstandard")
 
 def read(path: Path, text_field: str = "text") -> list[str]:
     """The documents of a file."""
-    return joined(read_texts(TextSource(path, str(path)), text_field))
-
-
-def joined(texts: object) -> list[str]:
-    documents = [""]
-    for text, ends in texts:  # type: ignore[attr-defined]
-        documents[-1] += text
-        documents += [""] if ends else []
-    assert documents.pop() == ""
-    return documents
-
-
-def write(path: Path, data: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return path
+    return joined(read_texts(TextSource(path, str(path), text_field)))
 
 
 def table(kind: str, texts: list[str], path: Path) -> Path:
@@ -80,11 +66,24 @@ def test_compressed_files_read_as_what_they_hold(tmp_path: Path) -> None:
     assert read(write(tmp_path / "x.jsonl.zst", zstandard.compress(rows.encode()))) == TEXTS
 
 
+def test_a_new_format_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def paragraphs(source: TextSource, on_read: OnRead) -> Iterator[str]:
+        on_read(source.size)
+        yield from source.path.read_text("utf-8").split("\n\n")
+
+    write(tmp_path / "texts/x.pars", "one\n\ntwo")
+    assert read(tmp_path / "texts/x.pars") == ["one\n\ntwo"]  # a file that is named is plain text
+    monkeypatch.setitem(readers.READERS, ".pars", paragraphs)
+    (found,) = find_sources([str(tmp_path / "texts")], tmp_path / "out" / ".downloads", "body")
+    assert found.path.name == "x.pars" and found.text_field == "body"
+    assert joined(read_texts(found)) == ["one", "two"]
+
+
 @given(text=st.text(alphabet="a \n\u3000明", max_size=200), sizes=st.lists(st.integers(1, 30), min_size=1))
 def test_cutting_loses_nothing_and_does_not_depend_on_how_text_comes_in(text: str, sizes: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "PIECE", 16)
-        patch.setattr(readers, "DOCUMENT", 40)
+        patch.setattr(readers, "PIECE_CHARACTERS", 16)
+        patch.setattr(readers, "DOCUMENT_CHARACTERS", 40)
         whole = list(pieces([text]))
         parts, start = [], 0
         while start < len(text):
@@ -107,56 +106,6 @@ def test_a_cut_falls_where_the_tokenizer_cuts_too() -> None:
         assert tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:]) == whole
     assert best_cut("a b" * 10, 8) == 7 and best_cut("明" * 20, 8) == 8
     assert best_cut("\n" * 5000, 4000) == 4000
-
-
-# ---------------------------------------------------------------- finding
-
-
-def names(found: list[TextSource]) -> list[str]:
-    return [source.path.name for source in found]
-
-
-def test_files_folders_and_globs_are_found_once_and_in_order(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.md", "sub/c.py", "sub/d.jsonl.gz", ".hidden/e.txt", "picture.png", "out/index.json"):
-        write(tmp_path / name, "x")
-    write(tmp_path / "empty.txt", "")
-    downloads = tmp_path / "out" / ".downloads"
-    assert names(find_sources([str(tmp_path)], downloads)) == ["a.md", "b.txt", "c.py", "d.jsonl.gz"]
-    assert names(find_sources([f"{tmp_path}/**/*.py", f"{tmp_path}/b.txt", str(tmp_path)], downloads)) == [
-        "c.py",
-        "b.txt",
-        "a.md",
-        "d.jsonl.gz",
-    ]
-    assert names(find_sources([f"{tmp_path}/picture.png"], downloads)) == ["picture.png"]  # named, so it is tried
-
-
-def test_stdlib_is_this_pythons_source_without_its_tests(tmp_path: Path) -> None:
-    found = find_sources(["stdlib"], tmp_path)
-    paths = [source.path.relative_to(sysconfig.get_path("stdlib")).as_posix() for source in found]
-    assert paths == sorted(paths) and "argparse.py" in paths and "email/message.py" in paths
-    assert not any(re.search(r"(^|/)(tests?|site-packages)/", path) for path in paths)
-    assert found[0].name.startswith("stdlib:")
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("poem.text", 'no file or folder "{}": did you mean "poem.txt"'),
-        ("nowhere/poem.txt", "no file or folder"),
-        ("*.csv", "matches no file"),
-        ("empty.txt", "the file is empty"),
-        ("pictures", "no text files"),
-    ],
-)
-def test_what_is_not_there_is_named(name: str, says: str, tmp_path: Path) -> None:
-    write(tmp_path / "poem.txt", POEM)
-    write(tmp_path / "empty.txt", "")
-    write(tmp_path / "pictures/a.png", "x")
-    path = str(tmp_path / name)
-    with pytest.raises(UserError, match=re.escape(says.format(path))) as error:
-        find_sources([path], tmp_path / "out" / ".downloads")
-    assert path in str(error.value) and "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------- bad content
@@ -190,7 +139,7 @@ FAR = 400_000  # bytes, so that the fault is in the second read
         ("x.parquet", b"no parquet", "not a parquet file"),
     ],
 )
-def test_bad_content_is_named_with_its_place(name: str, data: bytes, says: str, tmp_path: Path) -> None:
+def test_bad_content_is_named_with_its_position(name: str, data: bytes, says: str, tmp_path: Path) -> None:
     if name.endswith(".parquet"):
         pytest.importorskip("pyarrow")
     path = write(tmp_path / name, data)
@@ -206,70 +155,7 @@ def test_a_parquet_without_the_field_names_those_it_has(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(readers, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(readers, "MAX_LINE_CHARACTERS", 1000)
     path = write(tmp_path / "x.jsonl", json.dumps({"text": "x" * 500_000}))
     with pytest.raises(UserError, match="a line is longer than 1000"):
         read(path)
-
-
-# ---------------------------------------------------------------- splits
-
-
-def assign(spec: str, documents: list[str], size: int = 7) -> list[Piece]:
-    texts = [Text(d[i : i + size], i + size >= len(d)) for d in documents for i in range(0, len(d), size)]
-    return list(Split.parse(spec).assign(texts, sum(len(d.encode()) for d in documents)))
-
-
-documents_of = st.lists(st.text(alphabet="ab明🙂", min_size=1, max_size=30), min_size=1, max_size=20)
-
-
-@given(documents=documents_of, fraction=st.floats(0, 0.99))
-def test_the_tail_is_that_share_of_the_bytes_to_the_character(documents: list[str], fraction: float) -> None:
-    pieces = assign(f"tail:{fraction}", documents)
-    train = "".join(piece.text for piece in pieces if piece.split == "train")
-    val = "".join(piece.text for piece in pieces if piece.split == "val")
-    assert train + val == "".join(documents)
-    border = int(len((train + val).encode()) * (1 - fraction)) if fraction else len(train.encode())
-    assert border <= len(train.encode()) < border + 4
-    if train:
-        assert [piece for piece in pieces if piece.split == "train"][-1].ends
-    assert joined((piece.text, piece.ends) for piece in pieces if piece.split == "val") or not val
-
-
-@given(documents=documents_of)
-def test_by_hash_a_document_goes_whole_and_twins_go_together(documents: list[str]) -> None:
-    pieces = assign("hash:0.5", documents + documents[:3])
-    side: dict[str, set[str]] = {}
-    text, splits = "", set()
-    for piece in pieces:
-        text, splits = text + piece.text, splits | {piece.split}
-        if piece.ends:
-            assert len(splits) == 1
-            side.setdefault(text, set()).update(splits)
-            text, splits = "", set()
-    assert all(len(splits) == 1 for splits in side.values())
-
-
-def test_by_hash_the_share_is_that_of_the_documents() -> None:
-    pieces = assign("hash:0.2", [f"document {i}" for i in range(5000)], size=99)
-    share = sum(piece.split == "val" for piece in pieces) / 5000
-    assert abs(share - 0.2) < 0.03  # five standard deviations
-    assert all(piece.split == "train" for piece in assign("hash:0", ["a", "b"]))
-    assert all(piece.split == "train" for piece in assign("tail:0", ["a", "b"]))
-
-
-def test_auto_takes_documents_where_there_are_many_and_the_tail_where_there_are_few() -> None:
-    auto = Split.parse("auto")
-    assert str(auto.settle(1, 10**6)) == "tail:0.1" and str(auto.settle(99, 10**6)) == "tail:0.1"
-    assert str(auto.settle(100, 10**6)) == "hash:0.1" and str(auto.settle(1000, 10**6)) == "hash:0.02"
-    assert str(auto.settle(2000, 10**8)) == "hash:0.01"
-    assert auto.settle(2000, 10**12).fraction * 10**12 == pytest.approx(1 << 25, rel=0.01)
-    assert str(Split.parse("tail:0.3").settle(10**6, 10)) == "tail:0.3"
-
-
-@pytest.mark.parametrize(
-    "spec", ["", "tail", "hash", "auto:0.1", "tail:1", "tail:-0.1", "hash:x", "head:0.1", "tail:nan"]
-)
-def test_a_wrong_split_is_refused(spec: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f'val_split "{spec}": write auto, hash:0.01 or tail:0.1')):
-        Split.parse(spec)

@@ -20,7 +20,9 @@ from lit_gpt.data import remote
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.index import ShardIndex
 from lit_gpt.data.remote import RemoteFolder
-from lit_gpt.data.shards import open_tokens, stream_of, write_shard
+from lit_gpt.data.shard_folder import open_tokens
+from lit_gpt.data.shards import write_shard
+from lit_gpt.data.token_stream import open_split
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
@@ -123,7 +125,7 @@ def test_a_fault_that_passes(server: Server, tmp_path: Path, fault: str) -> None
         del server.faults["index.json"]  # its last byte is a line end: nothing to notice
     folder = RemoteFolder(server.url, tmp_path / "cache")
     index = folder.load_index()
-    stream = stream_of(index, "train", server.url, folder.locate, local=False)
+    stream = open_split(index, "train", server.url, folder.locate, local=False)
     whole = open_tokens(server.folder, "train")
     assert np.array_equal(stream.read(0, len(whole)), whole.read(0, len(whole)))
     assert server.served["train_000001.bin"] == 2 and server.served["train_000000.bin"] == 1
@@ -151,7 +153,7 @@ def test_a_fault_that_stays(
     assert f"{server.url}/train_000001.bin: cannot be fetched, tried 2 times" in str(caught.value)
     assert cached(folder) == []  # nothing half-fetched, whatever its name
     with pytest.raises(UserError, match="cannot be fetched"):
-        stream_of(index, "train", server.url, folder.locate, local=False).read(0, 6000)
+        open_split(index, "train", server.url, folder.locate, local=False).read(0, 6000)
 
 
 def test_what_is_not_there(server: Server, tmp_path: Path) -> None:
@@ -179,12 +181,12 @@ def test_a_public_set_without_an_index(server: Server, tmp_path: Path) -> None:
     index = folder.load_index()
     assert [(shard.name, shard.tokens) for shard in index.shards] == [(name, 5000) for name in NAMES]
     whole = open_tokens(server.folder, "val")
-    stream = stream_of(index, "val", server.url, folder.locate, local=False)
+    stream = open_split(index, "val", server.url, folder.locate, local=False)
     assert np.array_equal(stream.read(0, 5000), whole.read(0, 5000))
 
 
 def test_the_least_recently_used_goes(server: Server, tmp_path: Path) -> None:
-    folder = RemoteFolder(server.url, tmp_path / "cache", cache_gb=2.5 * 11_024 / 1e9)  # room for two
+    folder = RemoteFolder(server.url, tmp_path / "cache", cache_gb=2.5 * 11_024 / 1e9)  # two fit
     zero, one, two = folder.load_index().shards[:3]
     for shard in (zero, one, zero, two):  # zero was used after one
         folder.locate(shard)
@@ -194,7 +196,7 @@ def test_the_least_recently_used_goes(server: Server, tmp_path: Path) -> None:
 
 def test_an_open_shard_can_be_read_after_it_went(server: Server, tmp_path: Path) -> None:
     folder = RemoteFolder(server.url, tmp_path / "cache", cache_gb=1e-9)
-    stream = stream_of(folder.load_index(), "train", server.url, folder.locate, local=False)
+    stream = open_split(folder.load_index(), "train", server.url, folder.locate, local=False)
     whole = open_tokens(server.folder, "train")
     for start in (0, 5000, 10, 10_000, 20):
         assert np.array_equal(stream.read(start, 100), whole.read(start, 100))
@@ -203,7 +205,7 @@ def test_an_open_shard_can_be_read_after_it_went(server: Server, tmp_path: Path)
 
 def test_fetched_ahead(server: Server, tmp_path: Path) -> None:
     folder = RemoteFolder(server.url, tmp_path / "cache")
-    folder.want(list(folder.load_index().shards[1:3]))
+    folder.prefetch(list(folder.load_index().shards[1:3]))
     for _ in range(500):
         if cached(folder) == NAMES[1:3]:
             break

@@ -14,15 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.data.index import Shard, ShardIndex
-from lit_gpt.data.shards import (
-    JOURNAL,
-    check_folder,
-    check_ids,
-    is_prepared,
-    load_index,
-    open_tokens,
-    write_shard,
-)
+from lit_gpt.data.shard_folder import STATE_FILE, check_folder, is_prepared, load_index, open_tokens
+from lit_gpt.data.shards import write_shard
+from lit_gpt.data.token_stream import check_ids
 from lit_gpt.errors import UserError
 
 
@@ -99,7 +93,7 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
     folder_of(tmp_path, {"train": [[number] for number in range(200)]})
     stream = open_tokens(tmp_path, "train")
     for _ in range(2):
-        assert [int(stream.read(place, 1)[0]) for place in range(200)] == list(range(200))
+        assert [int(stream.read(position, 1)[0]) for position in range(200)] == list(range(200))
     assert len(list(Path("/proc/self/fd").iterdir())) < 150
 
 
@@ -171,7 +165,7 @@ BREAKAGES = {
         ],
         "different tokenizers are mixed",
     ),
-    "unfinished": (lambda path: (path / "index.json").rename(path / JOURNAL), "not finished"),
+    "unfinished": (lambda path: (path / "index.json").rename(path / STATE_FILE), "not finished"),
     "not JSON": (lambda path: (path / "index.json").write_text("{"), "not an index"),
     "no fields": (lambda path: (path / "index.json").write_text('{"format_version": 1}'), "not an index"),
     "newer": (lambda path: break_index(path, format_version=99), "newer than this program"),

@@ -16,7 +16,7 @@ from lit_gpt.__main__ import main
 from lit_gpt.checkpoint.format import save_model
 from lit_gpt.data import matches
 from lit_gpt.data.matches import Match, longest_matches
-from lit_gpt.data.shards import open_tokens
+from lit_gpt.data.shard_folder import open_tokens
 from lit_gpt.insight.remix.main import open_corpus, remix
 from lit_gpt.insight.remix.novelty import held_out_windows, longest_spans, novelty
 from lit_gpt.model.config import GPTConfig

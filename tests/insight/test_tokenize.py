@@ -15,7 +15,8 @@ from lit_gpt.__main__ import main
 from lit_gpt.checkpoint.format import save_model
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.printable import show_bytes, show_token
-from lit_gpt.tokenizer.tokenizer import get_tokenizer, train_tokenizer
+from lit_gpt.tokenizer.tokenizer import get_tokenizer
+from lit_gpt.tokenizer.train import train_tokenizer
 
 TEXT = "农夫山泉 500ml\n天然水, natural water"
 

@@ -280,8 +280,8 @@ class Book(nn.Module):
         self.model_out_linear_layer = nn.Linear(C, vocab)
 
     def forward(self, idx: Tensor) -> Tensor:
-        place = torch.arange(idx.size(1))[:, None]
-        angle = place / 10000 ** (torch.arange(0, C, 2) / C)
+        position = torch.arange(idx.size(1))[:, None]
+        angle = position / 10000 ** (torch.arange(0, C, 2) / C)
         table = torch.zeros(idx.size(1), C)
         table[:, 0::2], table[:, 1::2] = angle.sin(), angle.cos()
         x = self.token_embedding_lookup_table(idx) + table

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 import lit_gpt.tokenizer.tiktoken_files
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import TextStream, Tokenizer, byte_alphabet, get_tokenizer, is_trained, train_tokenizer
+from lit_gpt.tokenizer.tokenizer import TextStream, Tokenizer, byte_alphabet, get_tokenizer, is_trained
+from lit_gpt.tokenizer.train import train_tokenizer
 
 POEM = "床前明月光，疑是地上霜。举头望明月，低头思故乡。\n"
 PROSE = "def f(x):\n    return x + 1  # it's what we'd do: 12345\n\n\nclass A:\n\tpass\r\n"
@@ -84,23 +85,25 @@ def test_bytes_and_characters_have_the_ids_one_expects() -> None:
     assert CHAR.n_vocab == 256 + len(wide) + 1 and CHAR.eot_id == CHAR.n_vocab - 1
 
 
-def library_twin(tokenizer: Tokenizer, corpus: list[str], size: int) -> object:
+def library_peer(tokenizer: Tokenizer, corpus: list[str], size: int) -> object:
     """A tokenizer of the `tokenizers` library, set up here by its own documentation."""
     from tokenizers import ByteLevelBPETokenizer
 
-    twin = ByteLevelBPETokenizer()
-    twin.train_from_iterator(corpus, vocab_size=size - 1, min_frequency=2, show_progress=False)
-    return twin
+    peer = ByteLevelBPETokenizer()
+    peer.train_from_iterator(corpus, vocab_size=size - 1, min_frequency=2, show_progress=False)
+    return peer
 
 
-BPE_TWIN = library_twin(BPE, CORPUS, 400)
+BPE_TWIN = library_peer(BPE, CORPUS, 400)
 # Letters that newer Unicode tables know and older do not are cut differently by the two regular-expression engines.
-settled = st.characters(codec="utf-8", exclude_categories=["Cn", "Co", "Cs"])
+long_assigned = st.characters(codec="utf-8", exclude_categories=["Cn", "Co", "Cs"])
 
 
 @settings(max_examples=300)
 @given(
-    text=st.text(settled) | st.text(alphabet="aab \n明月好é🙂1'", max_size=60) | st.sampled_from([*CORPUS, POEM[5:]])
+    text=st.text(long_assigned)
+    | st.text(alphabet="aab \n明月好é🙂1'", max_size=60)
+    | st.sampled_from([*CORPUS, POEM[5:]])
 )
 def test_trained_merges_give_the_ids_of_the_tokenizers_library(text: str) -> None:
     assert BPE.encode(text) == BPE_TWIN.encode(text).ids  # type: ignore[attr-defined]
@@ -112,8 +115,8 @@ def test_trained_merges_give_the_ids_of_the_tokenizers_library(text: str) -> Non
 )
 def test_runs_that_overlap_themselves_merge_as_in_the_library(words: list[str], text: str) -> None:
     corpus = [" ".join(words)]
-    twin = library_twin(BPE, corpus, 300)
-    assert train_tokenizer("bpe:300", corpus).encode(text) == twin.encode(text).ids  # type: ignore[attr-defined]
+    peer = library_peer(BPE, corpus, 300)
+    assert train_tokenizer("bpe:300", corpus).encode(text) == peer.encode(text).ids  # type: ignore[attr-defined]
 
 
 def test_training_on_chinese_learns_words_and_stops_where_pairs_run_out() -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
-from lit_gpt.tokenizer.tokenizer import get_tokenizer, train_tokenizer
+from lit_gpt.tokenizer.tokenizer import get_tokenizer
+from lit_gpt.tokenizer.train import train_tokenizer
 from lit_gpt.train.lm_metrics import LanguageModelMetric, byte_lengths, count_bytes
 
 

@@ -90,10 +90,10 @@ def _vocabulary(data: dict[str, Any]) -> int | None:
 
     Characters are counted when the text is prepared, so their number is not known before that.
     """
-    from lit_gpt.tokenizer.tokenizer import FILE_NAME, Tokenizer, get_tokenizer, is_trained
+    from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer, is_trained
 
     folder, spec = data.get("path"), data.get("tokenizer")
-    if folder and (Path(folder) / FILE_NAME).is_file():
+    if folder and (Path(folder) / TOKENIZER_FILE).is_file():
         return Tokenizer.load(folder).n_vocab
     if not spec:
         return None

@@ -16,13 +16,14 @@ from lit_gpt.atomic import atomic_write
 from lit_gpt.console import note
 from lit_gpt.data.index import ShardIndex
 from lit_gpt.data.matches import Match, longest_matches
-from lit_gpt.data.shards import TokenStream, load_index, stream_of
+from lit_gpt.data.shard_folder import load_index
+from lit_gpt.data.token_stream import TokenStream, open_split
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.insight.remix.novelty import Novelty, Span, held_out_windows, longest_spans, novelty
 from lit_gpt.insight.remix.plot import check_plot, plot_novelty
 from lit_gpt.options import make_parser
 from lit_gpt.tokenizer.printable import show_bytes
-from lit_gpt.tokenizer.tokenizer import FILE_NAME, Tokenizer
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer
 
 _NOTE_SECONDS = 5.0
 _SHOWN_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
@@ -120,10 +121,10 @@ def open_corpus(path: str, tokenizer: Tokenizer | None = None) -> Corpus:
         UserError: no such folder, no training shards, no tokenizer, or shards of another tokenizer.
     """
     index = load_index(path)
-    own = Path(path) / FILE_NAME
+    own = Path(path) / TOKENIZER_FILE
     if tokenizer is None:
         if not own.is_file():
-            raise UserError(f"{path} has no {FILE_NAME}: give --ckpt_path, whose tokenizer made these shards")
+            raise UserError(f"{path} has no {TOKENIZER_FILE}: give --ckpt_path, whose tokenizer made these shards")
         tokenizer = Tokenizer.load(own)
     made_with = index.tokenizer_hash or (Tokenizer.load(own).hash if own.is_file() else None)
     if made_with is not None and made_with != tokenizer.hash:
@@ -133,7 +134,7 @@ def open_corpus(path: str, tokenizer: Tokenizer | None = None) -> Corpus:
         )
 
     def split(name: str) -> TokenStream:
-        return stream_of(index, name, path, lambda shard: Path(path) / shard.name, local=True)
+        return open_split(index, name, path, lambda shard: Path(path) / shard.name, local=True)
 
     others = [name for name in ("val", "test") if index.split(name)]
     return Corpus(path, index, split("train"), split(others[0]) if others else None, tokenizer)

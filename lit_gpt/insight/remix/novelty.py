@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_gpt.data.matches import Match
-from lit_gpt.data.shards import TokenStream
+from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 ORDERS = range(2, 21)

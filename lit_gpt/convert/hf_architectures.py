@@ -1,0 +1,180 @@
+"""The Hugging Face architectures that are converted: the names of their tensors and the fields of their config.
+
+To add one, add a line to `ARCHITECTURES`, with a table of tensor names and functions that read and write its
+`config.json`, if none of those here will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from lit_gpt.convert.hf_config import (
+    LlamaVariant,
+    Requirements,
+    gpt2_requirements,
+    llama_requirements,
+    read_gpt2,
+    read_llama,
+    refuse,
+    write_gpt2,
+    write_llama,
+)
+from lit_gpt.convert.weights import NameTable, TensorEntry, tensor_entries
+from lit_gpt.errors import UserError, nearest
+from lit_gpt.model.config import GPTConfig
+
+GPT2_TABLE: NameTable = {
+    "wte": "transformer.wte",
+    "wpe": "transformer.wpe",
+    "h.{}.ln_1": "transformer.h.{}.ln_1",
+    "h.{}.attn.c_attn": "transformer.h.{}.attn.c_attn",
+    "h.{}.attn.c_proj": "transformer.h.{}.attn.c_proj",
+    "h.{}.ln_2": "transformer.h.{}.ln_2",
+    "h.{}.mlp.c_fc": "transformer.h.{}.mlp.c_fc",
+    "h.{}.mlp.c_proj": "transformer.h.{}.mlp.c_proj",
+    "ln_f": "transformer.ln_f",
+    "lm_head": "lm_head",
+}
+LLAMA_TABLE: NameTable = {
+    "wte": "model.embed_tokens",
+    "h.{}.ln_1": "model.layers.{}.input_layernorm",
+    "h.{}.attn.c_attn": tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+    "h.{}.attn.c_proj": "model.layers.{}.self_attn.o_proj",
+    "h.{}.attn.q_norm": "model.layers.{}.self_attn.q_norm",
+    "h.{}.attn.k_norm": "model.layers.{}.self_attn.k_norm",
+    "h.{}.ln_2": "model.layers.{}.post_attention_layernorm",
+    "h.{}.mlp.c_fc": "model.layers.{}.mlp.up_proj",
+    "h.{}.mlp.c_gate": "model.layers.{}.mlp.gate_proj",
+    "h.{}.mlp.c_proj": "model.layers.{}.mlp.down_proj",
+    "ln_f": "model.norm",
+    "lm_head": "lm_head",
+}
+CONV1D = frozenset({"h.{}.attn.c_attn", "h.{}.attn.c_proj", "h.{}.mlp.c_fc", "h.{}.mlp.c_proj"})
+"""GPT-2's `Conv1D` keeps its weight as (in, out), `nn.Linear` as (out, in)."""
+HINTS = "lit_gpt"
+"""A key of our own in `config.json`: what theirs cannot say, such as a bias that is absent and not merely zero."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model type of transformers.
+
+    Attributes:
+        class_name: the class that transformers builds.
+        tensors: our modules → theirs.
+        read: `config.json` and how errors name it → our config.
+        write: our config → the fields of `config.json`.
+        suits: whether a model of ours with this config is written as this architecture; the first that suits is used.
+        requirements: the values that fields of ours must have then, or the model is refused.
+        transposed: modules of ours whose weight is stored as (in, out).
+        base_prefix: of names which a checkpoint that was saved without its head lacks.
+    """
+
+    class_name: str
+    tensors: NameTable
+    read: Callable[[dict[str, Any], str], GPTConfig]
+    write: Callable[[GPTConfig], dict[str, Any]]
+    suits: Callable[[GPTConfig], bool]
+    requirements: Callable[[GPTConfig], Requirements]
+    transposed: frozenset[str] = frozenset()
+    base_prefix: str = ""
+
+
+def _llama_like(class_name: str, suits: Callable[[GPTConfig], bool], variant: LlamaVariant) -> Architecture:
+    return Architecture(
+        class_name,
+        LLAMA_TABLE,
+        read=partial(read_llama, variant=variant),
+        write=partial(write_llama, variant=variant),
+        suits=suits,
+        requirements=partial(llama_requirements, variant=variant),
+    )
+
+
+def _bias_in_qkv_only(config: GPTConfig) -> bool:
+    return bool(config.qkv_bias and not config.proj_bias)
+
+
+ARCHITECTURES = {
+    "gpt2": Architecture(
+        "GPT2LMHeadModel",
+        GPT2_TABLE,
+        read_gpt2,
+        write_gpt2,
+        suits=lambda config: config.position != "rope",
+        requirements=gpt2_requirements,
+        transposed=CONV1D,
+        base_prefix="transformer.",
+    ),
+    "llama": _llama_like(
+        "LlamaForCausalLM",
+        lambda config: config.position == "rope" and not config.qk_norm and not _bias_in_qkv_only(config),
+        LlamaVariant(has_mlp_bias=True),
+    ),
+    "qwen2": _llama_like(
+        "Qwen2ForCausalLM",
+        lambda config: config.position == "rope" and not config.qk_norm and _bias_in_qkv_only(config),
+        LlamaVariant(qkv_bias=True, proj_bias=False, constants={"use_sliding_window": False}),
+    ),
+    "qwen3": _llama_like(
+        "Qwen3ForCausalLM",
+        lambda config: config.position == "rope" and config.qk_norm,
+        LlamaVariant(qk_norm=True, head_dim=128),
+    ),
+    "mistral": _llama_like(
+        "MistralForCausalLM",
+        lambda config: False,  # read only: without a sliding window it is a Llama
+        LlamaVariant(qkv_bias=False, proj_bias=False, always_slides=True),
+    ),
+}
+"""`model_type` in `config.json` → architecture."""
+
+
+def read_config(values: dict[str, Any], where: str) -> GPTConfig:
+    """`config.json` as a config of ours.
+
+    Raises:
+        UserError: naming the field that is missing or asks for what this project does not do.
+    """
+    model_type = values.get("model_type")
+    if model_type not in ARCHITECTURES:
+        raise UserError(
+            f"{where}: model_type {model_type!r} is not supported: {nearest(str(model_type), ARCHITECTURES)}"
+        )
+    refuse(values, where, "quantization_config", None)
+    try:
+        return ARCHITECTURES[model_type].read(values, where)
+    except KeyError as error:
+        raise UserError(f"{where} lacks {error}: get it again") from None
+
+
+def write_config(config: GPTConfig, where: str) -> dict[str, Any]:
+    """Our config as a `config.json`, the inverse of `read_config`.
+
+    Raises:
+        UserError: if no architecture of transformers expresses it, naming the fields.
+    """
+    config = replace(config, padded_vocab_size=None)  # rows without a meaning, which transformers would sample from
+    model_type, architecture = next(item for item in ARCHITECTURES.items() if item[1].suits(config))
+    wanted: Requirements = {"head_bias": (False,), "logit_softcap": (None,), **architecture.requirements(config)}
+    faults = [
+        f"{name}={getattr(config, name)!r}" for name, allowed in wanted.items() if getattr(config, name) not in allowed
+    ]
+    if faults:
+        raise UserError(
+            f"{where}: no Hugging Face architecture that is known here has {', '.join(faults)}; the nearest is "
+            f"{model_type}: convert a model of its kind"
+        )
+    values = {"architectures": [architecture.class_name], "model_type": model_type, **architecture.write(config)}
+    again, ours = read_config(values, where).to_dict(), config.to_dict()
+    hints = {name: value for name, value in ours.items() if again[name] != value}
+    return values | {HINTS: hints} if hints else values
+
+
+def tensor_plan(model_type: str, config: GPTConfig) -> list[TensorEntry]:
+    """Where each tensor of a model of this shape is in a folder of `model_type`."""
+    architecture = ARCHITECTURES[model_type]
+    return list(tensor_entries(config, architecture.tensors, architecture.transposed))

@@ -1,0 +1,116 @@
+"""Folders of token shards on this machine: their index, whether they are complete, and checks of every byte.
+
+`prepare` writes an `index.json` beside its shards. Folders without one are read as they are: llm.c's public sets, and
+nanoGPT's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lit_gpt.data.index import INDEX, Shard, ShardIndex
+from lit_gpt.data.shards import check_hash, read_shard_header
+from lit_gpt.data.token_stream import TokenStream, check_ids, open_split
+from lit_gpt.errors import UserError
+
+STATE_FILE = "prepare.json"  # the state of a preparation that is under way; beside an index it means nothing
+CHECK_TOKENS = 1 << 22  # read at a time when whole shards are checked
+
+
+def index_from_headers(described: Iterable[tuple[str, Shard]], where: str) -> ShardIndex:
+    """The index of shards that have none, in the order of their names.
+
+    Raises:
+        UserError: if some are uint16 and some are uint32, which no one tokenizer writes.
+    """
+    found = sorted(described, key=lambda item: item[1].name)
+    dtypes = {dtype: shard.name for dtype, shard in found}
+    if len(dtypes) > 1:
+        mixed = ", ".join(f"{name} ({dtype})" for dtype, name in dtypes.items())
+        raise UserError(f"{where}: shards of different tokenizers are mixed: {mixed}; keep them in separate folders")
+    return ShardIndex(next(iter(dtypes), "uint16"), tuple(shard for _, shard in found))
+
+
+def is_prepared(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds finished shards: an index, or shards that were never ours to index."""
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        return True
+    return not (folder / STATE_FILE).exists() and any(Shard(path.name, 0, 0).split for path in folder.glob("*.bin"))
+
+
+def load_index(folder: str | os.PathLike[str]) -> ShardIndex:
+    """The index of a folder on this machine: read and compared with the files, or made from their headers.
+
+    Raises:
+        UserError: a missing folder, an unfinished preparation, or a shard that is missing, foreign or truncated.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; make it with lit_gpt prepare TEXT --output {folder}")
+    paths = {path.name: path for path in folder.glob("*.bin") if Shard(path.name, 0, 0).split}
+    if not (folder / INDEX).is_file():
+        if (folder / STATE_FILE).exists():
+            raise UserError(
+                f"{folder}: its preparation was not finished; run the same lit_gpt prepare again, it goes on"
+            )
+        return index_from_headers(map(read_shard_header, paths.values()), str(folder))
+    index = ShardIndex.from_json((folder / INDEX).read_text("utf-8"), str(folder / INDEX))
+    for shard in index.shards:
+        if shard.name not in paths:
+            raise UserError(f"{folder / shard.name}: missing, but {INDEX} lists it; prepare the folder again")
+        check_against_index(shard, index.dtype, *read_shard_header(paths.pop(shard.name)), str(folder / shard.name))
+    for path in paths.values():
+        raise UserError(f"{path}: not listed in {INDEX}, so its tokenizer is unknown; move it to a folder of its own")
+    return index
+
+
+def check_against_index(shard: Shard, dtype: str, found_dtype: str, found: Shard, where: str) -> None:
+    """Refuse a file that is not what the index says.
+
+    Raises:
+        UserError: naming both values.
+    """
+    told, seen = (dtype, shard.tokens, shard.bytes), (found_dtype, found.tokens, found.bytes)
+    if told != seen:
+        raise UserError(
+            f"{where}: {INDEX} says (dtype, tokens, bytes) = {told}, the file {seen}; prepare the folder again"
+        )
+
+
+def open_tokens(folder: str | os.PathLike[str], split: str) -> TokenStream:
+    """The tokens of one split of a folder on this machine.
+
+    Raises:
+        UserError: as `load_index`, and if the folder has no shard of that split.
+    """
+    return open_split(load_index(folder), split, str(folder), lambda shard: Path(folder) / shard.name, local=True)
+
+
+def check_folder(
+    folder: str | os.PathLike[str],
+    vocab_size: int | None = None,
+    progress: Callable[[Shard], None] = lambda shard: None,
+) -> ShardIndex:
+    """Read every byte: headers, counts, hashes, and that ids fit the vocabulary.
+
+    Args:
+        folder: on this machine.
+        vocab_size: for a folder whose index does not say.
+        progress: called after each shard.
+
+    Raises:
+        UserError: naming the first shard that is wrong, and how.
+    """
+    index = load_index(folder)
+    for shard in index.shards:
+        check_hash(Path(folder) / shard.name, shard)
+        alone = ShardIndex(index.dtype, (shard,))
+        stream = TokenStream(alone, shard.split or "", lambda shard: Path(folder) / shard.name, True)
+        for start in range(0, len(stream), CHECK_TOKENS):
+            tokens = stream.read(start, min(CHECK_TOKENS, len(stream) - start))
+            check_ids(tokens, index.vocab_size or vocab_size, shard.name, start)
+        progress(shard)
+    return index
