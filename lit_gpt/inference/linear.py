@@ -112,14 +112,14 @@ class BlockDecoder:
         self._n_position = config.block_size
         self._work = library.decode
 
-    def takes(self, cache: CacheStep) -> bool:
+    def supports(self, cache: CacheStep) -> bool:
         """Whether the cache is of a dtype, and every place within the positions, that the kernels know."""
         return cache.stores[0].dtype in (torch.float32, torch.bfloat16) and max(cache.starts) < self._n_position
 
     def __call__(self, x: Tensor, cache: CacheStep) -> Tensor:
         """(B, 1, C) → (B, 1, C), fp32; writes this token's keys and values."""
         keys, values = cache.stores
-        rows, lengths = torch.tensor(cache.rows), torch.tensor(cache.starts)
+        rows, lengths = torch.tensor(cache.slots), torch.tensor(cache.starts)
         threads, weights = torch.get_num_threads(), max(cache.starts) + 4
         n_row = len(rows)
         room = torch.empty(n_row * self._floats + threads * weights + (n_row * self._bytes + 3) // 4)
@@ -245,7 +245,7 @@ def pack(model: GPT, int8: bool) -> None:
                 setattr(parent, name, _packed(child, int8))
     library = kernels.load()
     if library is not None and isinstance(model.lm_head, StreamedLinear):
-        model.decoder = BlockDecoder(model, library)
+        model.decode_kernel = BlockDecoder(model, library)
 
 
 def _packed(linear: nn.Linear, int8: bool) -> nn.Module:

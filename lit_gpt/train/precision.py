@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.inference import native as kernels
+from lit_gpt.inference import native
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 
@@ -184,8 +184,8 @@ def probe(
 def _step_seconds(model: GPT, idx: Tensor, precision: str) -> float:
     start = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        loss, count = model(idx, idx)
-    (loss / count).backward()
+        output = model(idx, idx)
+    (output.loss_sum / output.n_targets).backward()
     model.zero_grad(set_to_none=True)
     return time.perf_counter() - start
 
@@ -256,7 +256,7 @@ def hardware_table() -> list[tuple[str, str]]:
         ("AMX tiles", _yes(torch.cpu._is_amx_tile_supported())),
         ("AVX512-BF16", _yes(torch.cpu._is_avx512_bf16_supported())),
         ("AVX512-VNNI", _yes(torch.cpu._is_vnni_supported())),
-        ("decoding kernels", kernels.status()),
+        ("decoding kernels", native.status()),
         ("torch.compile on the CPU", _yes(_cpu_compiler())),
         ("MPS", _yes(torch.backends.mps.is_available())),
         ("CUDA", f"{torch.cuda.device_count()} devices" if torch.cuda.is_available() else "no"),

@@ -84,13 +84,13 @@ def test_fp32_keeps_logits_and_greedy_text(shape: dict[str, object], by: str) ->
     prompts = [[3, 1, 4], [1, 5, 9, 2, 6], [5]]
     expected = greedy(plain, prompts)
     idx = torch.randint(50, (3, 16))
-    reference = plain(idx)
+    reference = plain(idx).logits
     fast = prepare_for_inference(copy.deepcopy(plain), "fp32")
     kind = StreamedLinear if by == "kernels" else PackedLinear
     assert isinstance(fast.h[0].attn.c_attn, kind)
     assert isinstance(fast.lm_head, kind)
-    assert (fast.decoder is not None) == (by == "kernels")
-    assert (fast(idx) - reference).abs().max() <= 1e-5
+    assert (fast.decode_kernel is not None) == (by == "kernels")
+    assert (fast(idx).logits - reference).abs().max() <= 1e-5
     assert greedy(fast, prompts) == expected
     assert greedy(fast, prompts[:1]) == expected[:1]
 
@@ -102,16 +102,16 @@ def test_less_precision_stays_close(shape: dict[str, object], precision: str, to
         pytest.skip("this CPU has no bf16")
     plain = small(**shape)
     idx = torch.randint(50, (3, 16))
-    reference = plain(idx)
-    got = prepare_for_inference(plain, precision)(idx)
+    reference = plain(idx).logits
+    got = prepare_for_inference(plain, precision)(idx).logits
     assert (got.float() - reference).norm() <= tolerance * reference.norm()
 
 
 def test_auto_on_a_cpu_changes_no_text() -> None:
     plain = small()
     idx = torch.randint(50, (1, 16))
-    reference = plain(idx)
-    assert (prepare_for_inference(plain, "auto")(idx) - reference).abs().max() <= 1e-5
+    reference = plain(idx).logits
+    assert (prepare_for_inference(plain, "auto")(idx).logits - reference).abs().max() <= 1e-5
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -233,16 +233,16 @@ def test_blocks_in_one_call_are_the_blocks(
     """Rows of unequal length, scattered over the cache, against the plain model in float64."""
     plain = small(n_layer=3, **shape)
     idx, rows, lengths = torch.randint(50, (3, 30)), [3, 0, 4], [5, 9, 1]
-    expected = copy.deepcopy(plain).double()(idx)
+    expected = copy.deepcopy(plain).double()(idx).logits
     fast = prepare_for_inference(plain, precision)
-    assert fast.decoder is not None
+    assert fast.decode_kernel is not None
     store = KVCache(fast.config, 5, 32, cache)
     for row, n, ids in zip(rows, lengths, idx):
         fast(ids[None, :n], cache=store.step([row], n))
         store.extend([row], n)
     for _ in range(20):
         places = [store.lengths[row] for row in rows]
-        got = fast(idx[range(3), places][:, None], cache=store.step(rows, 1))[:, 0]
+        got = fast(idx[range(3), places][:, None], cache=store.step(rows, 1)).logits[:, 0]
         store.extend(rows, 1)
         wanted = expected[range(3), places]
         assert (got - wanted).norm() <= tolerance * wanted.norm()
@@ -253,12 +253,12 @@ def test_blocks_in_one_call_are_the_blocks(
 def test_a_cache_of_another_dtype_is_left_to_pytorch() -> None:
     model = prepare_for_inference(small(), "fp32")
     idx = torch.randint(50, (1, 9))
-    expected = model(idx)[:, -1:]
+    expected = model(idx).logits[:, -1:]
     for dtype, tolerance in ((torch.float64, 1e-5), (torch.float16, 0.02)):
         cache = KVCache(model.config, 1, 32, dtype)
         model(idx[:, :8], cache=cache.step([0], 8))
         cache.extend([0], 8)
-        got = model(idx[:, 8:], cache=cache.step([0], 1))
+        got = model(idx[:, 8:], cache=cache.step([0], 1)).logits
         assert (got - expected).norm() <= tolerance * expected.norm()
 
 
@@ -275,7 +275,7 @@ def test_where_there_is_no_compiler_pytorch_does_the_work(monkeypatch: pytest.Mo
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert kernels.load() is None
     model = prepare_for_inference(small(), "fp32")
-    assert model.decoder is None
+    assert model.decode_kernel is None
     assert not list(tmp_path.iterdir())
 
 
@@ -299,11 +299,11 @@ def test_weights_alone_in_int8_where_the_cpu_has_no_vnni(no_kernels: None, monke
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     plain = small()
     idx = torch.randint(50, (3, 16))
-    reference = plain(idx)
+    reference = plain(idx).logits
     model = prepare_for_inference(plain, "int8")
     assert isinstance(model.lm_head, WeightInt8Linear)
     assert model.lm_head.weight.dtype == torch.int8
-    assert (model(idx) - reference).norm() <= 0.05 * reference.norm()
+    assert (model(idx).logits - reference).norm() <= 0.05 * reference.norm()
 
 
 def test_without_onednn_the_plain_layers_stay(no_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,9 +327,9 @@ def trained() -> tuple[GPT, Tensor]:
     for step in range(120):
         starts = torch.randint(split - 65, (12,)).tolist()
         rows = torch.stack([data[start : start + 65] for start in starts])
-        loss, count = model(rows[:, :-1], rows[:, 1:])
+        output = model(rows[:, :-1], rows[:, 1:])
         optimizer.zero_grad()
-        (loss / count).backward()
+        (output.loss_sum / output.n_targets).backward()
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * min(1, (step + 1) / 20) * (1 - step / 120)
         optimizer.step()
@@ -342,7 +342,7 @@ def decoded_loss(model: GPT, data: Tensor) -> float:
     idx, targets = (data[i : i + n_row * 64].view(n_row, 64) for i in (0, 1))
     cache, rows, total = KVCache(model.config, n_row, 64, model.cache_dtype), range(n_row), 0.0
     for place in range(64):
-        logits = model(idx[:, place : place + 1], cache=cache.step(rows, 1))[:, 0]
+        logits = model(idx[:, place : place + 1], cache=cache.step(rows, 1)).logits[:, 0]
         total += torch.nn.functional.cross_entropy(logits.float(), targets[:, place], reduction="sum").item()
         cache.extend(rows, 1)
     return total / idx.numel()
@@ -350,8 +350,8 @@ def decoded_loss(model: GPT, data: Tensor) -> float:
 
 def validation_loss(model: GPT, data: Tensor) -> float:
     rows = data[: (len(data) - 1) // 64 * 64 + 1]
-    loss, count = model(rows[:-1].view(-1, 64), rows[1:].view(-1, 64))
-    return (loss / count).item()
+    output = model(rows[:-1].view(-1, 64), rows[1:].view(-1, 64))
+    return (output.loss_sum / output.n_targets).item()
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.model.attention import SHORT_CONTEXT
 from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.gpt import SHORT_CONTEXT
 from lit_gpt.model.loss import BLOCK, CHUNK_BYTES
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
