@@ -51,7 +51,7 @@ class KernelLinear(nn.Module):
 
 
 class KernelInt8Linear(KernelLinear):
-    """The same in int8: one scale for each weight row, and one for each input row, found as it comes.
+    """The same in int8: one scale for each weight row, and one for each input row, computed on the fly.
 
     Sums of products are exact integers and every scale belongs to one row.
     """

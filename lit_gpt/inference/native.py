@@ -1,4 +1,4 @@
-"""C++ kernels for decoding (csrc/): compiled for this very machine when they are first needed, checked and loaded.
+"""C++ kernels for decoding (csrc/): compiled for this machine on first use, checked and loaded.
 
 PyTorch's products reach half of the memory's bandwidth with one row, and each of its operations costs as much as a
 small product. Compiling takes a second or two, once; where there is no compiler or no AVX-512, PyTorch does the work.

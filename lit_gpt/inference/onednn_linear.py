@@ -44,9 +44,9 @@ class OneDNNInt8Linear(nn.Module):
         self._n_in = linear.in_features
         self.bias = bias  # (O,)
         self.scale = scale.squeeze(1) / 127**2  # (O,), of weights and inputs
-        self._weight = weight.t()  # (I, O), a view: every output's weights stand together
+        self._weight = weight.t()  # (I, O), a view: every output's weights are contiguous
         self._blocked = torch.ops.onednn.qlinear_prepack(weight, [16, weight.size(1)])
-        # oneDNN's blocked product reads unsigned rows: 128 is added to them, and comes off again here
+        # oneDNN's blocked product reads unsigned rows: 128 is added to them, and this subtracts it again
         self._offset = -128.0 * weight.sum(1) * self.scale
         self._zero_points = torch.zeros(len(weight), dtype=torch.int32)
         self._product = torch.ops.onednn.qlinear_pointwise.default

@@ -35,7 +35,7 @@ def prepare_for_inference(model: GPT, precision: str = "auto") -> GPT:
 
 
 def _replace_linear_layers(model: nn.Module, int8: bool) -> None:
-    """One at a time, so that memory stays low."""
+    """Each by its fastest form, one at a time, so that memory stays low."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:

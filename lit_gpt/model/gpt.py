@@ -105,7 +105,7 @@ class GPT(nn.Module):
 
         Args:
             idx: (B, T) token ids below V.
-            targets: (B, T) ids to predict, for the loss in place of the logits; `IGNORE_INDEX` is not counted.
+            targets: (B, T) ids to predict, to compute the loss and no logits; `IGNORE_INDEX` is not counted.
             cache: where to write and read the keys and values of earlier tokens; None to see `idx` alone.
             positions: (T,) or (B, T) position of each token; by default the cache's, or 0 … T - 1.
             last_only: logits of one position of each row only, (B, 1, V): the last, or those in a (B,) tensor.
@@ -132,7 +132,7 @@ class GPT(nn.Module):
         kernel = self.decode_kernel if positions is None and idx.size(1) == 1 else None
         if positions is None:
             positions = torch.arange(idx.size(1), device=idx.device) if cache is None else cache.positions
-        if cache is not None:  # right padding of a ragged step may stand past the last position; it is never read
+        if cache is not None:  # right padding of a ragged step may be past the last position; it is never read
             positions = positions.clamp(max=self.config.block_size - 1)
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:

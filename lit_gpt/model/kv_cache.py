@@ -18,7 +18,7 @@ from lit_gpt.model.config import GPTConfig
 class KVCache:
     """Preallocated keys and values of every layer for a number of slots, each slot with a length of its own.
 
-    A forward pass is three steps, so that nothing advances in secret:
+    A forward pass is three steps, so that only the caller changes a length:
 
         step = cache.step(slots, n_new)            # the positions of the new tokens
         logits = model(idx, cache=step).logits     # every layer writes its keys there and reads the slot so far
@@ -104,7 +104,7 @@ class CacheStep:
 
     Attributes:
         stores: keys and values of the whole cache, (n_layer, L, K, capacity, D) each.
-        slots: the slots that take part, one for each row of the batch.
+        slots: the slots of this pass, one for each row of the batch.
         starts: the number of tokens that each of them holds already.
         positions: (B, T) position of every new token in its sequence.
         mask: (B, 1, T, S) True where a query attends to a key, or None where none is needed.

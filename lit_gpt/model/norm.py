@@ -16,7 +16,7 @@ def make_norm(config: GPTConfig, size: int) -> nn.Module:
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm that follows its input's dtype: under autocast the fused kernel takes no bf16 input with fp32 weights."""
+    """RMSNorm that follows its input's dtype: under autocast the fused kernel refuses bf16 inputs with fp32 weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""

@@ -200,20 +200,20 @@ def test_fp32_is_the_product(n_row: int, n_in: int, n_out: int, bias: bool, seed
 @needs_vnni
 @both
 @pytest.mark.parametrize("n_row", [2, 16, 33])
-def test_a_loud_neighbour_changes_no_bit_of_an_int8_row(n_row: int, kind: str) -> None:
+def test_a_large_neighbour_changes_no_bit_of_an_int8_row(n_row: int, kind: str) -> None:
     torch.manual_seed(0)
     layer = int8_layer(nn.Linear(64, 48), kind)
     x = torch.randn(n_row, 64)
-    loud = x.clone()
-    loud[1:] *= 1e4
-    assert torch.equal(layer(x)[0], layer(loud)[0])
-    torch.testing.assert_close(layer(x)[:1], layer(x[:1]), rtol=1e-5, atol=1e-5)  # alone, and in company
+    large = x.clone()
+    large[1:] *= 1e4
+    assert torch.equal(layer(x)[0], layer(large)[0])
+    torch.testing.assert_close(layer(x)[:1], layer(x[:1]), rtol=1e-5, atol=1e-5)  # alone, and in a batch
 
 
 @needs_kernels
 @pytest.mark.parametrize("kind", [KernelLinear, KernelInt8Linear])
 @pytest.mark.parametrize("size", [(64, 48), (70, 33), (768, 100)], ids=str)
-def test_alone_and_in_company_a_row_is_the_same_to_the_last_bit(kind: type, size: tuple[int, int]) -> None:
+def test_alone_and_in_a_batch_a_row_is_the_same_to_the_last_bit(kind: type, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     layer = kind(nn.Linear(*size))
     x = torch.randn(67, size[0])
@@ -294,7 +294,7 @@ def test_a_cache_of_another_dtype_is_left_to_pytorch() -> None:
 
 
 @needs_vnni
-def test_int8_text_alone_and_in_company_is_the_same(by: str) -> None:
+def test_int8_text_alone_and_in_a_batch_is_the_same(by: str) -> None:
     model = prepare_for_inference(small(), "int8")
     prompts = [[3, 1, 4], [1, 5, 9, 2, 6], [5], [7, 7]]
     assert greedy(model, prompts) == [greedy(model, [prompt])[0] for prompt in prompts]

@@ -1,4 +1,4 @@
-// Linear layers, and a GPT's blocks for one new token in each slot, where what takes the time is reading the weights.
+// Linear layers, and a GPT's blocks for one new token in each slot: the time goes into reading the weights.
 //
 // Axes:
 //   B  rows of x: in `decode` one for each slot, its new token
@@ -9,11 +9,11 @@
 // The small letter is an index on that axis. The last axis named is contiguous.
 //
 // W is (O, I) and x is (B, I), so a product is a dot product of two streams, and W is read once and in order. A tile of
-// 4 rows of x by 4 of W keeps 16 sums in registers. What a row of x gives depends on no other row: a sum runs over I in
-// the same order whatever the tile.
+// 4 rows of x by 4 of W keeps 16 sums in registers. The result for a row of x depends on no other row: a sum runs over
+// I in the same order whatever the tile.
 //
-// Functions in the unnamed namespace that hold an `omp for`, and `product`, run on all threads at once and share the
-// work; where they end, all threads have ended, but for `product`.
+// `linear`, `product` and `attention` run on all threads at once and share the work. `linear` and `attention` return
+// when all threads are done, `product` without waiting.
 
 #include <math.h>
 #include <stdint.h>
@@ -68,8 +68,8 @@ INLINE typename Format::Sums tile(const typename Format::Input *x, const typenam
     return totals<Format, R>(sums);
 }
 
-// B rows of x against this thread's share of the O rows of W; `finish(o, mask)` gives what receives the tiles of the
-// outputs from o on, as (b, R, sums).
+// B rows of x against this thread's share of the O rows of W; `finish(o, mask)` returns the function that receives
+// the tiles of the outputs from o on, as (b, R, sums).
 template <typename Format, typename Finish>
 INLINE void product(const typename Format::Input *x, const typename Format::Weight *W, long B, long I, long O,
                     Finish finish) {

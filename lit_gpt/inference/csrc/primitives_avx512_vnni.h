@@ -44,7 +44,7 @@ INLINE Vector negate_multiply_add(Vector a, Vector b, Vector c) { return _mm512_
 INLINE Vector magnitude(Vector v) { return _mm512_abs_ps(v); }
 INLINE Vector round_to_nearest(Vector v) { return _mm512_roundscale_ps(v, 0); }
 INLINE Vector times_power_of_two(Vector v, Vector n) { return _mm512_scalef_ps(v, n); }  // v · 2ⁿ
-// Where one of the two is not a number, these give b.
+// Where one of the two is not a number, these return b.
 INLINE Vector smaller(Vector a, Vector b) { return _mm512_min_ps(a, b); }
 INLINE Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 INLINE Mask is_negative(Vector v) { return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ); }
@@ -98,7 +98,7 @@ struct Int8 {
 
 // Tiles of sums -------------------------------------------------------------------------------------------------------
 
-// R · 4 vectors of partial sums, R at most 4 → a tile of their totals.
+// R · 4 vectors of partial sums, R at most 4 → a tile of their totals. `row` holds the quarters of each total.
 template <typename Format, long R>
 INLINE typename Format::Sums totals(const typename Format::Sums (*s)[TILE]) {
     auto fold = [](__m512i a, __m512i b) { return Format::add(Format::value(a), Format::value(b)); };
@@ -109,7 +109,7 @@ INLINE typename Format::Sums totals(const typename Format::Sums (*s)[TILE]) {
         __m512i c = Format::bits(s[r][2]), d = Format::bits(s[r][3]);
         __m512i ab = Format::bits(fold(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)));
         __m512i cd = Format::bits(fold(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d)));
-        row[r] = Format::bits(fold(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)));  // quarters of totals
+        row[r] = Format::bits(fold(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)));
     }
     for (long r = R; r < TILE; r++) row[r] = row[0];
     auto halves = [&](__m512i a, __m512i b) {
