@@ -75,8 +75,8 @@ class Trainee:
         for group, peak in zip(self.optimizer.param_groups, self.peaks):
             group["lr"] = peak * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            nll, tokens = self.model(*batch)
-        (nll / tokens).backward()
+            output = self.model(*batch)
+        (output.loss_sum / output.n_targets).backward()
         clip_gradients(self.model.parameters(), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -87,7 +87,7 @@ class Trainee:
         size = self.config.block_size
         self.model.eval()
         pieces = [(ids[i : i + size], ids[i + 1 : i + size + 1]) for i in range(0, len(ids) - 1, size)]
-        total = sum(float(self.model(x[None][:, : len(y)], y[None])[0]) for x, y in pieces)
+        total = sum(float(self.model(x[None][:, : len(y)], y[None]).loss_sum) for x, y in pieces)
         return total / (len(ids) - 1)
 
 

@@ -88,8 +88,8 @@ def bench_wait(folder: Path) -> None:
             start = time.perf_counter()
             idx, targets = next(batches)
             wait = time.perf_counter() - start
-            nll, count = model(idx, targets)
-            (nll / count).backward()
+            output = model(idx, targets)
+            (output.loss_sum / output.n_targets).backward()
             if number > 1:
                 waited, spent = waited + wait, spent + time.perf_counter() - start
         print(f"{name:26} a step takes {spent * 100:6.1f} ms, of which the wait for data is {waited / spent:.3%}")

@@ -159,7 +159,7 @@ def held_out_bits(checkpoint: Path, text: Path) -> float:
     ids, size = torch.from_numpy(np.fromfile(text, np.uint16).astype(np.int64)), gpt.config.block_size
     n_row = (len(ids) - 1) // size
     idx, targets = ids[: n_row * size].view(n_row, size), ids[1 : n_row * size + 1].view(n_row, size)
-    nll = sum(float(gpt.model(*rows)[0]) for rows in zip(idx.split(256), targets.split(256)))
+    nll = sum(float(gpt.model(*rows).loss_sum) for rows in zip(idx.split(256), targets.split(256)))
     return nll / math.log(2) / (n_row * size)
 
 
@@ -195,7 +195,7 @@ def held_out_loss(checkpoint: Path, options: argparse.Namespace) -> float:
         idx = torch.tensor([ids[start : start + size]])
         targets = torch.tensor([ids[start + 1 : start + size + 1]])
         targets = torch.nn.functional.pad(targets, (0, idx.size(1) - targets.size(1)), value=IGNORE_INDEX)
-        nll += float(gpt.model(idx, targets)[0])
+        nll += float(gpt.model(idx, targets).loss_sum)
     return nll / (len(ids) - 1)
 
 

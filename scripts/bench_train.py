@@ -70,8 +70,8 @@ def ours(work: Work, precision: str, device: str, compile: bool = False, checkpo
 
     def step(idx: Tensor, targets: Tensor) -> float:
         with autocast:
-            nll, tokens = model(idx, targets)
-            loss = nll / tokens
+            output = model(idx, targets)
+            loss = output.loss_sum / output.n_targets
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

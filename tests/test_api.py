@@ -77,7 +77,7 @@ def test_logprobs_are_the_models_even_past_the_context(model: GPT, gpt: Generato
     with torch.no_grad():
         for i in (1, 20, 31, 32, 33, 49):
             cropped = torch.tensor([ids[max(0, i - 32) : i]])
-            expected = model(cropped)[0, -1].log_softmax(-1)
+            expected = model(cropped).logits[0, -1].log_softmax(-1)
             assert tokens[i].logprob == pytest.approx(expected[ids[i]].item(), rel=1e-4)
             assert [j for j, _ in tokens[i].top] == expected.topk(3).indices.tolist()
 

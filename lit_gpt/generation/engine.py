@@ -346,7 +346,7 @@ def slots_for_memory(config: GPTConfig, dtype: torch.dtype, device: torch.device
     """Rows of `block_size` tokens that half of the free memory holds; at least one, at most 64 (256 on a GPU)."""
     device = torch.device(device)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
-    rows = int(free * _CACHE_SHARE) // KVCache.bytes_per_row(config, config.block_size, dtype)
+    rows = int(free * _CACHE_SHARE) // KVCache.bytes_per_slot(config, config.block_size, dtype)
     return max(1, min(rows, _MOST_SLOTS.get(device.type, _MOST_SLOTS["cpu"])))
 
 

@@ -371,9 +371,8 @@ class Rows:
             ragged = len(set(counts)) > 1
             last_only = torch.tensor([n - 1 for n in counts], device=self.device) if ragged else True
         hidden = any(feed.hidden for feed in feeds)
-        out = self.model(idx, cache=step, last_only=last_only, return_hidden=hidden)
-        logits, states = out if hidden else (out, None)
-        logits = logits[..., : self.n_vocab]
+        output = self.model(idx, cache=step, last_only=last_only, return_hidden=hidden)
+        logits, states = output.logits[..., : self.n_vocab], output.hidden
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
             states = None if states is None else states.float()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.inference.linear import pack
+from lit_gpt.inference.decode_kernel import FusedDecode
+from lit_gpt.inference.linear import fast_linear
 from lit_gpt.model.gpt import GPT
 
 INFERENCE_PRECISIONS = ("auto", "fp32", "bf16", "int8")
 
 
 def prepare_for_inference(model: GPT, precision: str = "auto") -> GPT:
-    """Turn `model` in place into its fastest form for decoding on the device where it stands; training is over for it.
+    """Turn `model` in place into its fastest form for decoding on its device; it cannot be trained any more.
 
     Args:
         model: a GPT. Its linear layers are replaced; embeddings and norms stay.
@@ -26,8 +28,18 @@ def prepare_for_inference(model: GPT, precision: str = "auto") -> GPT:
     precision = inference_precision(precision, model.wte.weight.device.type)
     half = precision == "bf16" or (precision == "int8" and model.wte.weight.device.type == "cuda")
     model = model.to(torch.bfloat16 if half else torch.float32)
-    pack(model, int8=precision == "int8")
+    _replace_linear_layers(model, int8=precision == "int8")
+    if FusedDecode.fusible(model):
+        model.decode_kernel = FusedDecode(model)
     return model
+
+
+def _replace_linear_layers(model: nn.Module, int8: bool) -> None:
+    """Each by its fastest form, one at a time, so that memory stays low."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, fast_linear(child, int8))
 
 
 def inference_precision(precision: str, device: str) -> str:

@@ -1,4 +1,4 @@
-"""What a model is made of: `GPTConfig` and the named presets. Imports no torch, so that `--help` stays fast."""
+"""The configuration of a GPT and the named presets. Imports no torch, so that `--help` stays fast."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class GPTConfig:
         return self.padded_vocab_size or self.vocab_size
 
     def matmul_weights(self) -> int:
-        """Weights that one token is multiplied with in a forward pass, the head's included, look-ups not."""
+        """Number of weights that a token is multiplied with in a forward pass: the head's included, embeddings not."""
         qkv = self.n_embd * (self.n_head + 2 * self.kv_heads) * self.head_size
         proj = self.n_head * self.head_size * self.n_embd
         mlp = (3 if self.mlp == "swiglu" else 2) * self.n_embd * self.mlp_size
@@ -158,7 +158,7 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
-        """The inverse of `to_dict`; what is left out takes its default.
+        """The inverse of `to_dict`; a key that is left out has its default.
 
         Raises:
             UserError: for an unknown key (with the nearest right name) or a wrong value.

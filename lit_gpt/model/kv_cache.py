@@ -1,6 +1,8 @@
-"""The key-value cache: rows of keys and values that a model appends to and a decoding strategy branches and cuts.
+"""The key-value cache: slots of keys and values that a model appends to and a decoding strategy copies and truncates.
 
-Axes: R rows, B rows in one forward pass, T new tokens, S keys, K kv heads, D head dimension.
+A slot holds one sequence.
+
+Axes: L slots, B those of one forward pass, T new tokens, S keys, K kv heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -14,65 +16,73 @@ from lit_gpt.model.config import GPTConfig
 
 
 class KVCache:
-    """Preallocated keys and values of every layer for a number of rows, each row with a length of its own.
+    """Preallocated keys and values of every layer for a number of slots, each slot with a length of its own.
 
-    A forward pass is three steps, so that nothing advances in secret:
+    A forward pass is three steps, so that only the caller changes a length:
 
-        step = cache.step(rows, n_new)      # where the new tokens will stand
-        logits = model(idx, cache=step)     # every layer writes its keys there and reads the row so far
-        cache.extend(rows, n_new)           # now they count
+        step = cache.step(slots, n_new)            # the positions of the new tokens
+        logits = model(idx, cache=step).logits     # every layer writes its keys there and reads the slot so far
+        cache.extend(slots, n_new)                 # now they count
+
+    Attributes:
+        k: keys, (n_layer, L, K, capacity, D).
+        v: values, likewise.
+        lengths: the number of tokens in each slot.
     """
 
     def __init__(
         self,
         config: GPTConfig,
-        n_row: int,
+        n_slots: int,
         capacity: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (config.n_layer, n_row, config.kv_heads, capacity, config.head_size)
+        shape = (config.n_layer, n_slots, config.kv_heads, capacity, config.head_size)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = [0] * n_row
+        self.lengths = [0] * n_slots
 
     @staticmethod
-    def bytes_per_row(config: GPTConfig, capacity: int, dtype: torch.dtype = torch.float32) -> int:
-        """Memory of one row, in bytes."""
+    def bytes_per_slot(config: GPTConfig, capacity: int, dtype: torch.dtype = torch.float32) -> int:
+        """Memory of one slot of `capacity` tokens, in bytes."""
         return 2 * config.n_layer * config.kv_heads * capacity * config.head_size * dtype.itemsize
 
     @property
-    def n_row(self) -> int:
-        """R."""
+    def n_slots(self) -> int:
+        """L."""
         return self.k.size(1)
 
     @property
     def capacity(self) -> int:
-        """The most tokens that one row can hold."""
+        """The most tokens that one slot can hold."""
         return self.k.size(3)
 
-    def step(self, rows: Sequence[int], n_new: int) -> CacheStep:
-        """What one forward pass over `rows` with T = `n_new` tokens each sees of this cache.
+    def step(self, slots: Sequence[int], n_new: int) -> CacheStep:
+        """What one forward pass over `slots` with T = `n_new` tokens each sees of this cache.
 
-        Rows that feed fewer tokens are padded on the right; `extend` them by their true count, and what the
-        padding wrote is beyond their length, hence invisible, and overwritten next time.
+        Rows of the batch that feed fewer tokens are padded on the right; `extend` their slots by the true count, and
+        what the padding wrote is beyond their length, hence invisible, and overwritten next time.
+
+        Raises:
+            ValueError: if a slot cannot hold the new tokens.
         """
-        longest = max(self.lengths[row] for row in rows) + n_new
+        longest = max(self.lengths[slot] for slot in slots) + n_new
         if longest > self.capacity:
-            raise ValueError(f"{longest} tokens do not fit into a cache row of {self.capacity}")
-        return CacheStep(self, list(rows), n_new)
+            raise ValueError(f"{longest} tokens do not fit into a cache slot of {self.capacity}")
+        return CacheStep(self, list(slots), n_new)
 
-    def extend(self, rows: Sequence[int], counts: Sequence[int] | int) -> None:
-        """Count `counts` new tokens (one number, or one for each row) as part of `rows`."""
-        for i, row in enumerate(rows):
-            self.lengths[row] += counts if isinstance(counts, int) else counts[i]
+    def extend(self, slots: Sequence[int], counts: Sequence[int] | int) -> None:
+        """Count `counts` new tokens (one number, or one for each slot) as part of `slots`."""
+        for i, slot in enumerate(slots):
+            self.lengths[slot] += counts if isinstance(counts, int) else counts[i]
 
-    def truncate(self, row: int, length: int) -> None:
-        """Forget everything in `row` after its first `length` tokens."""
-        self.lengths[row] = min(self.lengths[row], length)
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget everything in `slot` after its first `length` tokens."""
+        self.lengths[slot] = min(self.lengths[slot], length)
 
     def copy(self, source: int, target: int, length: int | None = None, start: int = 0) -> None:
-        """Make row `target` equal to the first `length` tokens (all if None) of row `source`.
+        """Make slot `target` equal to the first `length` tokens (all if None) of slot `source`.
 
         The first `start` tokens are known to be equal already and are not copied.
         """
@@ -82,42 +92,42 @@ class KVCache:
             self.v[:, target, :, start:n] = self.v[:, source, :, start:n]
         self.lengths[target] = n
 
-    def clear(self, row: int) -> None:
-        """Zero `row`. A masked key still weighs 0, and 0 times what is not a number is not a number."""
-        self.k[:, row] = 0
-        self.v[:, row] = 0
-        self.lengths[row] = 0
+    def clear(self, slot: int) -> None:
+        """Zero `slot`. A masked key still weighs 0, and 0 times what is not a number is not a number."""
+        self.k[:, slot] = 0
+        self.v[:, slot] = 0
+        self.lengths[slot] = 0
 
 
 class CacheStep:
-    """One forward pass's window on a `KVCache`.
+    """What one forward pass reads and writes of a `KVCache`.
 
     Attributes:
-        stores: keys and values of the whole cache, (layers, R, K, capacity, D) each.
-        rows: the rows of the cache that take part.
-        starts: the tokens that each of them holds already.
-        positions: (B, T) place of every new token in its row.
-        mask: (B, 1, T, S) True where a query may look, or None where none is needed.
+        stores: keys and values of the whole cache, (n_layer, L, K, capacity, D) each.
+        slots: the slots of this pass, one for each row of the batch.
+        starts: the number of tokens that each of them holds already.
+        positions: (B, T) position of every new token in its sequence.
+        mask: (B, 1, T, S) True where a query attends to a key, or None where none is needed.
         is_causal: whether plain causal attention over T = S does instead of a mask.
     """
 
-    def __init__(self, cache: KVCache, rows: list[int], n_new: int) -> None:
+    def __init__(self, cache: KVCache, slots: list[int], n_new: int) -> None:
         device = cache.k.device
         self.stores = cache.k, cache.v
-        self.rows = rows
-        self.starts = starts = [cache.lengths[row] for row in rows]
+        self.slots = slots
+        self.starts = starts = [cache.lengths[slot] for slot in slots]
         self._n_keys = max(starts) + n_new
-        self._first = starts[0] if len(set(starts)) == 1 else None  # all rows equally long: plain slices will do
-        contiguous = rows == list(range(rows[0], rows[0] + len(rows)))
-        self._slice = slice(rows[0], rows[0] + len(rows)) if contiguous else None
-        # Cut once for all layers: layer by layer it would cost as much as the attention of a short row.
+        self._first = starts[0] if len(set(starts)) == 1 else None  # all slots equally long: plain slices will do
+        contiguous = slots == list(range(slots[0], slots[0] + len(slots)))
+        self._slice = slice(slots[0], slots[0] + len(slots)) if contiguous else None
+        # Cut once for all layers: layer by layer it would cost as much as the attention of a short sequence.
         self._seen: list[Tensor] | None = None
         self._fresh: list[Tensor] | None = None
         if self._slice is not None:
-            self._seen = [store[:, self._slice, :, : self._n_keys] for store in self.stores]  # (layers, B, K, S, D)
+            self._seen = [store[:, self._slice, :, : self._n_keys] for store in self.stores]  # (n_layer, B, K, S, D)
             if self._first is not None:
                 self._fresh = [store[:, :, :, self._first :] for store in self._seen]
-        self._rows = torch.tensor(rows, device=device)
+        self._slots = torch.tensor(slots, device=device)
         self.positions = torch.tensor(starts, device=device)[:, None] + torch.arange(n_new, device=device)
         self.is_causal = self._first == 0 and n_new > 1
         self.mask: Tensor | None = None
@@ -133,8 +143,8 @@ class CacheStep:
         if self._fresh is not None:
             self._fresh[which][layer].copy_(new)
         else:
-            store = self.stores[which][layer]  # (R, K, capacity, D)
-            store[self._rows[:, None], :, self.positions] = new.transpose(1, 2).to(store.dtype)
+            store = self.stores[which][layer]  # (L, K, capacity, D)
+            store[self._slots[:, None], :, self.positions] = new.transpose(1, 2).to(store.dtype)
         if self._seen is not None:
             return self._seen[which][layer]
-        return self.stores[which][layer][self._rows, :, : self._n_keys]
+        return self.stores[which][layer][self._slots, :, : self._n_keys]

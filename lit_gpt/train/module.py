@@ -145,8 +145,8 @@ class LitGPT(L.LightningModule):
         """Mean cross-entropy of one micro-batch."""
         if self.config.dropout > 0:
             torch.manual_seed(self._dropout_seed(batch_idx))
-        nll, tokens = self.model(*batch)
-        loss = nll / tokens
+        output = self.model(*batch)
+        loss = output.loss_sum / output.n_targets
         self._micro_losses.append(loss.detach())
         return loss
 
@@ -226,8 +226,9 @@ class LitGPT(L.LightningModule):
             self._byte_lengths = byte_lengths(self.tokenizer, self.config.vocab_size).to(self.device)
 
     def _count(self, batch: Batch) -> None:
-        nll, tokens = self.model(*batch)
-        self.metric.update(nll, tokens, 0 if self._byte_lengths is None else count_bytes(batch[1], self._byte_lengths))
+        output = self.model(*batch)
+        n_bytes = 0 if self._byte_lengths is None else count_bytes(batch[1], self._byte_lengths)
+        self.metric.update(output.loss_sum, output.n_targets, n_bytes)
 
     def _log_metric(self, stage: str) -> None:
         figures = self.metric.compute()

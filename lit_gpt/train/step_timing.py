@@ -94,7 +94,7 @@ def _throwaway_model(
 def _step_seconds(model: GPT, idx: Tensor, precision: str) -> float:
     start = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        loss, count = model(idx, idx)
-    (loss / count).backward()
+        output = model(idx, idx)
+    (output.loss_sum / output.n_targets).backward()
     model.zero_grad(set_to_none=True)
     return time.perf_counter() - start

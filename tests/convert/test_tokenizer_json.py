@@ -283,7 +283,7 @@ def test_a_whole_model_with_its_tokenizer(tmp_path: Path) -> None:
     ids = ours.encode("The quick brown")
     with torch.no_grad():
         while len(ids) < len(wanted):
-            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
     assert ids == wanted
     write_lit_gpt(open_source(str(tmp_path / "hf")), tmp_path / "b.ckpt")
     again, tokenizer = load_source(str(tmp_path / "b.ckpt"))
@@ -291,4 +291,5 @@ def test_a_whole_model_with_its_tokenizer(tmp_path: Path) -> None:
     assert again.config.padded_vocab_size is None  # rows that mean nothing are left behind
     assert torch.equal(again.wte.weight, model.wte.weight[: ours.n_vocab])
     with torch.no_grad():
-        torch.testing.assert_close(again(torch.tensor([ids])), model(torch.tensor([ids])), rtol=1e-12, atol=1e-12)
+        idx = torch.tensor([ids])
+        torch.testing.assert_close(again(idx).logits, model(idx).logits, rtol=1e-12, atol=1e-12)

@@ -17,6 +17,7 @@ from lit_gpt.generation.outputs import Output
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.kv_cache import CacheStep
+from lit_gpt.model.output import GPTOutput
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 POSITIONS: list[dict[str, Any]] = [
@@ -42,7 +43,7 @@ def uncached_greedy(model: GPT, prompt: Sequence[int], n: int) -> list[int]:
     ids = list(prompt)
     for _ in range(n):
         cropped = torch.tensor([ids[-model.config.block_size :]])
-        ids.append(int(model(cropped)[0, -1].argmax()))
+        ids.append(int(model(cropped).logits[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
@@ -69,7 +70,7 @@ class CountingModel:
         self.broken = broken
         self.batches: list[tuple[int, int]] = []
 
-    def __call__(self, idx: Tensor, cache: CacheStep, last_only: Any = False, return_hidden: bool = False) -> Any:
+    def __call__(self, idx: Tensor, cache: CacheStep, last_only: Any = False, return_hidden: bool = False) -> GPTOutput:
         self.batches.append(tuple(idx.shape))  # type: ignore[arg-type]
         keys = idx.double()[:, None, :, None]
         seen, _ = cache.update(0, keys, keys)  # (B, 1, S, 1)
@@ -86,7 +87,7 @@ class CountingModel:
             logits, hidden = (x[torch.arange(len(x)), last_only][:, None] for x in (logits, hidden))
         elif last_only:
             logits, hidden = logits[:, -1:], hidden[:, -1:]
-        return (logits, hidden) if return_hidden else logits
+        return GPTOutput(logits, hidden if return_hidden else None)
 
     def next(self, text: list[int]) -> int:
         return (3 * text[-1] + len(text)) % self.config.vocab_size

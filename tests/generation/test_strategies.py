@@ -20,6 +20,7 @@ from lit_gpt.generation.strategies.speculative import look_up
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.kv_cache import CacheStep
+from lit_gpt.model.output import GPTOutput
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
 BLOCK = 24
@@ -54,7 +55,7 @@ class TableModel:
         self.logprobs = logprobs
         self.config = GPTConfig(vocab_size=vocab_size, block_size=block_size, n_layer=1, n_head=1, n_embd=1, head_dim=1)
 
-    def __call__(self, idx: Tensor, cache: CacheStep, last_only: Any = False, return_hidden: bool = False) -> Tensor:
+    def __call__(self, idx: Tensor, cache: CacheStep, last_only: Any = False, return_hidden: bool = False) -> GPTOutput:
         keys = idx.double()[:, None, :, None]
         seen, _ = cache.update(0, keys, keys)
         rows = []
@@ -63,8 +64,8 @@ class TableModel:
             rows.append([self.logprobs(seen[b, 0, : place + 1, 0].long().tolist()) for place in places])
         logits = torch.tensor(rows, dtype=torch.float64)
         if isinstance(last_only, Tensor):
-            return logits[torch.arange(len(logits)), last_only][:, None]
-        return logits[:, -1:] if last_only else logits
+            return GPTOutput(logits[torch.arange(len(logits)), last_only][:, None])
+        return GPTOutput(logits[:, -1:] if last_only else logits)
 
     def engine(self, **values: Any) -> Engine:
         return Engine(self, self.config, dtype=torch.float64, max_slots=64, **values)
@@ -178,11 +179,11 @@ def contrastive_reference(model: GPT, prompt: list[int], n: int, k: int, alpha: 
     """The paper's formula with a whole forward pass for every candidate."""
     ids = list(prompt)
     for _ in range(n):
-        logits, hidden = model(torch.tensor([ids]), return_hidden=True)
+        logits, hidden, *_ = model(torch.tensor([ids]), return_hidden=True)
         p, candidates = logits[0, -1].softmax(-1).topk(k)
         scores = []
         for probability, token in zip(p, candidates):
-            _, after = model(torch.tensor([[*ids, int(token)]]), return_hidden=True)
+            after = model(torch.tensor([[*ids, int(token)]]), return_hidden=True).hidden
             similarity = torch.cosine_similarity(after[0, -1][None], hidden[0], dim=-1)
             scores.append((1 - alpha) * probability - alpha * similarity.max())
         ids.append(int(candidates[int(torch.stack(scores).argmax())]))
@@ -348,7 +349,7 @@ def test_reported_logprobs_are_the_models(strategy: str) -> None:
     prompt = [3, 1, 4, 3, 1]
     ((one, *_),) = run(engine, [prompt], **settings)
     with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *one.ids]]))[0]
+        logits = model(torch.tensor([[*prompt, *one.ids]])).logits[0]
     raw = logits.log_softmax(-1)
     shaped = (logits / settings.get("temperature", 1.0)).log_softmax(-1)  # type: ignore[operator]
     for i, token in enumerate(one.tokens, len(prompt) - 1):

@@ -63,7 +63,7 @@ def test_every_strategy_records_how_it_chose(model: GPT, settings: dict[str, Any
         ids = tokenizer.encode(PROMPT)
         assert [step.chosen.id for step in trace.steps] == completion.ids
         for position, step in enumerate(trace.steps):
-            before = model(torch.tensor([ids]))[0, -1].softmax(-1)
+            before = model(torch.tensor([ids])).logits[0, -1].softmax(-1)
             assert step.position == position
             assert step.chosen.before == pytest.approx(before[step.chosen.id].item(), rel=1e-9)
             assert step.rank == 1 + int((before > before[step.chosen.id]).sum())
@@ -101,7 +101,7 @@ def test_what_was_cut_is_what_transformers_cuts(model: GPT) -> None:
     }
     ids = tokenizer.encode(PROMPT)
     for step in trace.steps:
-        scores = model(torch.tensor([ids]))[:, -1]
+        scores = model(torch.tensor([ids])).logits[:, -1]
         before, expected = scores.softmax(-1), []
         for name, steps in filters.items():
             alive = scores > -math.inf

@@ -1,10 +1,9 @@
-"""Packed and quantised linear layers against plain ones in float64, and rows against their neighbours."""
+"""The table of linear layers; fast and quantised ones against plain ones in float64, rows against their neighbours."""
 
 from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,24 +15,19 @@ from torch import Tensor, nn
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generation_config import GenerationConfig
-from lit_gpt.inference import linear as packed
-from lit_gpt.inference import native as kernels
-from lit_gpt.inference.linear import (
-    Int8Linear,
-    PackedInt8Linear,
-    PackedLinear,
-    StreamedLinear,
-    WeightInt8Linear,
-    quantize_rows,
-)
+from lit_gpt.inference import native
+from lit_gpt.inference.kernel_linear import KernelInt8Linear, KernelLinear
+from lit_gpt.inference.linear import LINEAR_LAYERS, Rule, available, fast_linear, linear_class
+from lit_gpt.inference.onednn_linear import OneDNNInt8Linear, OneDNNLinear
 from lit_gpt.inference.prepare import prepare_for_inference
+from lit_gpt.inference.quantize import WeightOnlyInt8Linear, quantize_rows
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.kv_cache import KVCache
 from lit_gpt.train.precision import cpu_has_bf16
 
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no VNNI")
-needs_kernels = pytest.mark.skipif(kernels.load() is None, reason=f"kernels: {kernels.status()}")
+needs_kernels = pytest.mark.skipif(native.load() is None, reason=f"kernels: {native.status()}")
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 
 ODD_SHAPES = [
@@ -46,14 +40,14 @@ ODD_SHAPES = [
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a compiler."""
-    monkeypatch.setattr(kernels, "load", lambda: None)
+    monkeypatch.setattr(native, "load", lambda: None)
 
 
 @pytest.fixture(params=[pytest.param("kernels", marks=needs_kernels), pytest.param("PyTorch", marks=needs_onednn)])
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Who does the work: our kernels, or PyTorch where they cannot be had."""
+    """Which layers are used: those of our kernels, or PyTorch's where there are no kernels."""
     if request.param == "PyTorch":
-        monkeypatch.setattr(kernels, "load", lambda: None)
+        monkeypatch.setattr(native, "load", lambda: None)
     return request.param
 
 
@@ -84,13 +78,13 @@ def test_fp32_keeps_logits_and_greedy_text(shape: dict[str, object], by: str) ->
     prompts = [[3, 1, 4], [1, 5, 9, 2, 6], [5]]
     expected = greedy(plain, prompts)
     idx = torch.randint(50, (3, 16))
-    reference = plain(idx)
+    reference = plain(idx).logits
     fast = prepare_for_inference(copy.deepcopy(plain), "fp32")
-    kind = StreamedLinear if by == "kernels" else PackedLinear
+    kind = KernelLinear if by == "kernels" else OneDNNLinear
     assert isinstance(fast.h[0].attn.c_attn, kind)
     assert isinstance(fast.lm_head, kind)
-    assert (fast.decoder is not None) == (by == "kernels")
-    assert (fast(idx) - reference).abs().max() <= 1e-5
+    assert (fast.decode_kernel is not None) == (by == "kernels")
+    assert (fast(idx).logits - reference).abs().max() <= 1e-5
     assert greedy(fast, prompts) == expected
     assert greedy(fast, prompts[:1]) == expected[:1]
 
@@ -102,16 +96,16 @@ def test_less_precision_stays_close(shape: dict[str, object], precision: str, to
         pytest.skip("this CPU has no bf16")
     plain = small(**shape)
     idx = torch.randint(50, (3, 16))
-    reference = plain(idx)
-    got = prepare_for_inference(plain, precision)(idx)
+    reference = plain(idx).logits
+    got = prepare_for_inference(plain, precision)(idx).logits
     assert (got.float() - reference).norm() <= tolerance * reference.norm()
 
 
 def test_auto_on_a_cpu_changes_no_text() -> None:
     plain = small()
     idx = torch.randint(50, (1, 16))
-    reference = plain(idx)
-    assert (prepare_for_inference(plain, "auto")(idx) - reference).abs().max() <= 1e-5
+    reference = plain(idx).logits
+    assert (prepare_for_inference(plain, "auto")(idx).logits - reference).abs().max() <= 1e-5
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -121,13 +115,52 @@ def test_an_unknown_precision_is_refused() -> None:
 
 def int8_layer(linear: nn.Linear, kind: str) -> nn.Module:
     """An int8 layer of our kernels or of PyTorch's."""
-    library = kernels.load()
-    if kind == "kernels" and library is None:
-        pytest.skip(f"kernels: {kernels.status()}")
-    return Int8Linear(linear, library) if kind == "kernels" and library else PackedInt8Linear(linear)
+    if kind == "kernels" and native.load() is None:
+        pytest.skip(f"kernels: {native.status()}")
+    return KernelInt8Linear(linear) if kind == "kernels" else OneDNNInt8Linear(linear)
 
 
 both = pytest.mark.parametrize("kind", ["kernels", "PyTorch"])
+
+CONDITIONS = {"kernels", "oneDNN", "VNNI", "two inputs"}
+
+
+@pytest.mark.parametrize("rule", LINEAR_LAYERS, ids=lambda rule: f"{rule.layer.__name__} on {rule.device}")
+def test_each_row_of_the_table_is_reached_by_what_it_needs_and_by_nothing_less(rule: Rule) -> None:
+    for weights in rule.weights or ("fp32", "bf16", "other"):
+        device = rule.device or "cuda"
+        assert linear_class(device, weights, set(rule.needs)) is rule.layer
+        for lost in rule.needs:
+            assert linear_class(device, weights, CONDITIONS - {lost, "kernels"}) is not rule.layer
+        if rule.device is not None:
+            assert linear_class("cuda", weights, CONDITIONS) is not rule.layer
+    assert set(rule.needs) <= CONDITIONS
+
+
+def test_the_rows_of_the_table_have_an_order() -> None:
+    chosen = {
+        (device, weights, there): linear_class(device, weights, CONDITIONS if there else set()).__name__
+        for device in ("cpu", "cuda")
+        for weights in ("int8", "fp32", "bf16", "other")
+        for there in (True, False)
+    }
+    plain = {key: "WeightOnlyInt8Linear" if key[1] == "int8" else "Linear" for key in chosen}
+    fast = {"int8": "KernelInt8Linear", "fp32": "KernelLinear", "bf16": "OneDNNLinear"}
+    assert chosen == {**plain, **{("cpu", weights, True): name for weights, name in fast.items()}}
+
+
+def test_the_conditions_are_those_of_this_machine(no_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    assert available(nn.Linear(1, 4)) == {"oneDNN", "VNNI"}
+    monkeypatch.setattr(native, "load", lambda: object())
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert available(nn.Linear(2, 4)) == {"oneDNN", "kernels", "two inputs"}
+
+
+def test_layers_of_another_dtype_stay(no_kernels: None) -> None:
+    linear = nn.Linear(4, 4).double()
+    assert fast_linear(linear, int8=False) is linear
 
 
 @needs_vnni
@@ -157,34 +190,32 @@ def test_int8_is_the_exact_product_of_rounded_rows(
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 100), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
 def test_fp32_is_the_product(n_row: int, n_in: int, n_out: int, bias: bool, seed: int) -> None:
-    library = kernels.load()
-    assert library is not None
     torch.manual_seed(seed)
     linear = nn.Linear(n_in, n_out, bias=bias)
     x = torch.randn(n_row, n_in)
-    got = StreamedLinear(linear, library)(x)
+    got = KernelLinear(linear)(x)
     torch.testing.assert_close(got.double(), linear.double()(x.double()), rtol=1e-5, atol=1e-5)
 
 
 @needs_vnni
 @both
 @pytest.mark.parametrize("n_row", [2, 16, 33])
-def test_a_loud_neighbour_changes_no_bit_of_an_int8_row(n_row: int, kind: str) -> None:
+def test_a_large_neighbour_changes_no_bit_of_an_int8_row(n_row: int, kind: str) -> None:
     torch.manual_seed(0)
     layer = int8_layer(nn.Linear(64, 48), kind)
     x = torch.randn(n_row, 64)
-    loud = x.clone()
-    loud[1:] *= 1e4
-    assert torch.equal(layer(x)[0], layer(loud)[0])
-    torch.testing.assert_close(layer(x)[:1], layer(x[:1]), rtol=1e-5, atol=1e-5)  # alone, and in company
+    large = x.clone()
+    large[1:] *= 1e4
+    assert torch.equal(layer(x)[0], layer(large)[0])
+    torch.testing.assert_close(layer(x)[:1], layer(x[:1]), rtol=1e-5, atol=1e-5)  # alone, and in a batch
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", [StreamedLinear, Int8Linear])
+@pytest.mark.parametrize("kind", [KernelLinear, KernelInt8Linear])
 @pytest.mark.parametrize("size", [(64, 48), (70, 33), (768, 100)], ids=str)
-def test_alone_and_in_company_a_row_is_the_same_to_the_last_bit(kind: type, size: tuple[int, int]) -> None:
+def test_alone_and_in_a_batch_a_row_is_the_same_to_the_last_bit(kind: type, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    layer = kind(nn.Linear(*size), kernels.load())
+    layer = kind(nn.Linear(*size))
     x = torch.randn(67, size[0])
     assert torch.equal(layer(x), torch.cat([layer(row[None]) for row in x]))
 
@@ -199,10 +230,10 @@ def test_a_row_of_zeros_gives_the_bias(kind: str) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", [StreamedLinear, Int8Linear])
+@pytest.mark.parametrize("kind", [KernelLinear, KernelInt8Linear])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_no_number_stays_none_and_in_its_row(kind: type, bad: float) -> None:
-    layer = kind(nn.Linear(70, 48), kernels.load())
+def test_nan_and_inf_stay_in_their_row(kind: type, bad: float) -> None:
+    layer = kind(nn.Linear(70, 48))
     x = torch.randn(3, 70)
     x[1, 66] = bad
     finite = layer(x).isfinite().all(1)
@@ -230,21 +261,21 @@ DECODED = [
 def test_blocks_in_one_call_are_the_blocks(
     shape: dict[str, object], precision: str, cache: torch.dtype, tolerance: float
 ) -> None:
-    """Rows of unequal length, scattered over the cache, against the plain model in float64."""
+    """Slots of unequal length, scattered over the cache, against the plain model in float64."""
     plain = small(n_layer=3, **shape)
-    idx, rows, lengths = torch.randint(50, (3, 30)), [3, 0, 4], [5, 9, 1]
-    expected = copy.deepcopy(plain).double()(idx)
+    idx, slots, lengths = torch.randint(50, (3, 30)), [3, 0, 4], [5, 9, 1]
+    expected = copy.deepcopy(plain).double()(idx).logits
     fast = prepare_for_inference(plain, precision)
-    assert fast.decoder is not None
+    assert fast.decode_kernel is not None
     store = KVCache(fast.config, 5, 32, cache)
-    for row, n, ids in zip(rows, lengths, idx):
-        fast(ids[None, :n], cache=store.step([row], n))
-        store.extend([row], n)
+    for slot, n, ids in zip(slots, lengths, idx):
+        fast(ids[None, :n], cache=store.step([slot], n))
+        store.extend([slot], n)
     for _ in range(20):
-        places = [store.lengths[row] for row in rows]
-        got = fast(idx[range(3), places][:, None], cache=store.step(rows, 1))[:, 0]
-        store.extend(rows, 1)
-        wanted = expected[range(3), places]
+        positions = [store.lengths[slot] for slot in slots]
+        got = fast(idx[range(3), positions][:, None], cache=store.step(slots, 1)).logits[:, 0]
+        store.extend(slots, 1)
+        wanted = expected[range(3), positions]
         assert (got - wanted).norm() <= tolerance * wanted.norm()
 
 
@@ -253,63 +284,37 @@ def test_blocks_in_one_call_are_the_blocks(
 def test_a_cache_of_another_dtype_is_left_to_pytorch() -> None:
     model = prepare_for_inference(small(), "fp32")
     idx = torch.randint(50, (1, 9))
-    expected = model(idx)[:, -1:]
+    expected = model(idx).logits[:, -1:]
     for dtype, tolerance in ((torch.float64, 1e-5), (torch.float16, 0.02)):
         cache = KVCache(model.config, 1, 32, dtype)
         model(idx[:, :8], cache=cache.step([0], 8))
         cache.extend([0], 8)
-        got = model(idx[:, 8:], cache=cache.step([0], 1))
+        got = model(idx[:, 8:], cache=cache.step([0], 1)).logits
         assert (got - expected).norm() <= tolerance * expected.norm()
 
 
 @needs_vnni
-def test_int8_text_alone_and_in_company_is_the_same(by: str) -> None:
+def test_int8_text_alone_and_in_a_batch_is_the_same(by: str) -> None:
     model = prepare_for_inference(small(), "int8")
     prompts = [[3, 1, 4], [1, 5, 9, 2, 6], [5], [7, 7]]
     assert greedy(model, prompts) == [greedy(model, [prompt])[0] for prompt in prompts]
-
-
-def test_where_there_is_no_compiler_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kernels, "load", kernels.load.__wrapped__)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert kernels.load() is None
-    model = prepare_for_inference(small(), "fp32")
-    assert model.decoder is None
-    assert not list(tmp_path.iterdir())
-
-
-@needs_kernels
-def test_a_compiler_that_fails_and_a_cache_that_cannot_be_written_are_told_of(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    compiler = tmp_path / "c++"
-    compiler.write_text("#!/bin/sh\necho 'no such option' >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", str(compiler))
-    assert kernels.status() == f"no: {compiler} failed: no such option"
-    assert not list((tmp_path / "lit_gpt").iterdir())
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert "cannot be written" in kernels.status()
 
 
 def test_weights_alone_in_int8_where_the_cpu_has_no_vnni(no_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     plain = small()
     idx = torch.randint(50, (3, 16))
-    reference = plain(idx)
+    reference = plain(idx).logits
     model = prepare_for_inference(plain, "int8")
-    assert isinstance(model.lm_head, WeightInt8Linear)
+    assert isinstance(model.lm_head, WeightOnlyInt8Linear)
     assert model.lm_head.weight.dtype == torch.int8
-    assert (model(idx) - reference).norm() <= 0.05 * reference.norm()
+    assert (model(idx).logits - reference).norm() <= 0.05 * reference.norm()
 
 
 def test_without_onednn_the_plain_layers_stay(no_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert type(prepare_for_inference(small(), "fp32").lm_head) is nn.Linear
-    assert type(packed._packed(nn.Linear(4, 4), int8=True)) is WeightInt8Linear
+    assert type(fast_linear(nn.Linear(4, 4), int8=True)) is WeightOnlyInt8Linear
 
 
 def corpus() -> Tensor:
@@ -327,9 +332,9 @@ def trained() -> tuple[GPT, Tensor]:
     for step in range(120):
         starts = torch.randint(split - 65, (12,)).tolist()
         rows = torch.stack([data[start : start + 65] for start in starts])
-        loss, count = model(rows[:, :-1], rows[:, 1:])
+        output = model(rows[:, :-1], rows[:, 1:])
         optimizer.zero_grad()
-        (loss / count).backward()
+        (output.loss_sum / output.n_targets).backward()
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * min(1, (step + 1) / 20) * (1 - step / 120)
         optimizer.step()
@@ -340,18 +345,18 @@ def decoded_loss(model: GPT, data: Tensor) -> float:
     """The same, token by token, from a cache as decoding has it."""
     n_row = (len(data) - 1) // 64
     idx, targets = (data[i : i + n_row * 64].view(n_row, 64) for i in (0, 1))
-    cache, rows, total = KVCache(model.config, n_row, 64, model.cache_dtype), range(n_row), 0.0
-    for place in range(64):
-        logits = model(idx[:, place : place + 1], cache=cache.step(rows, 1))[:, 0]
-        total += torch.nn.functional.cross_entropy(logits.float(), targets[:, place], reduction="sum").item()
-        cache.extend(rows, 1)
+    cache, slots, total = KVCache(model.config, n_row, 64, model.cache_dtype), range(n_row), 0.0
+    for position in range(64):
+        logits = model(idx[:, position : position + 1], cache=cache.step(slots, 1)).logits[:, 0]
+        total += torch.nn.functional.cross_entropy(logits.float(), targets[:, position], reduction="sum").item()
+        cache.extend(slots, 1)
     return total / idx.numel()
 
 
 def validation_loss(model: GPT, data: Tensor) -> float:
     rows = data[: (len(data) - 1) // 64 * 64 + 1]
-    loss, count = model(rows[:-1].view(-1, 64), rows[1:].view(-1, 64))
-    return (loss / count).item()
+    output = model(rows[:-1].view(-1, 64), rows[1:].view(-1, 64))
+    return (output.loss_sum / output.n_targets).item()
 
 
 @torch.no_grad()

@@ -20,8 +20,9 @@ from lit_gpt.insight.info.describe import Subject, describe
 from lit_gpt.insight.info.main import subject_from_config, subject_from_preset, subject_from_source
 from lit_gpt.insight.info.memory import block_activation_bytes
 from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.gpt import GPT, Block, rope_table
+from lit_gpt.model.gpt import GPT, Block
 from lit_gpt.model.kv_cache import KVCache
+from lit_gpt.model.positions import rope_table
 
 SHAPES: list[dict[str, Any]] = [
     {},
@@ -87,8 +88,8 @@ def train(config, batch_size, context, precision, checkpointing):
     for _ in range(2):
         idx = torch.randint(config.vocab_size, (batch_size, context))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-            loss, count = model(idx, idx)
-        (loss / count).backward()
+            output = model(idx, idx)
+        (output.loss_sum / output.n_targets).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -136,7 +137,7 @@ def test_flops_agree_with_pytorchs_counter(shape: dict[str, Any]) -> None:
         model = GPT(config)
         idx = torch.zeros(3, 32, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        model(idx).sum().backward()
+        model(idx).logits.sum().backward()
     flops = describe(Subject("test", config), batch_size=3).flops
     assert flops["training_per_micro_batch"] == counter.get_total_flops()
     assert flops["training_per_token"] == 3 * flops["forward_per_token"]

@@ -134,8 +134,8 @@ def checkpoint(folder: Path, path: Path, steps: int) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     ids = torch.tensor([[256, *tokenizer.encode(DOCUMENTS[1]), 256]])
     for _ in range(steps):
-        loss, count = model(ids[:, :-1], ids[:, 1:])
-        (loss / count).backward()
+        output = model(ids[:, :-1], ids[:, 1:])
+        (output.loss_sum / output.n_targets).backward()
         optimizer.step()
         optimizer.zero_grad()
     save_model(path, model, tokenizer)

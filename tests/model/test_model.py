@@ -62,20 +62,20 @@ def test_presets_have_their_published_parameter_counts(preset: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_cached_equals_uncached_with_rows_of_different_lengths(shape: dict[str, Any]) -> None:
+def test_cached_equals_uncached_with_slots_of_different_lengths(shape: dict[str, Any]) -> None:
     model = small(**shape)
     idx = torch.randint(50, (3, 14), generator=torch.Generator().manual_seed(1))
-    expected = model(idx)
+    expected = model(idx).logits
     cache = KVCache(model.config, 5, 32, torch.float64)
-    rows = [4, 1, 2]  # neither sorted nor contiguous
-    for row, prompt, ids in zip(rows, (3, 9, 6), idx):
-        model(ids[None, :prompt], cache=cache.step([row], prompt))
-        cache.extend([row], prompt)
-    for _ in range(5):  # ragged decode: each row stands at its own position
-        lengths = [cache.lengths[row] for row in rows]
+    slots = [4, 1, 2]  # neither sorted nor contiguous
+    for slot, prompt, ids in zip(slots, (3, 9, 6), idx):
+        model(ids[None, :prompt], cache=cache.step([slot], prompt))
+        cache.extend([slot], prompt)
+    for _ in range(5):  # ragged decode: each sequence is at its own position
+        lengths = [cache.lengths[slot] for slot in slots]
         fed = torch.stack([idx[i, n] for i, n in enumerate(lengths)])[:, None]
-        got = model(fed, cache=cache.step(rows, 1))
-        cache.extend(rows, 1)
+        got = model(fed, cache=cache.step(slots, 1)).logits
+        cache.extend(slots, 1)
         for i, n in enumerate(lengths):
             torch.testing.assert_close(got[i, 0], expected[i, n])
 
@@ -83,19 +83,19 @@ def test_cached_equals_uncached_with_rows_of_different_lengths(shape: dict[str, 
 def test_right_padding_in_a_ragged_step_is_never_seen() -> None:
     model = small(position="rope")
     idx = torch.randint(50, (2, 10), generator=torch.Generator().manual_seed(2))
-    expected = model(idx)
+    expected = model(idx).logits
     cache = KVCache(model.config, 2, 32, torch.float64)
     padded = idx[:, :6].clone()
     padded[0, 4:] = 7  # row 0 feeds four tokens, row 1 six
     model(padded, cache=cache.step([0, 1], 6))
     cache.extend([0, 1], [4, 6])
     assert cache.lengths == [4, 6]
-    got = model(torch.stack([idx[0, 4:6], idx[1, 6:8]]), cache=cache.step([0, 1], 2))
+    got = model(torch.stack([idx[0, 4:6], idx[1, 6:8]]), cache=cache.step([0, 1], 2)).logits
     torch.testing.assert_close(got[0], expected[0, 4:6])
     torch.testing.assert_close(got[1], expected[1, 6:8])
 
 
-def test_truncate_and_copy_branch_a_row() -> None:
+def test_truncate_and_copy_branch_a_sequence() -> None:
     model = small(position="rope", n_kv_head=2)
     idx = torch.randint(50, (1, 10), generator=torch.Generator().manual_seed(3))
     cache = KVCache(model.config, 2, 32, torch.float64)
@@ -104,12 +104,12 @@ def test_truncate_and_copy_branch_a_row() -> None:
     cache.copy(0, 1, length=6)
     cache.truncate(0, 6)
     other = torch.randint(50, (2, 2))
-    got = model(other, cache=cache.step([0, 1], 2))
-    for row in range(2):
-        torch.testing.assert_close(got[row], model(torch.cat([idx[:, :6], other[row : row + 1]], 1))[0, -2:])
+    got = model(other, cache=cache.step([0, 1], 2)).logits
+    for slot in range(2):
+        torch.testing.assert_close(got[slot], model(torch.cat([idx[:, :6], other[slot : slot + 1]], 1)).logits[0, -2:])
 
 
-def test_a_row_that_is_full_is_refused() -> None:
+def test_a_slot_that_is_full_is_refused() -> None:
     cache = KVCache(small().config, 1, 8)
     with pytest.raises(ValueError, match="9 tokens do not fit"):
         cache.step([0], 9)
@@ -122,15 +122,16 @@ def test_loss_is_the_cross_entropy_of_the_logits(shape: dict[str, Any], monkeypa
     targets = torch.randint(50, (2, 16))
     targets[1, 10:] = IGNORE_INDEX
     expected = torch.nn.functional.cross_entropy(
-        model(idx).flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+        model(idx).logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )
     (expected_gradient,) = torch.autograd.grad(expected, [model.wte.weight])
     for chunk_bytes in (1 << 30, 4 * 64 * 5):  # one chunk, and chunks of five rows or so
         monkeypatch.setattr("lit_gpt.model.gpt.CHUNK_BYTES", chunk_bytes)
-        loss, count = model(idx, targets)
-        (gradient,) = torch.autograd.grad(loss, [model.wte.weight])
-        assert count.item() == 26
-        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+        output = model(idx, targets)
+        assert output.logits is None and output.hidden is None
+        (gradient,) = torch.autograd.grad(output.loss_sum, [model.wte.weight])
+        assert output.n_targets.item() == 26
+        torch.testing.assert_close(output.loss_sum.double(), expected, rtol=1e-6, atol=0)
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
 
 
@@ -155,7 +156,7 @@ def test_gradients_equal_finite_differences(shape: dict[str, Any]) -> None:
     names = [name for name, _ in model.named_parameters()]
 
     def loss(*values: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(model, dict(zip(names, values)), (idx, targets))[0]
+        return torch.func.functional_call(model, dict(zip(names, values)), (idx, targets)).loss_sum
 
     assert torch.autograd.gradcheck(loss, tuple(model.parameters()), fast_mode=True)
 
@@ -167,8 +168,8 @@ def test_padded_vocabulary_changes_nothing_but_the_matrix() -> None:
         state[name] = torch.cat([state[name], torch.full((14, 32), 9.0)])
     padded.load_state_dict(state)
     idx = torch.randint(50, (2, 8))
-    torch.testing.assert_close(padded(idx), plain(idx))
-    torch.testing.assert_close(padded(idx, idx), plain(idx, idx))
+    torch.testing.assert_close(padded(idx).logits, plain(idx).logits)
+    torch.testing.assert_close(padded(idx, idx).loss_sum, plain(idx, idx).loss_sum)
 
 
 def test_initialisation_is_gpt2s() -> None:
@@ -183,27 +184,34 @@ def test_initialisation_is_gpt2s() -> None:
 def test_last_only_and_return_hidden() -> None:
     model = small()
     idx = torch.randint(50, (2, 8))
-    logits, hidden = model(idx, return_hidden=True)
-    torch.testing.assert_close(model(idx, last_only=True), logits[:, -1:])
+    logits, hidden, loss_sum, n_targets = model(idx, return_hidden=True)
+    assert loss_sum is None and n_targets is None
+    last = model(idx, last_only=True)
+    assert last.hidden is None
+    torch.testing.assert_close(last.logits, logits[:, -1:])
     torch.testing.assert_close(model.lm_head(hidden), logits)
+    torch.testing.assert_close(model(idx, last_only=torch.tensor([2, 5])).logits[:, 0], logits[[0, 1], [2, 5]])
+    with_targets = model(idx, idx, return_hidden=True)
+    assert with_targets.logits is None
+    torch.testing.assert_close(with_targets.hidden, hidden)
 
 
 def test_dropout_acts_in_training_only() -> None:
     model = small(dropout=0.5)
     idx = torch.randint(50, (1, 8))
-    torch.testing.assert_close(model(idx), model(idx))
+    torch.testing.assert_close(model(idx).logits, model(idx).logits)
     model.train()
-    assert not torch.equal(model(idx), model(idx))
+    assert not torch.equal(model(idx).logits, model(idx).logits)
 
 
 def test_activation_checkpointing_leaves_gradients_alone() -> None:
     model = small(position="rope")
     idx = torch.randint(50, (2, 8))
-    model(idx, idx)[0].backward()
+    model(idx, idx).loss_sum.backward()
     expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     model.activation_checkpointing = True
-    model(idx, idx)[0].backward()
+    model(idx, idx).loss_sum.backward()
     torch.testing.assert_close([p.grad for p in model.parameters()], expected)
 
 

@@ -26,7 +26,7 @@ def client(server: Serving) -> openai.OpenAI:
 def reference_logprobs(server: Serving, ids: list[int]) -> torch.Tensor:
     """(T, V) log-probabilities of the plain module in float64."""
     with torch.no_grad():
-        return server.model(torch.tensor([ids]))[0].log_softmax(-1)
+        return server.model(torch.tensor([ids])).logits[0].log_softmax(-1)
 
 
 def test_greedy_equals_the_plain_module(server: Serving, client: openai.OpenAI) -> None:

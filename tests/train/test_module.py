@@ -14,8 +14,9 @@ from training import TINY, Batches, losses, module, trainer
 
 from lit_gpt.checkpoint.format import load_model, read_header
 from lit_gpt.errors import UserError
+from lit_gpt.model.attention import _causal_attention
 from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.gpt import GPT, _causal_attention
+from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
 from lit_gpt.train.callbacks.checkpoints import LastCheckpoint
 from lit_gpt.train.callbacks.defaults import default_callbacks
@@ -83,8 +84,8 @@ def test_gradient_norm_is_the_norm_before_clipping(tmp_path: Path) -> None:
     run.fit(lit, data)
     module()  # seeds, as the run's did
     reference = GPT(TINY)
-    nll, tokens = reference(*next(iter(data)))
-    (nll / tokens).backward()
+    output = reference(*next(iter(data)))
+    (output.loss_sum / output.n_targets).backward()
     norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in reference.parameters()))  # type: ignore[union-attr]
     assert losses(run, "train/gradient_norm")[1] == pytest.approx(norm, rel=1e-5)
 
@@ -95,7 +96,7 @@ def test_validation_counts_every_token_once_in_fp32_and_bf16(tmp_path: Path) -> 
     lit.tokenizer = get_tokenizer("byte")
     run = trainer(tmp_path)
     (figures,) = run.validate(lit, data, verbose=False)
-    logits = lit.model(torch.cat(data.idx)).double().log_softmax(-1).flatten(0, 1)
+    logits = lit.model(torch.cat(data.idx)).logits.double().log_softmax(-1).flatten(0, 1)
     targets = torch.cat(data.targets).flatten()
     counted = targets >= 0
     nll = -logits[counted].gather(1, targets[counted][:, None]).sum().item()
@@ -133,7 +134,7 @@ def test_a_checkpoint_is_enough_and_says_the_same_as_fit(tmp_path: Path) -> None
     assert tokenizer is not None
     assert tokenizer.decode([104, 105]) == "hi"
     idx = torch.arange(16)[None]
-    torch.testing.assert_close(model(idx), lit.model.eval()(idx))
+    torch.testing.assert_close(model(idx).logits, lit.model.eval()(idx).logits)
 
 
 def test_tags_and_steps_are_in_the_event_files_after_a_resume_too(tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ def test_fsdp2_clips_saves_and_resumes_as_one_process(tmp_path: Path) -> None:
     nll = tokens = 0.0
     with torch.no_grad():
         for idx, targets in Batches(13, 4, seed=1):
-            batch_nll, batch_tokens = model(idx, targets)
-            nll, tokens = nll + float(batch_nll), tokens + int(batch_tokens)
+            output = model(idx, targets)
+            nll, tokens = nll + float(output.loss_sum), tokens + int(output.n_targets)
     assert tokens == 13 * 16
     assert nll / tokens == pytest.approx(two["val/loss"], rel=1e-5)
     more = run(tmp_path / "more", optimizer="muon", devices=2, strategy="fsdp2", ckpt_path=str(path), max_steps=8)

@@ -1,288 +1,219 @@
-// Linear layers, and a GPT's blocks for one new token in each row, where what takes the time is reading the weights.
-// For x86 with AVX-512 and VNNI.
+// Linear layers, and a GPT's blocks for one new token in each slot: the time goes into reading the weights.
 //
-// W is (N, K) and x is (M, K), both with K contiguous, so a product is a dot product of two streams, and W is read once
-// and in order. A tile of 4 rows of x by 4 of W keeps 16 sums in registers. What a row of x gives depends on no other
-// row: a sum runs over K in the same order whatever the tile.
+// Axes:
+//   B  rows of x: in `decode` one for each slot, its new token
+//   I  inputs of a linear layer             O  its outputs
+//   C  width of the residual stream         F  width of the MLP
+//   H  query heads     K  kv heads          D  head dimension     S  keys
+//   R  rows of x in a tile, 1 or TILE
+// The small letter is an index on that axis. The last axis named is contiguous.
 //
-// Functions that are not called by Python run on all threads at once and share the work; where they end, all threads
-// have ended.
+// W is (O, I) and x is (B, I), so a product is a dot product of two streams, and W is read once and in order. A tile of
+// 4 rows of x by 4 of W keeps 16 sums in registers. The result for a row of x depends on no other row: a sum runs over
+// I in the same order whatever the tile.
+//
+// `linear`, `product` and `attention` run on all threads at once and share the work. `linear` and `attention` return
+// when all threads are done, `product` without waiting.
 
-#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #include <initializer_list>
 
-#define INLINE inline __attribute__((always_inline))
+#include "abi.h"
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && \
+    defined(__AVX512VNNI__)
+#include "primitives_avx512_vnni.h"
+#else
+#error "there are no primitives for this instruction set"
+#endif
 
 extern "C" int omp_get_thread_num(void);
 extern "C" int omp_get_num_threads(void);
 
+// Matrix products -----------------------------------------------------------------------------------------------------
+
 namespace {
 
-const long TILE = 4;    // rows of W in a tile, and rows of x
-const long BLOCK = 64;  // rows of x that stay in the second-level cache while W passes by
-const long AHEAD = 16;  // keys that are fetched before their turn
+const long ROWS_AT_ONCE = 64;  // rows of x that stay in the second-level cache while W passes by
 
-// A format: how many elements fill a vector, and how a vector of x times one of W joins a sum.
-
-struct Float {
-    typedef float Input;
-    typedef float Weight;
-    typedef __m512 Vector;
-    static const long STEP = 16;
-    static INLINE Vector load(const float *p) { return _mm512_loadu_ps(p); }
-    static INLINE Vector load_first(long n, const float *p) { return _mm512_maskz_loadu_ps((1u << n) - 1, p); }
-    static INLINE Vector multiply_add(Vector x, Vector w, Vector sum) { return _mm512_fmadd_ps(x, w, sum); }
-    static INLINE __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
-    static INLINE __m512i bits(__m512 v) { return _mm512_castps_si512(v); }
-    static INLINE __m512 value(__m512i v) { return _mm512_castsi512_ps(v); }
-};
-
-struct Bytes {
-    typedef uint8_t Input;
-    typedef int8_t Weight;
-    typedef __m512i Vector;
-    static const long STEP = 64;
-    static INLINE Vector load(const void *p) { return _mm512_loadu_si512(p); }
-    static INLINE Vector load_first(long n, const void *p) { return _mm512_maskz_loadu_epi8((1ull << n) - 1, p); }
-    static INLINE Vector multiply_add(Vector x, Vector w, Vector sum) { return _mm512_dpbusd_epi32(sum, x, w); }
-    static INLINE Vector add(Vector a, Vector b) { return _mm512_add_epi32(a, b); }
-    static INLINE __m512i bits(__m512i v) { return v; }
-    static INLINE __m512i value(__m512i v) { return v; }
-};
-
-// The totals of R · 4 sums, R at most 4: those of row i stand in the i-th quarter.
-template <typename F, long R>
-INLINE typename F::Vector totals(const typename F::Vector (*s)[TILE]) {
-    auto fold = [](__m512i a, __m512i b) { return F::add(F::value(a), F::value(b)); };
-    __m512i row[TILE];
-#pragma GCC unroll 4
-    for (long i = 0; i < R; i++) {
-        __m512i a = F::bits(s[i][0]), b = F::bits(s[i][1]), c = F::bits(s[i][2]), d = F::bits(s[i][3]);
-        __m512i ab = F::bits(fold(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)));
-        __m512i cd = F::bits(fold(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d)));
-        row[i] = F::bits(fold(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)));  // quarters of each total
-    }
-    for (long i = R; i < TILE; i++) row[i] = row[0];
-    __m512i low = F::bits(fold(_mm512_shuffle_i32x4(row[0], row[1], 0x44), _mm512_shuffle_i32x4(row[0], row[1], 0xee)));
-    __m512i high =
-        F::bits(fold(_mm512_shuffle_i32x4(row[2], row[3], 0x44), _mm512_shuffle_i32x4(row[2], row[3], 0xee)));
-    return fold(_mm512_shuffle_i32x4(low, high, 0x88), _mm512_shuffle_i32x4(low, high, 0xdd));
-}
-
-// R rows of x against TILE rows of W; meanwhile the rows of W that follow come nearer.
-template <typename F, long R>
-INLINE typename F::Vector tile(const typename F::Input *x, const typename F::Weight *const *w, long K, bool first) {
-    typename F::Vector sum[R][TILE] = {};
-    long k = 0;
-    for (; k + F::STEP <= K; k += F::STEP) {
-        typename F::Vector v[TILE];
+// R rows of x against TILE rows of W; meanwhile the rows of W that follow are fetched.
+template <typename Format, long R>
+INLINE typename Format::Sums tile(const typename Format::Input *x, const typename Format::Weight *const *w, long I,
+                                  bool fetch) {
+    typename Format::Sums sums[R][TILE] = {};
+    long i = 0;
+    for (; i + Format::STEP <= I; i += Format::STEP) {
+        typename Format::Elements v[TILE];
 #pragma GCC unroll 4
         for (long j = 0; j < TILE; j++) {
-            v[j] = F::load(w[j] + k);
-            if (first) __builtin_prefetch(w[j] + TILE * K + k);
+            v[j] = Format::load(w[j] + i);
+            if (fetch) __builtin_prefetch(w[j] + TILE * I + i);
         }
 #pragma GCC unroll 4
-        for (long i = 0; i < R; i++) {
-            typename F::Vector u = F::load(x + i * K + k);
+        for (long r = 0; r < R; r++) {
+            typename Format::Elements u = Format::load(x + r * I + i);
 #pragma GCC unroll 4
-            for (long j = 0; j < TILE; j++) sum[i][j] = F::multiply_add(u, v[j], sum[i][j]);
+            for (long j = 0; j < TILE; j++) sums[r][j] = Format::multiply_add(u, v[j], sums[r][j]);
         }
     }
-    if (k < K)
-        for (long i = 0; i < R; i++)
+    if (i < I)
+        for (long r = 0; r < R; r++)
             for (long j = 0; j < TILE; j++) {
-                typename F::Vector u = F::load_first(K - k, x + i * K + k);
-                sum[i][j] = F::multiply_add(u, F::load_first(K - k, w[j] + k), sum[i][j]);
+                typename Format::Elements u = Format::load_first(I - i, x + r * I + i);
+                sums[r][j] = Format::multiply_add(u, Format::load_first(I - i, w[j] + i), sums[r][j]);
             }
-    return totals<F, R>(sum);
+    return totals<Format, R>(sums);
 }
 
-// M rows of x against this thread's share of the N rows of W; `finish(n, mask)` gives what takes the outputs from n on.
-template <typename F, typename Finish>
-INLINE void product(const typename F::Input *x, const typename F::Weight *W, long M, long K, long N, Finish finish) {
-    long thread = omp_get_thread_num(), n_thread = omp_get_num_threads(), tiles = (N + TILE - 1) / TILE;
-    long end = tiles * (thread + 1) / n_thread * TILE;
-    for (long n = tiles * thread / n_thread * TILE; n < end; n += TILE) {
-        const typename F::Weight *w[TILE];
-        for (long j = 0; j < TILE; j++) w[j] = W + (n + j < N ? n + j : N - 1) * K;
-        auto put = finish(n, N - n < TILE ? (1u << (N - n)) - 1 : 0xf);
-        long m = 0;
-        for (; m + TILE <= M; m += TILE) put(m, TILE, tile<F, TILE>(x + m * K, w, K, m == 0));
-        for (; m < M; m++) put(m, 1, tile<F, 1>(x + m * K, w, K, m == 0));
+// B rows of x against this thread's share of the O rows of W; `finish(o, mask)` returns the function that receives
+// the tiles of the outputs from o on, as (b, R, sums).
+template <typename Format, typename Finish>
+INLINE void product(const typename Format::Input *x, const typename Format::Weight *W, long B, long I, long O,
+                    Finish finish) {
+    long thread = omp_get_thread_num(), n_threads = omp_get_num_threads(), n_tiles = (O + TILE - 1) / TILE;
+    long end = n_tiles * (thread + 1) / n_threads * TILE;
+    for (long o = n_tiles * thread / n_threads * TILE; o < end; o += TILE) {
+        const typename Format::Weight *w[TILE];
+        for (long j = 0; j < TILE; j++) w[j] = W + (o + j < O ? o + j : O - 1) * I;
+        auto receive = finish(o, O - o < TILE ? (1u << (O - o)) - 1 : 0xf);
+        long b = 0;
+        for (; b + TILE <= B; b += TILE) receive(b, TILE, tile<Format, TILE>(x + b * I, w, I, b == 0));
+        for (; b < B; b++) receive(b, 1, tile<Format, 1>(x + b * I, w, I, b == 0));
     }
 }
 
-INLINE __m512 four_times(__mmask8 mask, const float *p) {
-    return p ? _mm512_broadcast_f32x4(_mm_maskz_loadu_ps(mask, p)) : _mm512_setzero_ps();
+// I floats to bytes around 128; returns the value of one unit of them: not a number if there is one that is not.
+float quantize_row(const float *x, uint8_t *q, long I) {
+    Vector peaks = zeros(), poison = zeros();
+    for (long i = 0; i < I; i += LANES) {
+        Vector v = load(x + i, first(I - i));
+        peaks = larger(peaks, magnitude(v));
+        poison = multiply_add(v, zeros(), poison);
+    }
+    float peak = largest(peaks);
+    Vector factor = splat(peak > 0 ? 127 / peak : 0);
+    for (long i = 0; i < I; i += LANES) store_bytes(q + i, first(I - i), multiply(load(x + i, first(I - i)), factor));
+    return peak / 127 + sum(poison);
 }
 
-INLINE __mmask16 first(long n) { return n < 16 ? (1u << n) - 1 : 0xffff; }
-
-// K floats to bytes around 128, and what one unit of them is worth: not a number if there is one that is not.
-float to_bytes(const float *x, uint8_t *q, long K) {
-    __m512 largest = _mm512_setzero_ps(), poison = _mm512_setzero_ps();
-    for (long k = 0; k < K; k += 16) {
-        __m512 v = _mm512_maskz_loadu_ps(first(K - k), x + k);
-        largest = _mm512_max_ps(largest, _mm512_abs_ps(v));
-        poison = _mm512_fmadd_ps(v, _mm512_setzero_ps(), poison);
-    }
-    float peak = _mm512_reduce_max_ps(largest);
-    __m512 factor = _mm512_set1_ps(peak > 0 ? 127 / peak : 0);
-    for (long k = 0; k < K; k += 16) {
-        __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(first(K - k), x + k), factor));
-        _mm512_mask_cvtusepi32_storeu_epi8(q + k, first(K - k), _mm512_add_epi32(v, _mm512_set1_epi32(128)));
-    }
-    return peak / 127 + _mm512_reduce_add_ps(poison);
-}
-
-}  // namespace
-
-// W (N, K) in int8 has scale (N), what a unit of each row is worth, and offset (N), 128 times the row's sum; W in fp32
-// has null there. bias (N) may be null.
-struct Linear {
-    const void *W;
-    const float *scale;
-    const int32_t *offset;
-    const float *bias;
-    long K, N;
-};
-
-namespace {
-
-// x (M, K) times W, with the bias; `put(m, R, n, mask, v)` takes outputs n … of R rows from m on, one in each quarter of
-// v. bytes: room for M · (K + 4) of them.
-template <typename Put>
-INLINE void linear(const Linear &l, const float *x, uint8_t *bytes, long M, Put put) {
-    const long K = l.K;
-    float *unit = (float *)bytes;
-    uint8_t *q = bytes + 4 * M;
+// x (B, I) times W, with the bias; `write(b, R, o, mask, v)` receives the tile v of outputs o … of R rows from b on.
+// scratch: see linear_scratch_bytes.
+template <typename Write>
+INLINE void linear(const Linear &l, const float *x, uint8_t *scratch, long B, Write write) {
+    const long I = l.I;
+    float *units = (float *)scratch;
+    uint8_t *quantized_rows = scratch + sizeof(float) * B;
     if (l.scale) {
 #pragma omp for
-        for (long m = 0; m < M; m++) unit[m] = to_bytes(x + m * K, q + m * K, K);
+        for (long b = 0; b < B; b++) units[b] = quantize_row(x + b * I, quantized_rows + b * I, I);
     }
-    for (long from = 0; from < M; from += BLOCK) {
-        long rows = M - from < BLOCK ? M - from : BLOCK;
+    for (long from = 0; from < B; from += ROWS_AT_ONCE) {
+        long rows = B - from < ROWS_AT_ONCE ? B - from : ROWS_AT_ONCE;
         if (!l.scale) {
-            product<Float>(x + from * K, (const float *)l.W, rows, K, l.N, [=, &l](long n, __mmask8 mask) {
-                __m512 bias = four_times(mask, l.bias ? l.bias + n : 0);
-                return [=](long m, long R, __m512 v) { put(from + m, R, n, mask, _mm512_add_ps(v, bias)); };
+            product<Fp32>(x + from * I, (const float *)l.weight, rows, I, l.O, [=, &l](long o, TileMask mask) {
+                Vector bias = four_times(mask, l.bias ? l.bias + o : 0);
+                return [=](long b, long R, Vector sums) { write(from + b, R, o, mask, add(sums, bias)); };
             });
             continue;
         }
-        product<Bytes>(q + from * K, (const int8_t *)l.W, rows, K, l.N, [=, &l](long n, __mmask8 mask) {
-            __m512 weight_unit = four_times(mask, l.scale + n), bias = four_times(mask, l.bias ? l.bias + n : 0);
-            __m512i moved = _mm512_broadcast_i32x4(_mm_maskz_loadu_epi32(mask, l.offset + n));
-            return [=](long m, long R, __m512i v) {
-                const __m512i quarters = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-                __m512 units = _mm512_maskz_loadu_ps((1u << R) - 1, unit + from + m);
-                units = _mm512_mul_ps(weight_unit, _mm512_permutexvar_ps(quarters, units));
-                __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(v, moved));
-                put(from + m, R, n, mask, _mm512_fmadd_ps(sum, units, bias));
+        const uint8_t *q = quantized_rows + from * I;
+        product<Int8>(q, (const int8_t *)l.weight, rows, I, l.O, [=, &l](long o, TileMask mask) {
+            Vector weight_units = four_times(mask, l.scale + o), bias = four_times(mask, l.bias ? l.bias + o : 0);
+            auto offset = four_times(mask, l.offset + o);
+            return [=](long b, long R, Int8::Sums sums) {
+                Vector unit = multiply(weight_units, one_each_quarter(R, units + from + b));
+                write(from + b, R, o, mask, multiply_add(difference(sums, offset), unit, bias));
             };
         });
     }
 #pragma omp barrier
 }
 
-// R · 4 outputs to y, whose rows are N apart, or with them.
-INLINE void store(float *y, long R, long N, __mmask8 mask, __m512 v) {
-    _mm_mask_storeu_ps(y, mask, _mm512_castps512_ps128(v));
-    if (R == 1) return;
-    _mm_mask_storeu_ps(y + N, mask, _mm512_extractf32x4_ps(v, 1));
-    _mm_mask_storeu_ps(y + 2 * N, mask, _mm512_extractf32x4_ps(v, 2));
-    _mm_mask_storeu_ps(y + 3 * N, mask, _mm512_extractf32x4_ps(v, 3));
-}
-
-INLINE __m512 load(const float *y, long R, long N, __mmask8 mask) {
-    __m512 v = _mm512_castps128_ps512(_mm_maskz_loadu_ps(mask, y));
-    if (R == 1) return v;
-    v = _mm512_insertf32x4(v, _mm_maskz_loadu_ps(mask, y + N), 1);
-    v = _mm512_insertf32x4(v, _mm_maskz_loadu_ps(mask, y + 2 * N), 2);
-    return _mm512_insertf32x4(v, _mm_maskz_loadu_ps(mask, y + 3 * N), 3);
-}
+// Elementwise ---------------------------------------------------------------------------------------------------------
 
 // eˣ, to 2 units in the last place: x = n · ln 2 + r, and a polynomial for r (the coefficients of Cephes' expf).
-INLINE __m512 exponential(__m512 x) {
-    x = _mm512_min_ps(_mm512_set1_ps(88), _mm512_max_ps(_mm512_set1_ps(-87), x));  // in this order a NaN stays one
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+INLINE Vector exponential(Vector x) {
+    x = smaller(splat(88), larger(splat(-87), x));  // in this order a NaN stays one
+    Vector n = round_to_nearest(multiply(x, splat(1.44269504f)));
+    Vector r = negate_multiply_add(n, splat(0.693359375f), x);
+    r = negate_multiply_add(n, splat(-2.12194440e-4f), r);
+    Vector p = splat(1.9875691500e-4f);
     for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1)));
-    return _mm512_scalef_ps(p, n);
+        p = multiply_add(p, r, splat(c));
+    p = multiply_add(p, multiply(r, r), add(r, splat(1)));
+    return times_power_of_two(p, n);
 }
 
-enum Activation { GELU, GELU_TANH, RELU, RELU2, SILU };
+INLINE Vector negative(Vector v) { return subtract(zeros(), v); }
 
-INLINE __m512 activated(int kind, __m512 x) {
-    const __m512 one = _mm512_set1_ps(1), half = _mm512_set1_ps(0.5f);
-    if (kind == RELU) return _mm512_max_ps(_mm512_setzero_ps(), x);
-    if (kind == RELU2) {
-        x = _mm512_max_ps(_mm512_setzero_ps(), x);
-        return _mm512_mul_ps(x, x);
-    }
-    if (kind == SILU) return _mm512_div_ps(x, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
-    if (kind == GELU_TANH) {  // 0.5 (1 + tanh u) is 1 / (1 + e⁻²ᵘ)
-        __m512 u = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.044715f), one);
-        u = _mm512_mul_ps(_mm512_mul_ps(u, x), _mm512_set1_ps(-2 * 0.7978845608f));
-        return _mm512_div_ps(x, _mm512_add_ps(one, exponential(u)));
-    }
-    // erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26)
-    __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.7071067812f));
-    __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), z, one)), p = _mm512_set1_ps(1.061405429f);
-    for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f})
-        p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(c));
-    p = _mm512_mul_ps(_mm512_mul_ps(p, t), exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(z, z))));
-    __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-    __m512 erf = _mm512_mask_sub_ps(_mm512_sub_ps(one, p), negative, p, one);
-    return _mm512_mul_ps(_mm512_mul_ps(half, x), _mm512_add_ps(one, erf));
+// erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26)
+INLINE Vector gelu(Vector x) {
+    const Vector one = splat(1), half = splat(0.5f);
+    Vector z = multiply(magnitude(x), splat(0.7071067812f));
+    Vector t = divide(one, multiply_add(splat(0.3275911f), z, one)), p = splat(1.061405429f);
+    for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = multiply_add(p, t, splat(c));
+    p = multiply(multiply(p, t), exponential(negative(multiply(z, z))));
+    Vector erf = subtract_where(is_negative(x), p, one, subtract(one, p));
+    return multiply(multiply(half, x), add(one, erf));
+}
+
+// 0.5 (1 + tanh u) is 1 / (1 + e⁻²ᵘ)
+INLINE Vector gelu_tanh(Vector x) {
+    Vector u = multiply_add(multiply(x, x), splat(0.044715f), splat(1));
+    u = multiply(multiply(u, x), splat(-2 * 0.7978845608f));
+    return divide(x, add(splat(1), exponential(u)));
+}
+
+INLINE Vector relu(Vector x) { return larger(zeros(), x); }
+
+// swiglu: SiLU of the gate
+INLINE Vector activate(long kind, Vector x) {
+    if (kind == RELU) return relu(x);
+    if (kind == RELU2) return multiply(relu(x), relu(x));
+    if (kind == SWIGLU) return divide(x, add(splat(1), exponential(negative(x))));
+    if (kind == GELU_TANH) return gelu_tanh(x);
+    return gelu(x);
 }
 
 INLINE float sum_of_squares(const float *x, float mean, long n) {
-    __m512 sum = _mm512_setzero_ps();
-    for (long i = 0; i < n; i += 16) {
-        __m512 v = _mm512_maskz_loadu_ps(first(n - i), x + i);
-        v = _mm512_maskz_sub_ps(first(n - i), v, _mm512_set1_ps(mean));
-        sum = _mm512_fmadd_ps(v, v, sum);
+    Vector total = zeros();
+    for (long i = 0; i < n; i += LANES) {
+        Vector v = select(first(n - i), subtract(load(x + i, first(n - i)), splat(mean)), zeros());
+        total = multiply_add(v, v, total);
     }
-    return _mm512_reduce_add_ps(sum);
+    return sum(total);
 }
 
-// LayerNorm, or RMSNorm, of n floats.
-void normalize(const float *x, const float *weight, const float *bias, float *y, long n, bool rms, float eps) {
+// LayerNorm or RMSNorm of n floats.
+void normalize(const float *x, const float *weight, const float *bias, float *y, long n, bool rmsnorm, float eps) {
     float mean = 0;
-    if (!rms) {
-        __m512 sum = _mm512_setzero_ps();
-        for (long i = 0; i < n; i += 16) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(first(n - i), x + i));
-        mean = _mm512_reduce_add_ps(sum) / n;
+    if (!rmsnorm) {
+        Vector total = zeros();
+        for (long i = 0; i < n; i += LANES) total = add(total, load(x + i, first(n - i)));
+        mean = sum(total) / n;
     }
     float factor = 1 / sqrtf(sum_of_squares(x, mean, n) / n + eps);
     for (long i = 0; i < n; i++) y[i] = (x[i] - mean) * factor * weight[i] + (bias ? bias[i] : 0);
 }
 
-// Dimension i goes with i + D / 2. rotation: D / 2 cosines, D / 2 sines.
+// Dimension d goes with d + D / 2. rotation: D / 2 cosines, D / 2 sines.
 void rotate(float *x, const float *rotation, long D) {
-    for (long i = 0; i < D / 2; i++) {
-        float a = x[i], b = x[i + D / 2], c = rotation[i], s = rotation[i + D / 2];
-        x[i] = a * c - b * s;
-        x[i + D / 2] = b * c + a * s;
+    for (long d = 0; d < D / 2; d++) {
+        float a = x[d], b = x[d + D / 2], cosine = rotation[d], sine = rotation[d + D / 2];
+        x[d] = a * cosine - b * sine;
+        x[d + D / 2] = b * cosine + a * sine;
     }
 }
 
-INLINE __m512 cached(const float *p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-INLINE void keep(float *p, const float *x, long n) { memcpy(p, x, n * sizeof(float)); }
+// Attention -----------------------------------------------------------------------------------------------------------
 
-// bf16, the upper half of an fp32 number
-INLINE __m512 cached(const uint16_t *p, __mmask16 mask) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
-}
-INLINE void keep(uint16_t *p, const float *x, long n) {
+const long KEYS_AHEAD = 16;  // keys that are fetched before their turn
+
+INLINE void write_cache(float *p, const float *x, long n) { memcpy(p, x, n * sizeof(float)); }
+INLINE void write_cache(Bf16 *p, const float *x, long n) {
     for (long i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, x + i, 4);
@@ -290,143 +221,177 @@ INLINE void keep(uint16_t *p, const float *x, long n) {
     }
 }
 
-// One query (D) over the first S of the keys and values (S, D) → y (D). weight: room for S + 3 floats.
-template <typename T>
-void attend(const float *q, const T *keys, const T *values, float *y, float *weight, long S, long D) {
+// The products of q (D) with the first S keys (S, D), scaled → scores, of which TILE - 1 more than S are written;
+// returns the largest.
+template <typename Element>
+INLINE float score_keys(const float *q, const Element *keys, const Element *values, float *scores, long S, long D) {
     const float scale = 1 / sqrtf(D);
-    __m512 peak = _mm512_set1_ps(-INFINITY);
+    Vector peaks = splat(-INFINITY);
     for (long s = 0; s < S; s += TILE) {
-        __m512 sum[1][TILE] = {};
-        for (long d = 0; d < D; d += 16) {
-            __m512 u = _mm512_maskz_loadu_ps(first(D - d), q + d);
+        Vector sums[1][TILE] = {};
+        for (long d = 0; d < D; d += LANES) {
+            Vector u = load(q + d, first(D - d));
             for (long j = 0; j < TILE; j++) {
-                __builtin_prefetch(keys + (s + j + AHEAD) * D + d);
+                __builtin_prefetch(keys + (s + j + KEYS_AHEAD) * D + d);
                 __builtin_prefetch(values + (s + j) * D + d);
-                const T *key = keys + (s + j < S ? s + j : S - 1) * D;
-                sum[0][j] = _mm512_fmadd_ps(u, cached(key + d, first(D - d)), sum[0][j]);
+                const Element *key = keys + (s + j < S ? s + j : S - 1) * D;
+                sums[0][j] = multiply_add(u, load(key + d, first(D - d)), sums[0][j]);
             }
         }
-        __m512 score = _mm512_mul_ps(totals<Float, 1>(sum), _mm512_set1_ps(scale));
-        _mm_storeu_ps(weight + s, _mm512_castps512_ps128(score));
-        peak = _mm512_max_ps(peak, score);
+        Vector score = multiply(totals<Fp32, 1>(sums), splat(scale));
+        store_first_row(scores + s, score);
+        peaks = larger(peaks, score);
     }
-    float top = _mm512_reduce_max_ps(peak);
-    __m512 total = _mm512_setzero_ps();
-    for (long s = 0; s < S; s += 16) {
-        __mmask16 mask = first(S - s);
-        __m512 e = exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, weight + s), _mm512_set1_ps(top)));
-        _mm512_mask_storeu_ps(weight + s, mask, e);
-        total = _mm512_mask_add_ps(total, mask, total, e);
+    return largest(peaks);
+}
+
+// One query (D) over the first S of the keys and values (S, D) → y (D). scores: S + TILE - 1 floats of scratch.
+template <typename Element>
+void attend(const float *q, const Element *keys, const Element *values, float *y, float *scores, long S, long D) {
+    const float peak = score_keys(q, keys, values, scores, S, D);
+    Vector total = zeros();
+    for (long s = 0; s < S; s += LANES) {
+        Mask mask = first(S - s);
+        Vector e = exponential(subtract(load(scores + s, mask), splat(peak)));
+        store(scores + s, mask, e);
+        total = select(mask, add(total, e), total);
     }
-    const __m512 share = _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
-    for (long from = 0; from < D; from += 64) {
-        __m512 sum[4] = {};
+    const Vector share = splat(1 / sum(total));
+    for (long from = 0; from < D; from += 4 * LANES) {
+        Vector sums[4] = {};
         for (long s = 0; s < S; s++)
 #pragma GCC unroll 4
             for (long j = 0; j < 4; j++)
-                if (long d = from + 16 * j; d < D)
-                    sum[j] = _mm512_fmadd_ps(_mm512_set1_ps(weight[s]), cached(values + s * D + d, first(D - d)), sum[j]);
+                if (long d = from + LANES * j; d < D)
+                    sums[j] = multiply_add(splat(scores[s]), load(values + s * D + d, first(D - d)), sums[j]);
         for (long j = 0; j < 4; j++)
-            if (long d = from + 16 * j; d < D) _mm512_mask_storeu_ps(y + d, first(D - d), _mm512_mul_ps(sum[j], share));
+            if (long d = from + LANES * j; d < D) store(y + d, first(D - d), multiply(sums[j], share));
     }
 }
 
-}  // namespace
-
-struct Layer {
-    const float *ln_1, *ln_1_bias, *ln_2, *ln_2_bias;  // (C), biases may be null
-    const float *q_norm, *k_norm;                      // (D) or null
-    Linear attn, attn_proj, fc, gate, mlp_proj;        // gate.W may be null
-};
-
-// C width, H query heads, K kv heads, D head dimension, F width of the MLP
-struct Stack {
-    const Layer *layers;
-    const float *rotation;  // (positions, 2, D / 2), or null
-    long n_layer, C, H, K, D, F, activation, rms;
-    float eps;
-};
-
-// Keys and values: the strides of layers, rows and heads in elements; a head's (S, D) are contiguous. bf16 or fp32.
-struct Cache {
-    void *keys, *values;
-    long layer, row, head, bf16;
-};
-
-namespace {
-
-// This token's keys and values into the cache, and its queries over all that is there: qkv (M, (H + 2K) · D) → y
-// (M, H · D). weight: room for `weights` floats for each thread, 4 more than the longest row has tokens.
-template <typename T>
-INLINE void attention(const Stack &s, const Layer &l, long layer, const Cache &cache, const long *rows,
-                      const long *lengths, float *qkv, float *y, float *weight, long weights, long M) {
+// The new tokens' keys and values into the cache, and their queries over all that is there: qkv (B, (H + 2K) · D) → y
+// (B, H · D). scores: `n_scores` floats of scratch for each thread.
+template <typename Element>
+INLINE void attention(const Stack &s, long layer, const KVCache &cache, const long *slots, const long *lengths,
+                      float *qkv, float *y, float *scores, long n_scores, long B) {
+    const Block &block = s.blocks[layer];
     const long D = s.D, group = s.H / s.K, width = (s.H + 2 * s.K) * D;
 #pragma omp for
-    for (long i = 0; i < M * s.K; i++) {
-        long m = i / s.K, head = i % s.K, place = lengths[m];
-        const float *rotation = s.rotation ? s.rotation + place * D : 0;
-        float *q = qkv + m * width + head * group * D, *k = qkv + m * width + (s.H + head) * D, *v = k + s.K * D;
-        T *keys = (T *)cache.keys + layer * cache.layer + rows[m] * cache.row + head * cache.head;
-        T *values = (T *)cache.values + layer * cache.layer + rows[m] * cache.row + head * cache.head;
-        if (l.k_norm) normalize(k, l.k_norm, 0, k, D, true, s.eps);
+    for (long i = 0; i < B * s.K; i++) {
+        long b = i / s.K, head = i % s.K, position = lengths[b];
+        const float *rotation = s.rotation ? s.rotation + position * D : 0;
+        float *q = qkv + b * width + head * group * D, *k = qkv + b * width + (s.H + head) * D, *v = k + s.K * D;
+        long start = layer * cache.layer_stride + slots[b] * cache.slot_stride + head * cache.head_stride;
+        Element *keys = (Element *)cache.keys + start, *values = (Element *)cache.values + start;
+        if (block.k_norm) normalize(k, block.k_norm, 0, k, D, true, s.eps);
         if (rotation) rotate(k, rotation, D);
-        keep(keys + place * D, k, D);
-        keep(values + place * D, v, D);
+        write_cache(keys + position * D, k, D);
+        write_cache(values + position * D, v, D);
         for (long j = 0; j < group; j++, q += D) {
-            if (l.q_norm) normalize(q, l.q_norm, 0, q, D, true, s.eps);
+            if (block.q_norm) normalize(q, block.q_norm, 0, q, D, true, s.eps);
             if (rotation) rotate(q, rotation, D);
-            float *room = weight + omp_get_thread_num() * weights;
-            attend(q, keys, values, y + (m * s.H + head * group + j) * D, room, place + 1, D);
+            float *own = scores + omp_get_thread_num() * n_scores;
+            attend(q, keys, values, y + (b * s.H + head * group + j) * D, own, position + 1, D);
         }
     }
 }
 
 }  // namespace
 
-// x (M, K) → y (M, N). bytes: room for M · (K + 4) of them, if W is in int8.
-extern "C" void linear_layer(const Linear *l, const float *x, float *y, uint8_t *bytes, long M, int threads) {
+// Entry points --------------------------------------------------------------------------------------------------------
+
+// Scratch of `linear`: in int8 the rows of x as bytes, and before them one unit for each.
+extern "C" long linear_scratch_bytes(const Linear *l, long B) {
+    return l->scale ? B * (l->I + (long)sizeof(float)) : 0;
+}
+
+namespace {
+
+// The parts of the scratch of `decode`, as offsets in bytes.
+struct DecodeScratch {
+    long h, qkv, hidden, scores, quantized_rows, bytes;
+    long n_scores;  // floats of `scores` for each thread
+
+    // For B slots that hold `lengths` tokens.
+    DecodeScratch(const Stack &s, const long *lengths, long B, int threads) {
+        long longest = 0, quantized = 0;
+        for (long b = 0; b < B; b++) longest = lengths[b] > longest ? lengths[b] : longest;
+        for (long layer = 0; layer < s.n_layer; layer++) {
+            const Block &block = s.blocks[layer];
+            for (auto l : {&block.c_attn, &block.attn_c_proj, &block.c_fc, &block.c_gate, &block.mlp_c_proj}) {
+                long need = linear_scratch_bytes(l, B);
+                quantized = need > quantized ? need : quantized;
+            }
+        }
+        n_scores = longest + 1 + TILE - 1;  // the new token, and what the last tile of keys has beyond it
+        bytes = 0;
+        h = reserve(B * (s.H * s.D > s.C ? s.H * s.D : s.C));
+        qkv = reserve(B * (s.H + 2 * s.K) * s.D);
+        hidden = reserve(B * s.F);
+        scores = reserve(threads * n_scores);
+        quantized_rows = bytes;
+        bytes += quantized;
+    }
+
+    long reserve(long floats) {
+        long start = bytes;
+        bytes += floats * sizeof(float);
+        return start;
+    }
+};
+
+}  // namespace
+
+extern "C" long decode_scratch_bytes(const Stack *stack, const long *lengths, long B, int threads) {
+    return DecodeScratch(*stack, lengths, B, threads).bytes;
+}
+
+// x (B, I) → y (B, O). scratch: linear_scratch_bytes.
+extern "C" void linear_forward(const Linear *l, const float *x, float *y, uint8_t *scratch, long B, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
-    linear(*l, x, bytes, M, [=](long m, long R, long n, __mmask8 mask, __m512 v) {
-        store(y + m * l->N + n, R, l->N, mask, v);
+    linear(*l, x, scratch, B, [=](long b, long R, long o, TileMask mask, Vector v) {
+        store_tile(y + b * l->O + o, R, l->O, mask, v);
     });
 }
 
-// All blocks on x (M, C), in place: one new token for each row of the cache in `rows`, which hold `lengths` tokens.
-// room: floats, see `BlockDecoder` in packed.py.
-extern "C" void decode(const Stack *stack, const Cache *cache, float *x, const long *rows, const long *lengths,
-                       float *room, long weights, long M, int threads) {
+// All blocks on x (B, C), in place: one new token for each of `slots`, which hold `lengths` tokens.
+// scratch: decode_scratch_bytes.
+extern "C" void decode(const Stack *stack, const KVCache *cache, float *x, const long *slots, const long *lengths,
+                       uint8_t *scratch, long B, int threads) {
     const Stack &s = *stack;
-    const long C = s.C, F = s.F, width = (s.H + 2 * s.K) * s.D, widest = s.H * s.D > C ? s.H * s.D : C;
-    float *h = room, *qkv = h + M * widest, *hidden = qkv + M * width, *weight = hidden + M * F;
-    uint8_t *bytes = (uint8_t *)(weight + threads * weights);
-    auto add = [=](long m, long R, long n, __mmask8 mask, __m512 v) {
-        float *y = x + m * C + n;
-        store(y, R, C, mask, _mm512_add_ps(v, load(y, R, C, mask)));
+    const DecodeScratch parts(s, lengths, B, threads);
+    const long C = s.C, F = s.F, width = (s.H + 2 * s.K) * s.D, n_scores = parts.n_scores;
+    float *h = (float *)(scratch + parts.h), *qkv = (float *)(scratch + parts.qkv);
+    float *hidden = (float *)(scratch + parts.hidden), *scores = (float *)(scratch + parts.scores);
+    uint8_t *quantized_rows = scratch + parts.quantized_rows;
+    auto add_to_x = [=](long b, long R, long o, TileMask mask, Vector v) {
+        float *y = x + b * C + o;
+        store_tile(y, R, C, mask, add(v, load_tile(y, R, C, mask)));
     };
 #pragma omp parallel num_threads(threads) if (threads > 1)
     for (long layer = 0; layer < s.n_layer; layer++) {
-        const Layer &l = s.layers[layer];
+        const Block &block = s.blocks[layer];
 #pragma omp for
-        for (long m = 0; m < M; m++) normalize(x + m * C, l.ln_1, l.ln_1_bias, h + m * C, C, s.rms, s.eps);
-        linear(l.attn, h, bytes, M, [=](long m, long R, long n, __mmask8 mask, __m512 v) {
-            store(qkv + m * width + n, R, width, mask, v);
+        for (long b = 0; b < B; b++) normalize(x + b * C, block.ln_1, block.ln_1_bias, h + b * C, C, s.rmsnorm, s.eps);
+        linear(block.c_attn, h, quantized_rows, B, [=](long b, long R, long o, TileMask mask, Vector v) {
+            store_tile(qkv + b * width + o, R, width, mask, v);
         });
         if (cache->bf16)
-            attention<uint16_t>(s, l, layer, *cache, rows, lengths, qkv, h, weight, weights, M);
+            attention<Bf16>(s, layer, *cache, slots, lengths, qkv, h, scores, n_scores, B);
         else
-            attention<float>(s, l, layer, *cache, rows, lengths, qkv, h, weight, weights, M);
-        linear(l.attn_proj, h, bytes, M, add);
+            attention<float>(s, layer, *cache, slots, lengths, qkv, h, scores, n_scores, B);
+        linear(block.attn_c_proj, h, quantized_rows, B, add_to_x);
 #pragma omp for
-        for (long m = 0; m < M; m++) normalize(x + m * C, l.ln_2, l.ln_2_bias, h + m * C, C, s.rms, s.eps);
-        const Linear &inner = l.gate.W ? l.gate : l.fc;
-        linear(inner, h, bytes, M, [=, &s](long m, long R, long n, __mmask8 mask, __m512 v) {
-            store(hidden + m * F + n, R, F, mask, activated(s.activation, v));
+        for (long b = 0; b < B; b++) normalize(x + b * C, block.ln_2, block.ln_2_bias, h + b * C, C, s.rmsnorm, s.eps);
+        const Linear &inner = block.c_gate.weight ? block.c_gate : block.c_fc;
+        linear(inner, h, quantized_rows, B, [=, &s](long b, long R, long o, TileMask mask, Vector v) {
+            store_tile(hidden + b * F + o, R, F, mask, activate(s.activation, v));
         });
-        if (l.gate.W)
-            linear(l.fc, h, bytes, M, [=](long m, long R, long n, __mmask8 mask, __m512 v) {
-                float *y = hidden + m * F + n;
-                store(y, R, F, mask, _mm512_mul_ps(v, load(y, R, F, mask)));
+        if (block.c_gate.weight)
+            linear(block.c_fc, h, quantized_rows, B, [=](long b, long R, long o, TileMask mask, Vector v) {
+                float *y = hidden + b * F + o;
+                store_tile(y, R, F, mask, multiply(v, load_tile(y, R, F, mask)));
             });
-        linear(l.mlp_proj, hidden, bytes, M, add);
+        linear(block.mlp_c_proj, hidden, quantized_rows, B, add_to_x);
     }
 }

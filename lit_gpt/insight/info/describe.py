@@ -170,7 +170,7 @@ def _serving(config: GPTConfig, total: int) -> dict[str, dict[str, int]]:
         dtype = torch.float32 if name == "fp32" else torch.bfloat16
         figures[name] = {
             "weights": size,
-            "cache_per_token": KVCache.bytes_per_row(config, 1, dtype),
-            "cache_per_slot": KVCache.bytes_per_row(config, config.block_size, dtype),
+            "cache_per_token": KVCache.bytes_per_slot(config, 1, dtype),
+            "cache_per_slot": KVCache.bytes_per_slot(config, config.block_size, dtype),
         }
     return figures

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import get_args
 
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.model.attention import SHORT_CONTEXT
 from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.gpt import SHORT_CONTEXT
 from lit_gpt.model.loss import BLOCK, CHUNK_BYTES
 from lit_gpt.train.optim import OptimizerName
 from lit_gpt.train.precision import TrainerPrecision

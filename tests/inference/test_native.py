@@ -1,0 +1,198 @@
+"""The kernels' library: compiled or not, its ABI against the structs here, its scratch sizes and activations."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from lit_gpt.inference import native
+from lit_gpt.inference.decode_kernel import FusedDecode
+from lit_gpt.inference.kernel_linear import KernelInt8Linear, KernelLinear
+from lit_gpt.inference.prepare import prepare_for_inference
+from lit_gpt.model.config import GPTConfig, MLPKind
+from lit_gpt.model.gpt import GPT
+from lit_gpt.model.kv_cache import KVCache
+
+needs_kernels = pytest.mark.skipif(native.load() is None, reason=f"kernels: {native.status()}")
+
+CONFIG = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=4, n_embd=32)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`native.load` as on its first call."""
+    monkeypatch.setattr(native, "load", native.load.__wrapped__)
+
+
+def library() -> ctypes.CDLL:
+    return native.require()
+
+
+def check_unusable(reason: str) -> None:
+    """The library is as if it were not there, and `status` says why."""
+    assert re.fullmatch(f"no: {reason}", native.status()), native.status()
+    assert native.load() is None
+    model = prepare_for_inference(GPT(CONFIG), "fp32")
+    assert model.decode_kernel is None and not isinstance(model.lm_head, KernelLinear)
+    with pytest.raises(native.Unavailable, match=reason):
+        native.require()
+
+
+@needs_kernels
+def test_another_abi_version_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = native.ABI_VERSION
+    monkeypatch.setattr(native, "ABI_VERSION", version + 1)
+    check_unusable(f"the compiled library has ABI {version}, and {version + 1} is expected")
+
+
+@needs_kernels
+def test_a_struct_with_a_field_more_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = type("Stack", (native.Stack,), {"_fields_": [("more", ctypes.c_long)]})
+    monkeypatch.setattr(native, "Stack", longer)
+    check_unusable(r"the compiled library has Stack.more at another offset: -1 bytes, not \d+")
+
+
+@needs_kernels
+def test_a_struct_in_another_order_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = [native.KVCache._fields_[i] for i in (1, 0, 2, 3, 4, 5)]
+    monkeypatch.setattr(native, "KVCache", type("KVCache", (ctypes.Structure,), {"_fields_": fields}))
+    check_unusable("the compiled library has KVCache.values at another offset: 8 bytes, not 0")
+
+
+@needs_kernels
+def test_a_struct_with_a_field_less_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = native.Linear._fields_[:-1]
+    monkeypatch.setattr(native, "Linear", type("Linear", (ctypes.Structure,), {"_fields_": fields}))
+    check_unusable("the compiled library has Linear at another size: 48 bytes, not 40")
+
+
+@needs_kernels
+def test_a_changed_struct_in_the_source_is_refused(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The other side: the library is compiled from a changed header, under another name in the cache."""
+    shutil.copytree(native._SOURCES, tmp_path / "csrc")
+    header = tmp_path / "csrc" / "abi.h"
+    changed = header.read_text().replace("long layer_stride, slot_stride", "long slot_stride, layer_stride")
+    assert changed != header.read_text()
+    header.write_text(changed)
+    monkeypatch.setattr(native, "_SOURCES", tmp_path / "csrc")
+    monkeypatch.setattr(native, "_FLAGS", ("-O0", *native._FLAGS[1:]))  # it is never run
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    check_unusable("the compiled library has KVCache.layer_stride at another offset: 24 bytes, not 16")
+
+
+@needs_kernels
+def test_a_library_that_lacks_a_function_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(native._SIGNATURES, "no_such_function", ([], None))
+    check_unusable(".*kernels-.*so cannot be used: .*undefined symbol: no_such_function")
+
+
+@needs_kernels
+def test_a_damaged_library_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    damaged = tmp_path / "kernels.so"
+    damaged.write_bytes(b"not a library")
+    monkeypatch.setattr(native, "_compiled", lambda compiler, openmp: damaged)
+    check_unusable(f"{damaged} cannot be used: .*")
+
+
+@needs_kernels
+def test_each_activation_has_an_index_in_the_kernels() -> None:
+    known = [library().activation_index(name.encode()) for name in get_args(MLPKind)]
+    assert sorted(known) == list(range(len(known)))
+    assert library().activation_index(b"silly") == -1
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", get_args(MLPKind))
+def test_each_activation_is_the_one_of_its_name(kind: MLPKind) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=50, block_size=32, n_layer=1, n_head=4, n_embd=32, mlp=kind, init_std=0.5)
+    model = GPT(config).eval()
+    idx = torch.randint(50, (1, 1))
+    expected = model(idx).logits
+    fast = prepare_for_inference(model, "fp32")
+    assert isinstance(fast.decode_kernel, FusedDecode)
+    got = fast(idx, cache=KVCache(config, 1, 32).step([0], 1)).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_an_activation_that_the_kernels_lack_leaves_the_blocks_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_gpt.inference.decode_kernel._activation_index", lambda library, config: -1)
+    model = prepare_for_inference(GPT(CONFIG), "fp32")
+    assert model.decode_kernel is None and isinstance(model.lm_head, KernelLinear)
+
+
+@needs_kernels
+def test_scratch_of_a_linear_layer_is_what_the_library_says() -> None:
+    fp32, int8 = KernelLinear(nn.Linear(70, 48)), KernelInt8Linear(nn.Linear(70, 48))
+    assert library().linear_scratch_bytes(ctypes.byref(fp32.layout), 9) == 0
+    assert library().linear_scratch_bytes(ctypes.byref(int8.layout), 9) >= 9 * 70
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@torch.inference_mode()
+def test_nothing_is_written_beyond_the_scratch(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor of scratch gets a margin, which must stay as it is."""
+    model = prepare_for_inference(GPT(CONFIG), precision)
+    margins: list[torch.Tensor] = []
+    empty = torch.empty
+
+    def guarded(size: int, dtype: torch.dtype) -> torch.Tensor:
+        whole = empty(size + 4096, dtype=dtype).fill_(0xA5)
+        margins.append(whole[size:])
+        return whole[:size]
+
+    for n_slots, lengths in ((1, [0]), (3, [30, 0, 7]), (70, [16] * 70)):
+        cache = KVCache(CONFIG, n_slots, 32, model.cache_dtype)
+        cache.lengths = lengths
+        monkeypatch.setattr(torch, "empty", guarded)
+        output = model(torch.zeros(n_slots, 1, dtype=torch.long), cache=cache.step(range(n_slots), 1))
+        monkeypatch.undo()
+        assert output.logits.isfinite().all()
+    assert len(margins) == 6 and all(bool((margin == 0xA5).all()) for margin in margins)
+
+
+@needs_kernels
+def test_the_source_compiles_without_a_warning() -> None:
+    flags = [*native._FLAGS, "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    run = subprocess.run(
+        [shutil.which("g++") or "c++", *flags, str(native._SOURCES / "kernels.cpp")], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_where_there_is_no_compiler_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "load", native.load.__wrapped__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert native.load() is None
+    model = prepare_for_inference(GPT(CONFIG), "fp32")
+    assert model.decode_kernel is None
+    assert not list(tmp_path.iterdir())
+
+
+@needs_kernels
+def test_a_compiler_that_fails_and_a_cache_that_cannot_be_written_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho 'no such option' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(compiler))
+    assert native.status() == f"no: {compiler} failed: no such option"
+    assert not list((tmp_path / "lit_gpt").iterdir())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "cannot be written" in native.status()
