@@ -11,8 +11,9 @@ from typing import Any
 
 from lit_gpt import load
 from lit_gpt.api import Generator
+from lit_gpt.generation.strategy_table import STRATEGIES
 
-ROWS: list[tuple[str, dict[str, Any]]] = [
+CASES: list[tuple[str, dict[str, Any]]] = [
     ("greedy", {"strategy": "greedy"}),
     ("greedy, repetition_penalty 1.3", {"strategy": "greedy", "repetition_penalty": 1.3}),
     ("sample, temperature 1", {"seed": 1}),
@@ -25,6 +26,8 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     ("speculative greedy, n-gram", {"strategy": "speculative", "temperature": 0}),
     ("speculative sample, n-gram", {"strategy": "speculative", "seed": 1, "temperature": 0.8, "top_k": 20}),
 ]
+_COMPARED = {settings.get("strategy", "sample") for _, settings in CASES}
+CASES += [(name, {"strategy": name}) for name in STRATEGIES if name not in _COMPARED]
 
 
 def distinct(ids: list[int], n: int) -> float:
@@ -40,7 +43,7 @@ def measure(gpt: Generator, prompt: str, n: int, settings: dict[str, Any]) -> di
     began = time.process_time()
     ((one, *_),) = gpt.complete([prompt], max_new_tokens=n, **settings)
     seconds = time.process_time() - began
-    forwards, fed = engine.rows.forwards, engine.rows.fed
+    forwards, fed = engine.model_runner.forwards, engine.model_runner.fed
     scored = gpt.logprobs(prompt + one.text)[-len(one.ids) :]
     return {
         "text": one.text,
@@ -62,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     gpt = load(options.checkpoint)
     results = {}
-    for name, settings in ROWS:
+    for name, settings in CASES:
         runs = [measure(gpt, options.prompt, options.max_new_tokens, settings) for _ in range(options.repeats)]
         results[name] = min(runs, key=lambda run: run["ms"])
     base = results["greedy"]["ms"]

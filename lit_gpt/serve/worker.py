@@ -116,7 +116,7 @@ class Worker:
     @property
     def places(self) -> int:
         """Sequences that may be in the house: one for each slot, and those that wait."""
-        return self.engine.rows.n_row + self.limits.max_queue
+        return self.engine.slots.n_slot + self.limits.max_queue
 
     @property
     def taken(self) -> int:
@@ -145,8 +145,8 @@ class Worker:
         if count > self.places:
             raise bad_request(f"prompts × n = {count} is more than this server takes at once: {self.places}", "n")
         if self._taken + count > self.places:
-            waiting = self._taken - self.engine.rows.n_row + count
-            seconds = min(60, max(1, round(self._mean_seconds * waiting / self.engine.rows.n_row)))
+            waiting = self._taken - self.engine.slots.n_slot + count
+            seconds = min(60, max(1, round(self._mean_seconds * waiting / self.engine.slots.n_slot)))
             text = f"all {self.places} places are taken: try again in {seconds} s"
             raise ApiError(429, text, code="queue_full", headers={"Retry-After": str(seconds)})
         self._taken += count
@@ -275,8 +275,8 @@ class Worker:
         now = time.perf_counter()
         if self._unstarted:
             self._note_starts(now)
-        self.metrics.prefix_hits.inc(max(0, self.engine.rows.reused - self._reused))
-        self._reused = self.engine.rows.reused
+        self.metrics.prefix_hits.inc(max(0, self.engine.slots.reused - self._reused))
+        self._reused = self.engine.slots.reused
         batch = []
         for output in outputs:
             seat = self._seats.get(output.request)

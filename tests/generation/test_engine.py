@@ -174,10 +174,10 @@ def test_a_common_prefix_is_fed_once() -> None:
     requests = [engine.submit(prompt, greedy(1)) for prompt in prompts]
     ids = collect(engine)
     assert [ids[request, 0] for request in requests] == [model.greedy(prompt, 1) for prompt in prompts]
-    assert engine.rows.fed == 20 + 3  # the prefix once, each last token
+    assert engine.model_runner.fed == 20 + 3  # the prefix once, each last token
     late = engine.submit([*shared, 33, 34], greedy(1))
     assert collect(engine)[late, 0] == model.greedy([*shared, 33, 34], 1)
-    assert engine.rows.fed == 20 + 3 + 2  # freed rows are remembered
+    assert engine.model_runner.fed == 20 + 3 + 2  # freed rows are remembered
 
 
 def test_samples_of_one_prompt_read_it_once() -> None:
@@ -185,7 +185,7 @@ def test_samples_of_one_prompt_read_it_once() -> None:
     engine = counting_engine(model)
     engine.submit([1, 2, 3, 4, 5], GenerationConfig(max_new_tokens=1, num_samples=4, seed=1))
     collect(engine)
-    assert engine.rows.fed == 5
+    assert engine.model_runner.fed == 5
 
 
 def test_logits_that_are_no_numbers_stop_one_request_only() -> None:
@@ -209,7 +209,7 @@ def test_a_nan_in_the_cache_does_not_outlive_its_request() -> None:
     engine = Engine(model, model.config, max_slots=2)
     victim, other = engine.submit([3, 4], greedy(20)), engine.submit([5, 6], greedy(20))
     engine.step()
-    engine.rows._cache.v[:, 0] = math.nan
+    engine.slots.cache.v[:, 0] = math.nan
     last = finals(engine)
     assert (last[victim].finish_reason, last[other].finish_reason) == ("error", "length")
     prompts = [[11], [8, 9, 10]]  # the shorter one is in the wiped row, and padded
@@ -252,7 +252,7 @@ def test_bad_requests_are_refused_before_work_starts(byte_tokenizer: Tokenizer) 
         ([-1], greedy(), "token id -1"),
         ([1] * 25, greedy(overflow="stop"), "25 tokens, the model's context is 24"),
         ([1], greedy(banned_tokens=[999]), "banned_tokens has token id 999"),
-        ([1], GenerationConfig(strategy="beam", num_beams=3), "beam needs 3 rows of cache and there are 2"),
+        ([1], GenerationConfig(strategy="beam", num_beams=3), "beam needs 3 slots of cache and there are 2"),
         ([1], GenerationConfig(strategy="speculative", draft="x.ckpt"), "the draft x.ckpt was not loaded"),
         ([1], greedy(stop=[""]), "stop has an empty string"),
     ]:

@@ -89,7 +89,7 @@ class EngineMachine(RuleBasedStateMachine):
         while self.engine.has_work:
             self.step(1)
         assert self.reasons.keys() == self.asked.keys()
-        assert not any(self.engine.rows._is_live(slot) for slot in range(self.engine.rows.n_row)), "a row was lost"
+        assert not any(self.engine.slots.is_live(slot) for slot in range(self.engine.slots.n_slot)), "a row was lost"
         for request, (prompt, n) in self.asked.items():
             text = list(prompt)
             for _ in self.ids[request]:
