@@ -203,7 +203,7 @@ class Engine:
     def step(self) -> list[Output]:
         """Schedule, run, postprocess: what is new of every continuation that has anything new."""
         self.scheduler.admit()
-        if self._draft_runner is not None:  # the draft goes on until everybody waits for the model
+        if self._draft_runner is not None:  # the draft goes on until all wait for the model
             while schedule := self.scheduler.schedule(self._draft_runner):
                 self._postprocess(self._run(self._draft_runner, schedule))
         if schedule := self.scheduler.schedule(self.model_runner):

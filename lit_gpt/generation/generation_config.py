@@ -26,7 +26,7 @@ class GenerationConfig:
     The order in which the knobs act on the logits is documented in `lit_gpt.generation.logits`.
 
     Attributes:
-        strategy: `sample`, `greedy`, `beam`, `contrastive`, `mcts` or `speculative`.
+        strategy: what decides the tokens.
         max_new_tokens: the most tokens to write; 0 only scores the prompt.
         min_new_tokens: end-of-text is masked until this many tokens are out.
         num_samples: continuations of each prompt. `sample` draws them with seeds seed, seed + 1, …; `beam` returns its
