@@ -100,7 +100,7 @@ def test_prompts_share_a_chunk_within_its_budget_and_without_much_padding() -> N
     requests = [request(model_runner, 0, n, token=n) for n in (4, 3, 7, 2)]
     assert schedule(model_runner, requests, chunk=8) == [[(0, 4), (1, 3)]]
     model_runner = runner()
-    requests = [request(model_runner, 0, n, token=n) for n in (16, 2, 2, 15)]
+    requests = [request(model_runner, 0, n, token=n) for n in (16, 2, 3, 15)]
     assert schedule(model_runner, requests, chunk=64) == [[(0, 16), (1, 2), (3, 15)]]
 
 
