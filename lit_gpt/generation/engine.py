@@ -89,16 +89,16 @@ class Engine:
         n_slot = max_slots or slots_for_memory(config, dtype, device)
         self.scheduler = Scheduler(n_slot, prefill_chunk)
         self.model_runner = ModelRunner(model, config, n_slot=n_slot, n_vocab=self._n_vocab, dtype=dtype, device=device)
-        self._draft_runner: ModelRunner | None = None
-        if draft is not None:
-            check_draft(draft, config, tokenizer)
-            device, dtype = _device_and_dtype(draft.model)
-            self._draft_runner = ModelRunner(
-                draft.model, draft.config, n_slot=n_slot, n_vocab=self._n_vocab, dtype=dtype, device=device
-            )
+        self._draft_runner = None if draft is None else self._make_draft_runner(draft)
         self.observer: Observer | None = None
         self._outbox: list[Output] = []
         self._n_requests = 0
+
+    def _make_draft_runner(self, draft: Draft) -> ModelRunner:
+        check_draft(draft, self.config, self.tokenizer)
+        device, dtype = _device_and_dtype(draft.model)
+        n_slot = self.slots.n_slot
+        return ModelRunner(draft.model, draft.config, n_slot=n_slot, n_vocab=self._n_vocab, dtype=dtype, device=device)
 
     # --- requests -------------------------------------------------------------------------------------------------
 
