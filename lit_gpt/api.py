@@ -190,7 +190,7 @@ class Generator:
         While a stream is being read, it is busy, and the call gets one of its own.
         """
         generation_config.check()
-        draft = generation_config.draft if generation_config.strategy == "speculative" else NGRAM
+        draft = generation_config.draft_checkpoint or NGRAM
         if draft in self._engines and self._engines[draft].has_work:
             return self.engine(draft)
         if draft not in self._engines:

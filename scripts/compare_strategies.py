@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 from lit_gpt import load
 from lit_gpt.api import Generator
+from lit_gpt.generation.strategy_table import STRATEGIES
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("greedy", {"strategy": "greedy"}),
@@ -25,6 +26,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("speculative greedy, n-gram", {"strategy": "speculative", "temperature": 0}),
     ("speculative sample, n-gram", {"strategy": "speculative", "seed": 1, "temperature": 0.8, "top_k": 20}),
 ]
+_COMPARED = {settings.get("strategy", "sample") for _, settings in CASES}
+CASES += [(name, {"strategy": name}) for name in STRATEGIES if name not in _COMPARED]
 
 
 class Measurement(TypedDict):
@@ -55,7 +58,7 @@ def measure(gpt: Generator, prompt: str, n: int, settings: dict[str, Any]) -> Me
     began = time.process_time()
     ((one, *_),) = gpt.complete([prompt], max_new_tokens=n, **settings)
     seconds = time.process_time() - began
-    forwards, fed = engine.rows.forwards, engine.rows.fed
+    forwards, fed = engine.model_runner.forwards, engine.model_runner.fed
     scored = gpt.logprobs(prompt + one.text)[-len(one.ids) :]
     return {
         "text": one.text,

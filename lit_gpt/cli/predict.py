@@ -18,7 +18,8 @@ from lit_gpt.console import note
 from lit_gpt.data.prompts import FILE_PREFIX, PromptDataset, PromptRecord
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import encode_prompt
-from lit_gpt.generation.generation_config import NGRAM, GenerationConfig
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.generation.prompts import check_prompt
 from lit_gpt.generation.trace import Tracer
 from lit_gpt.insight.trace_view import TraceWriter
 from lit_gpt.model.config import GPTConfig
@@ -95,8 +96,7 @@ class Prediction:
     @property
     def draft(self) -> str | None:
         """The checkpoint that proposes tokens, if one does."""
-        speculates = self.generation_config.strategy == "speculative" and self.generation_config.draft != NGRAM
-        return self.generation_config.draft if speculates else None
+        return self.generation_config.draft_checkpoint
 
     def already_done(self) -> bool:
         """Whether nothing is left of a resumed run; if only its last step was, that is made."""
@@ -116,21 +116,10 @@ def check_prompts(
     Raises:
         UserError: naming the prompt.
     """
-    n_vocab = config.vocab_size
-    eot = None if tokenizer is None else tokenizer.eot_id
+    eot_id = None if tokenizer is None else tokenizer.eot_id
     for place, prompt in prompts:
         ids = encode_prompt(tokenizer, prompt)
-        what = f"prompt {place + 1}"
-        if not ids and eot is None:
-            raise UserError(f"{what} is empty and the tokenizer has no end-of-text to start from: write a prompt")
-        wrong = next((token for token in ids if not 0 <= token < n_vocab), None)
-        if wrong is not None:
-            raise UserError(f"{what} has token id {wrong}, outside the vocabulary: use ids 0 … {n_vocab - 1}")
-        if generation_config.overflow == "stop" and len(ids) > config.block_size:
-            raise UserError(
-                f"{what} has {len(ids)} tokens, the model's context is {config.block_size}: "
-                f"shorten it, or use --overflow slide"
-            )
+        check_prompt(f"prompt {place + 1}", ids, config, generation_config, eot_id)
 
 
 def run_fingerprint(prompts: PromptDataset, generation_config: GenerationConfig, source: str) -> str:

@@ -1,4 +1,4 @@
-"""From prompts to finished texts: many prompts through one engine, each as soon as there is room."""
+"""Completions of many prompts: continuous batching of prompts through one engine until each is finished."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Completion:
         return [token.id for token in self.tokens]
 
     def add(self, output: Output) -> None:
-        """Take the news."""
+        """Append what is new."""
         self.text += output.text
         self.tokens += output.tokens
         self.finish_reason = output.finish_reason
@@ -66,35 +66,35 @@ def encode_prompt(tokenizer: Tokenizer | None, prompt: PromptInput) -> list[int]
     return start + tokenizer.encode(prompt)
 
 
-Place = TypeVar("Place")
+Key = TypeVar("Key")
 
 
-class Completions(Generic[Place]):
+class Completions(Generic[Key]):
     """Prompts that are being continued with one engine and one set of settings, and which prompt is which."""
 
     def __init__(self, engine: Engine, generation_config: GenerationConfig, value: Value | None = None) -> None:
         self._engine = engine
-        self._generation = generation_config
+        self._generation_config = generation_config
         self._value = value
-        self._places: dict[int, Place] = {}  # request → place
+        self._keys: dict[int, Key] = {}  # request → key
         self._unfinished: dict[int, dict[int, Completion]] = {}
 
     @property
-    def has_room(self) -> bool:
-        """Whether another prompt would find work to be short: enough wait to fill the next free rows."""
-        return self._engine.n_waiting < max(1, self._engine.rows.n_row // 4)
+    def has_capacity(self) -> bool:
+        """Whether to submit another prompt: not while enough wait to fill the slots that become free next."""
+        return self._engine.n_waiting < max(1, self._engine.slots.n_slot // 4)
 
     @property
     def busy(self) -> bool:
         """Whether a prompt is unfinished."""
         return bool(self._unfinished)
 
-    def add(self, place: Place, ids: Sequence[int]) -> None:
-        """Begin with a prompt; `place` is the caller's name for it."""
-        request = self._engine.submit(ids, self._generation, self._value)
-        self._places[request], self._unfinished[request] = place, {}
+    def add(self, key: Key, ids: Sequence[int]) -> None:
+        """Submit a prompt; `key` is the caller's name for it."""
+        request = self._engine.submit(ids, self._generation_config, self._value)
+        self._keys[request], self._unfinished[request] = key, {}
 
-    def step(self) -> list[tuple[Place, list[Completion]]]:
+    def step(self) -> list[tuple[Key, list[Completion]]]:
         """One step of the engine: the prompts that are finished now, with their continuations."""
         outputs = self._engine.step()
         for output in outputs:
@@ -102,24 +102,24 @@ class Completions(Generic[Place]):
         finished = []
         for request in dict.fromkeys(output.request for output in outputs):
             made = self._unfinished[request]
-            if len(made) >= self._generation.continuations and all(one.finish_reason for one in made.values()):
+            if len(made) >= self._generation_config.generations and all(one.finish_reason for one in made.values()):
                 del self._unfinished[request]
-                finished.append((self._places.pop(request), [made[index] for index in sorted(made)]))
+                finished.append((self._keys.pop(request), [made[index] for index in sorted(made)]))
         return finished
 
 
 def complete(
     engine: Engine, prompts: Iterable[Sequence[int]], generation_config: GenerationConfig, value: Value | None = None
 ) -> Iterator[tuple[int, list[Completion]]]:
-    """Continue all prompts; they are taken from `prompts` only as there is room for them.
+    """Continue all prompts; `prompts` is read only as fast as the engine can work on them.
 
     Yields:
-        (place of the prompt, its continuations), as they are finished.
+        (index of the prompt, its continuations), as they are finished.
     """
     completions: Completions[int] = Completions(engine, generation_config, value)
-    for place, ids in enumerate(prompts):
-        while not completions.has_room:
+    for index, ids in enumerate(prompts):
+        while not completions.has_capacity:
             yield from completions.step()
-        completions.add(place, ids)
+        completions.add(index, ids)
     while completions.busy:
         yield from completions.step()

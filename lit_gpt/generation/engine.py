@@ -6,50 +6,33 @@
         for output in engine.step():
             ...
 
-A step is one forward pass for all running requests that are writing, and one for a chunk of a prompt that is being
-read. A request joins when there are rows for it and leaves when it ends. Strategies are coroutines that yield what to
-feed: no other generation loop exists.
+A step is schedule → run → postprocess: the scheduler says which requests of which generations are computed, the model
+runner computes them in one forward pass for all that decode and one for a chunk of prompts, and what comes of it is
+chosen from and handed to the strategies. Strategies are coroutines that yield what to compute: no other generation
+loop exists.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.generation import Generation, Strategy, Value
-from lit_gpt.generation.generation_config import NGRAM, GenerationConfig
+from lit_gpt.generation.forward_request import ForwardRequest
+from lit_gpt.generation.generation import Generation, Request, Resources, Strategy, Value
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.generation.model_runner import ModelRunner
 from lit_gpt.generation.outputs import Output
-from lit_gpt.generation.rows import ForwardRequest, Rows
+from lit_gpt.generation.prompts import check_ids, check_prompt
 from lit_gpt.generation.sampling import NONE, Observer, Sampler, choose_tokens
+from lit_gpt.generation.scheduler import Schedule, Scheduler
+from lit_gpt.generation.slots import SlotManager, slots_for_memory
 from lit_gpt.generation.stopping import Ending
-from lit_gpt.generation.strategies.beam import beam
-from lit_gpt.generation.strategies.contrastive import contrastive
-from lit_gpt.generation.strategies.mcts import mcts
-from lit_gpt.generation.strategies.sample import sample
-from lit_gpt.generation.strategies.speculative import speculative
 from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.kv_cache import KVCache
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-
-STRATEGIES: dict[str, Strategy] = {
-    "sample": sample,
-    "greedy": sample,
-    "beam": beam,
-    "contrastive": contrastive,
-    "mcts": mcts,
-    "speculative": speculative,
-}
-
-_CACHE_SHARE = 0.5
-"""Share of the free memory that the cache may take; the rest is for activations and everybody else."""
-
-_MOST_SLOTS = {"cpu": 64, "cuda": 256}
-"""More rows than this in one pass no longer make it cheaper per row."""
 
 
 class Draft(NamedTuple):
@@ -66,7 +49,8 @@ class Engine:
     Attributes:
         config: the model's shape.
         tokenizer: None for bare ids; texts are then empty and stop strings refused.
-        rows: rows of the cache, and counts of what was computed.
+        scheduler: the generations that wait and run.
+        model_runner: the model, and counts of what it computed.
         observer: told of every token that is decided on, if not None.
     """
 
@@ -89,31 +73,32 @@ class Engine:
             config: its shape.
             tokenizer: for text, stop strings and end-of-text.
             draft: what proposes tokens to `speculative` requests whose `draft` is not "ngram".
-            max_slots: rows of the cache; None for what half of the free memory holds, at most 64 (256 on a GPU).
+            max_slots: slots of the cache; None for what half of the free memory holds, at most 64 (256 on a GPU).
             prefill_chunk: tokens of prompts in one pass: how long the others wait at most.
             dtype: of the cache; None for the model's.
-            device: of the model; None to look.
+            device: of the model; None for its weights'.
 
         Raises:
             UserError: for a draft with another tokenizer or vocabulary.
         """
-        found_dtype, found_device = _whereabouts(model)
-        dtype, device = dtype or found_dtype, torch.device(device or found_device)
+        found_device, found_dtype = _device_and_dtype(model)
+        device, dtype = torch.device(device or found_device), dtype or found_dtype
         self.config = config
         self.tokenizer = tokenizer
         self._n_vocab = config.vocab_size if tokenizer is None else min(config.vocab_size, tokenizer.n_vocab)
-        slots = max_slots or slots_for_memory(config, dtype, device)
-        self.rows = Rows(model, config, slots, self._n_vocab, dtype, device, prefill_chunk)
-        self._draft: Rows | None = None
-        if draft is not None:
-            check_draft(draft, config, tokenizer)
-            kind, place = _whereabouts(draft.model)
-            self._draft = Rows(draft.model, draft.config, slots, self._n_vocab, kind, place, prefill_chunk)
+        n_slot = max_slots or slots_for_memory(config, dtype, device)
+        self.scheduler = Scheduler(n_slot, prefill_chunk)
+        self.model_runner = ModelRunner(model, config, n_slot=n_slot, n_vocab=self._n_vocab, dtype=dtype, device=device)
+        self._draft_runner = None if draft is None else self._make_draft_runner(draft)
         self.observer: Observer | None = None
-        self._queue: deque[Generation] = deque()
-        self._generations: list[Generation] = []
         self._outbox: list[Output] = []
-        self._requests = 0
+        self._n_requests = 0
+
+    def _make_draft_runner(self, draft: Draft) -> ModelRunner:
+        check_draft(draft, self.config, self.tokenizer)
+        device, dtype = _device_and_dtype(draft.model)
+        n_slot = self.slots.n_slot
+        return ModelRunner(draft.model, draft.config, n_slot=n_slot, n_vocab=self._n_vocab, dtype=dtype, device=device)
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -138,70 +123,74 @@ class Engine:
         Raises:
             UserError: for settings that are wrong, do not go together, or do not fit this model.
         """
-        prompt = self._check(list(prompt_ids), generation_config)
-        self._requests += 1
+        prompt = self._check(prompt_ids, generation_config)
+        self._n_requests += 1
+        ending = self._ending(prompt, generation_config)
+        strategy = strategy or generation_config.spec.load()
+        request = Request(self._n_requests, prompt, generation_config, ending, strategy, value)
+        draft = None if generation_config.draft_checkpoint is None else self._draft_runner
+        resources = Resources(self.slots, None if draft is None else draft.slots, self.tokenizer)
         seed = generation_config.seed if generation_config.seed is not None else int.from_bytes(os.urandom(4), "little")
-        end_ids = frozenset(generation_config.stop_token_ids) | self._eot_ids()
+        for index in range(generation_config.generations):
+            sampler = self._sampler(request, seed + index)
+            self.scheduler.add(Generation(request, resources, sampler=sampler, index=index))
+        return request.id
+
+    def _ending(self, prompt: list[int], generation_config: GenerationConfig) -> Ending:
         limit = generation_config.max_new_tokens
         if generation_config.overflow == "stop":
             limit = min(limit, self.config.block_size - len(prompt))
-        ending = Ending(generation_config, limit, end_ids)
-        for index in range(generation_config.continuations):
-            sampler = Sampler(
-                generation_config, prompt, self._n_vocab, end_ids, self._eot_ids(), seed + index, self.rows.device
-            )
-            sampler.observer = self.observer
-            self._queue.append(
-                Generation(
-                    self._requests,
-                    index,
-                    prompt,
-                    generation_config,
-                    self.rows,
-                    ending,
-                    sampler,
-                    strategy or STRATEGIES[generation_config.strategy],
-                    self.tokenizer,
-                    self._draft if generation_config.draft != NGRAM else None,
-                    value,
-                )
-            )
-        return self._requests
+        return Ending(generation_config, limit, frozenset(generation_config.stop_token_ids) | self._eot_ids())
+
+    def _sampler(self, request: Request, seed: int) -> Sampler:
+        end_ids, device = request.ending.end_ids, self.model_runner.device
+        sampler = Sampler(
+            request.generation_config, request.prompt, self._n_vocab, end_ids, self._eot_ids(), seed, device
+        )
+        sampler.observer = self.observer
+        return sampler
 
     def cancel(self, request: int) -> None:
         """End a request; what it has written so far comes with the next step, with finish_reason "cancelled"."""
-        for generation in [
-            generation for generation in (*self._queue, *self._generations) if generation.request == request
-        ]:
-            generation.stop("cancelled")
-            self._outbox += generation.news()
-            (self._queue if generation in self._queue else self._generations).remove(generation)
+        for generation in self._generations():
+            if generation.request_id == request:
+                generation.stop("cancelled")
+                self._outbox += generation.outputs()
+                self.scheduler.remove(generation)
 
     def cancel_all(self) -> None:
-        """Drop everything, outputs that nobody has taken included."""
-        for request in {generation.request for generation in (*self._queue, *self._generations)}:
+        """Drop everything, outputs that nobody has received included."""
+        for request in {generation.request_id for generation in self._generations()}:
             self.cancel(request)
         self._outbox.clear()
+
+    def _generations(self) -> list[Generation]:
+        return [*self.scheduler.waiting, *self.scheduler.running]
+
+    @property
+    def slots(self) -> SlotManager:
+        """The slots of the model's cache."""
+        return self.model_runner.slots
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._queue or self._generations or self._outbox)
+        return bool(self.scheduler.waiting or self.scheduler.running or self._outbox)
 
     @property
     def n_running(self) -> int:
-        """Continuations that hold rows."""
-        return len(self._generations)
+        """Generations that hold slots."""
+        return len(self.scheduler.running)
 
     @property
     def n_waiting(self) -> int:
-        """Continuations that wait for rows."""
-        return len(self._queue)
+        """Generations that wait for slots."""
+        return len(self.scheduler.waiting)
 
     @property
     def waiting(self) -> set[int]:
-        """Requests of which something still waits for rows."""
-        return {generation.request for generation in self._queue}
+        """Requests of which a generation still waits for slots."""
+        return {generation.request_id for generation in self.scheduler.waiting}
 
     def drain(self) -> Iterator[Output]:
         """Step until nothing is left to do."""
@@ -212,70 +201,63 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
-        """Schedule, compute, hand out: the news of every continuation that has any."""
-        self._admit()
-        if self._draft is not None:
-            while feeds := self._waiting_for(self._draft):
-                self._advance(self._draft, feeds)
-        if feeds := self._waiting_for(self.rows):
-            self._advance(self.rows, feeds)
-        outputs, self._outbox = self._outbox, []
-        for generation in self._generations:
-            outputs += generation.news()
-        self._generations = [generation for generation in self._generations if not generation.closed]
-        return outputs
+        """Schedule, run, postprocess: what is new of every continuation that has anything new."""
+        self.scheduler.admit()
+        if self._draft_runner is not None:  # the draft goes on until all wait for the model
+            while schedule := self.scheduler.schedule(self._draft_runner):
+                self._postprocess(self._run(self._draft_runner, schedule))
+        if schedule := self.scheduler.schedule(self.model_runner):
+            self._postprocess(self._run(self.model_runner, schedule))
+        return self._outputs()
 
-    def _admit(self) -> None:
-        """Start requests in their order while the rows they may need are there: none runs out half-way."""
-        taken = sum(generation.generation_config.rows for generation in self._generations)
-        while self._queue and taken + self._queue[0].generation_config.rows <= self.rows.n_row:
-            generation = self._queue.popleft()
-            taken += generation.generation_config.rows
-            self._generations.append(generation)
-            generation.start()
+    def _run(self, runner: ModelRunner, schedule: Schedule) -> list[list[ForwardRequest]]:
+        """The requests that are done now, in groups of one forward pass each."""
+        return [schedule.known, *(runner.run(batch) for batch in schedule.batches)]
 
-    def _waiting_for(self, rows: Rows) -> list[ForwardRequest]:
-        return [
-            feed
-            for generation in self._generations
-            for feed in generation.feeds
-            if not feed.done and feed.row.home is rows
-        ]
-
-    def _advance(self, rows: Rows, feeds: list[ForwardRequest]) -> None:
-        """One step of `rows`; runs that have all they waited for go on."""
-        for group in rows.work(feeds):
-            self._choose(self._without_failures(group))
-        for generation in self._generations:
-            if generation.feeds and all(feed.done for feed in generation.feeds):
+    def _postprocess(self, groups: list[list[ForwardRequest]]) -> None:
+        """Choose tokens from the logits; generations that have all they waited for go on."""
+        for requests in groups:
+            if requests:
+                self._choose(self._without_failures(requests))
+        for generation in self.scheduler.running:
+            if generation.forward_requests and all(request.done for request in generation.forward_requests):
                 generation.resume()
 
-    def _without_failures(self, feeds: list[ForwardRequest]) -> list[ForwardRequest]:
-        """Stop the runs whose logits are no numbers; the feeds of the others."""
-        peaks = torch.stack([feed.logits.amax() for feed in feeds])  # the largest is NaN if any is
+    def _outputs(self) -> list[Output]:
+        outputs, self._outbox = self._outbox, []
+        for generation in self.scheduler.running:
+            outputs += generation.outputs()
+        self.scheduler.drop_closed()
+        return outputs
+
+    def _without_failures(self, requests: list[ForwardRequest]) -> list[ForwardRequest]:
+        """Stop the generations whose logits are no numbers; the requests of the others."""
+        peaks = torch.stack([request.logits.amax() for request in requests])  # the largest is NaN if any is
         if bool(peaks.isfinite().all()):
-            return feeds
-        failed = [feed for feed, fine in zip(feeds, peaks.isfinite().tolist()) if not fine]
+            return requests
+        failed = [request for request, fine in zip(requests, peaks.isfinite().tolist()) if not fine]
         self._stop(failed, "the model's logits are not finite (NaN or infinity) at")
-        return [feed for feed in feeds if feed not in failed]
+        return [request for request in requests if request not in failed]
 
-    def _stop(self, feeds: list[ForwardRequest], what: str) -> None:
-        """Stop the runs that wait for `feeds`; the others go on."""
-        for generation in self._generations:
-            if any(feed in feeds for feed in generation.feeds):
-                generation.stop("error", f"{what} {generation.place}")
+    def _stop(self, requests: list[ForwardRequest], what: str) -> None:
+        """Stop the generations that wait for `requests`; the others go on."""
+        for generation in self.scheduler.running:
+            if any(request in requests for request in generation.forward_requests):
+                generation.stop("error", f"{what} {generation.position}")
 
-    def _choose(self, feeds: list[ForwardRequest]) -> None:
-        """Decide the next token of every feed that asks for it, all at once."""
-        feeds = [feed for feed in feeds if feed.sampler is not None]
-        if not feeds:
+    def _choose(self, requests: list[ForwardRequest]) -> None:
+        """Decide the next token of every request that asks for it, all at once."""
+        requests = [request for request in requests if request.sampler is not None]
+        if not requests:
             return
-        logits = feeds[0].logits[-1:] if len(feeds) == 1 else torch.stack([feed.logits[-1] for feed in feeds])
-        for feed, token in zip(
-            feeds, choose_tokens([feed.sampler for feed in feeds if feed.sampler is not None], logits)
-        ):
-            feed.choice = token
-        failed = [feed for feed in feeds if feed.choice == NONE]
+        if len(requests) == 1:
+            logits = requests[0].logits[-1:]
+        else:
+            logits = torch.stack([request.logits[-1] for request in requests])
+        samplers = [request.sampler for request in requests if request.sampler is not None]
+        for request, token in zip(requests, choose_tokens(samplers, logits)):
+            request.choice = token
+        failed = [request for request in requests if request.choice == NONE]
         if failed:
             self._stop(failed, "the settings forbid every token, or make the logits overflow, at")
 
@@ -285,39 +267,25 @@ class Engine:
         eot = None if self.tokenizer is None else self.tokenizer.eot_id
         return frozenset() if eot is None else frozenset([eot])
 
-    def _check(self, prompt: list[int], generation_config: GenerationConfig) -> list[int]:
+    def _check(self, prompt_ids: Sequence[int], generation_config: GenerationConfig) -> list[int]:
         """The prompt, which is end-of-text if it was empty."""
         generation_config.check()
-        if not prompt and not self._eot_ids():
-            raise UserError("the prompt is empty and the tokenizer has no end-of-text to start from: write a prompt")
-        prompt = prompt or list(self._eot_ids())
+        eot_id = None if self.tokenizer is None else self.tokenizer.eot_id
         for name in ("banned_tokens", "logit_bias", "stop_token_ids"):
-            _check_ids(f"{name} has", list(getattr(generation_config, name)), self._n_vocab)
-        _check_ids("the prompt has", prompt, self.config.vocab_size)
-        if generation_config.overflow == "stop" and len(prompt) > self.config.block_size:
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens, the model's context is {self.config.block_size}: "
-                f"shorten it, or use overflow slide"
-            )
+            check_ids(name, list(getattr(generation_config, name)), self._n_vocab)
+        prompt = check_prompt("the prompt", prompt_ids, self.config, generation_config, eot_id)
         if generation_config.stops and self.tokenizer is None:
             raise UserError("stop strings need a tokenizer, and this model came without one: use stop_token_ids")
-        if generation_config.rows > self.rows.n_row:
+        if generation_config.sequences > self.slots.n_slot:
             raise UserError(
-                f"{generation_config.strategy} needs {generation_config.rows} rows of cache and there are "
-                f"{self.rows.n_row}: "
-                f"lower {'num_beams' if generation_config.strategy == 'beam' else 'top_k'}"
+                f"{generation_config.strategy} needs {generation_config.sequences} slots of cache and there are "
+                f"{self.slots.n_slot}: lower {generation_config.spec.sequences}"
             )
-        if generation_config.strategy == "speculative" and generation_config.draft != NGRAM and self._draft is None:
+        if generation_config.draft_checkpoint is not None and self._draft_runner is None:
             raise UserError(
                 f"the draft {generation_config.draft} was not loaded: use draft ngram, or give the engine a draft"
             )
         return prompt
-
-
-def _check_ids(what: str, ids: list[int], n_vocab: int) -> None:
-    if ids and (min(ids) < 0 or max(ids) >= n_vocab):
-        wrong = min(ids) if min(ids) < 0 else max(ids)
-        raise UserError(f"{what} token id {wrong}, outside the vocabulary of {n_vocab}: use ids 0 … {n_vocab - 1}")
 
 
 def check_draft(draft: Draft, config: GPTConfig, tokenizer: Tokenizer | None) -> None:
@@ -334,30 +302,9 @@ def check_draft(draft: Draft, config: GPTConfig, tokenizer: Tokenizer | None) ->
         )
 
 
-def _whereabouts(model: Any) -> tuple[torch.dtype, torch.device]:
-    """Dtype of a module's cache and device of its weights; fp32 on the CPU for what has none."""
+def _device_and_dtype(model: Any) -> tuple[torch.device, torch.dtype]:
+    """Device of a module's weights and dtype of its cache; fp32 on the CPU for what has none."""
     for parameter in model.parameters() if isinstance(model, torch.nn.Module) else ():
         if parameter.is_floating_point():
-            return getattr(model, "cache_dtype", parameter.dtype), parameter.device
-    return torch.float32, torch.device("cpu")
-
-
-def slots_for_memory(config: GPTConfig, dtype: torch.dtype, device: torch.device | str) -> int:
-    """Rows of `block_size` tokens that half of the free memory holds; at least one, at most 64 (256 on a GPU)."""
-    device = torch.device(device)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
-    rows = int(free * _CACHE_SHARE) // KVCache.bytes_per_slot(config, config.block_size, dtype)
-    return max(1, min(rows, _MOST_SLOTS.get(device.type, _MOST_SLOTS["cpu"])))
-
-
-def _free_memory() -> int:
-    """Bytes that can be had without swapping."""
-    try:
-        with open("/proc/meminfo") as file:
-            available = next(line for line in file if line.startswith("MemAvailable"))
-        return int(available.split()[1]) * 1024
-    except (OSError, StopIteration):  # no Linux: half of all there is
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        except (ValueError, OSError, AttributeError):
-            return 4 << 30
+            return parameter.device, getattr(model, "cache_dtype", parameter.dtype)
+    return torch.device("cpu"), torch.float32

@@ -1,152 +1,182 @@
-"""What a strategy works with: the verbs over its rows, its processors, and where its tokens go."""
+"""One generation: a strategy at work, the operations that it has, and the tokens that it decides on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from lit_gpt.generation.forward_request import ForwardRequest
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import FinishReason, Output, Token
-from lit_gpt.generation.rows import ForwardRequest, Row, Rows
 from lit_gpt.generation.sampling import Sampler, ranked
+from lit_gpt.generation.slots import CachedSequence, SlotManager
 from lit_gpt.generation.stopping import Continuation, Ending
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
-StrategySteps = Generator[list[ForwardRequest], list[ForwardRequest], None]
-"""A strategy: yields what to feed, is resumed with the same feeds when all of them are done."""
+Result = TypeVar("Result")
+
+ForwardSteps = Generator[list[ForwardRequest], list[ForwardRequest], Result]
+"""A part of a strategy: yields what to compute, is resumed with the same requests once all are done."""
+
+StrategySteps = ForwardSteps[None]
 
 Strategy = Callable[["Generation"], StrategySteps]
+"""What decides the tokens of a generation."""
 
 Value = Callable[[list[int]], float]
 """Rates a text, given as ids, prompt included: for `mcts`, larger is better, best within [0, 1]."""
 
-_PIECE = 64
+_CHUNK = 64
 """Tokens of a prompt whose logits exist at once when all of them are wanted."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was submitted to the engine; every generation of a request shares it.
+
+    Attributes:
+        id: which its outputs carry.
+        prompt: ids, at least one.
+        generation_config: the settings.
+        ending: when a continuation ends.
+        strategy: what decides the tokens.
+        value: rates a text, for `mcts`; None for the model's own likelihood.
+    """
+
+    id: int
+    prompt: list[int]
+    generation_config: GenerationConfig
+    ending: Ending
+    strategy: Strategy
+    value: Value | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a generation uses of the engine.
+
+    Attributes:
+        slots: slots of the model's cache.
+        draft_slots: slots of the draft model's cache; None where none proposes tokens.
+        tokenizer: None for bare ids.
+    """
+
+    slots: SlotManager
+    draft_slots: SlotManager | None = None
+    tokenizer: Tokenizer | None = None
 
 
 class Generation:
     """One continuation in the making (or one beam search, which makes several).
 
     Attributes:
-        request: id of the request it belongs to.
+        request_id: of the request it belongs to.
         index: which of the request's continuations.
         prompt: ids, at least one.
         generation_config: the settings.
-        rows: rows of the model.
-        draft: rows of the draft model, if there is one.
         ending: when it ends.
-        sampler: what its next token's logits go through.
         value: rates a text, for `mcts`; None for the model's own likelihood.
-        strategy: what decides its tokens.
+        sampler: what its next token's logits go through.
+        slots: slots of the model's cache.
+        draft_slots: slots of the draft model's cache, if there is one.
         tokenizer: None for bare ids.
-        feeds: what it waits for.
+        forward_requests: what it waits for.
         closed: whether it has ended.
     """
 
-    def __init__(
-        self,
-        request: int,
-        index: int,
-        prompt: list[int],
-        generation_config: GenerationConfig,
-        rows: Rows,
-        ending: Ending,
-        sampler: Sampler,
-        strategy: Strategy,
-        tokenizer: Tokenizer | None = None,
-        draft: Rows | None = None,
-        value: Value | None = None,
-    ) -> None:
-        self.request = request
+    def __init__(self, request: Request, resources: Resources, *, sampler: Sampler, index: int = 0) -> None:
+        self.request_id = request.id
         self.index = index
-        self.prompt = prompt
-        self.generation_config = generation_config
-        self.rows = rows
-        self.draft = draft
-        self.ending = ending
+        self.prompt = request.prompt
+        self.generation_config = request.generation_config
+        self.ending = request.ending
+        self.value = request.value
         self.sampler = sampler
-        self.strategy = strategy
-        self.value = value
-        self.tokenizer = tokenizer
-        self.feeds: list[ForwardRequest] = []
+        self.slots = resources.slots
+        self.draft_slots = resources.draft_slots
+        self.tokenizer = resources.tokenizer
+        self.forward_requests: list[ForwardRequest] = []
         self.closed = False
-        self._continuations = [Continuation(ending, tokenizer)]
+        self._strategy = request.strategy
+        self._continuations = [Continuation(self.ending, self.tokenizer)]
         self._scores: list[float | None] = [None]
         self._prompt_tokens: list[Token] | None = None
-        self._own: list[Row] = []
+        self._own: list[CachedSequence] = []
         self._error: str | None = None
         self._steps: StrategySteps | None = None
 
-    # --- verbs ----------------------------------------------------------------------------------------------------
+    # --- operations of a strategy ---------------------------------------------------------------------------------
 
-    def open(self, ids: Sequence[int] = (), reuse: bool = True, home: Rows | None = None) -> Row:
-        """A new row holding `ids`, of the model or of `home`."""
-        row = (home or self.rows).open(ids, reuse)
-        self._own.append(row)
-        return row
+    def open(self, ids: Sequence[int] = (), reuse: bool = True, manager: SlotManager | None = None) -> CachedSequence:
+        """A new sequence of `ids`, in the model's slots or in those of `manager`."""
+        sequence = (manager or self.slots).open(ids, reuse)
+        self._own.append(sequence)
+        return sequence
 
-    def fork(self, row: Row) -> Row:
-        """A new row equal to `row`."""
-        twin = row.home.fork(row)
+    def fork(self, sequence: CachedSequence) -> CachedSequence:
+        """A new sequence equal to `sequence`."""
+        twin = sequence.manager.fork(sequence)
         self._own.append(twin)
         return twin
 
-    def truncate(self, row: Row, length: int) -> None:
-        """Cut `row` to its first `length` tokens."""
-        row.home.truncate(row, length)
+    def truncate(self, sequence: CachedSequence, length: int) -> None:
+        """Cut `sequence` to its first `length` tokens."""
+        sequence.manager.truncate(sequence, length)
 
-    def free(self, row: Row) -> None:
-        """Give `row` back."""
-        self._own.remove(row)
-        row.home.free(row)
+    def free(self, sequence: CachedSequence) -> None:
+        """Give the slot of `sequence` back."""
+        self._own.remove(sequence)
+        sequence.manager.free(sequence)
 
     def read_prompt(
         self, sampler: Sampler | None = None, hidden: bool = False
-    ) -> Generator[list[ForwardRequest], list[ForwardRequest], tuple[ForwardRequest, Tensor | None]]:
-        """Prefill: a row that has read the prompt.
+    ) -> ForwardSteps[tuple[ForwardRequest, Tensor | None]]:
+        """Prefill: a sequence that has read the prompt.
 
         Returns:
-            the prompt's last feed, with its logits (1, V); and the hidden states of all of it, (T, C), if `hidden`.
+            the prompt's last request, with its logits (1, V); and the hidden states of all of it, (T, C), if `hidden`.
         """
         scored = self.generation_config.prompt_logprobs is not None and self.index == 0
         if not scored and not hidden:
-            (feed,) = yield [ForwardRequest(self.open(self.prompt), sampler=sampler)]
-            return feed, None
-        row = self.open(reuse=False)
-        ids = self.prompt[-self.rows.capacity :] if not scored else self.prompt
+            (request,) = yield [ForwardRequest(self.open(self.prompt), sampler=sampler)]
+            return request, None
+        sequence = self.open(reuse=False)
+        ids = self.prompt[-self.slots.capacity :] if not scored else self.prompt
         states, before = [], None
-        for piece in self._pieces(ids):
-            last = len(row.ids) + len(piece) == len(ids)
-            (feed,) = yield [
-                ForwardRequest(row, piece, num_logits=len(piece), hidden=hidden, sampler=sampler if last else None)
+        for chunk in self._chunks(ids):
+            last = len(sequence.ids) + len(chunk) == len(ids)
+            (request,) = yield [
+                ForwardRequest(sequence, chunk, num_logits=len(chunk), hidden=hidden, sampler=sampler if last else None)
             ]
             if scored:
-                self._score_prompt(piece, before, feed.logits)
-            before = feed.logits[-1:]
-            states.append(feed.states)
-        feed.logits = feed.logits[-1:]
-        return feed, torch.cat(states) if hidden else None
+                self._score_prompt(chunk, before, request.logits)
+            before = request.logits[-1:]
+            states.append(request.states)
+        request.logits = request.logits[-1:]
+        return request, torch.cat(states) if hidden else None
 
-    def _pieces(self, ids: list[int]) -> list[list[int]]:
-        """Pieces that fit into the window; past its end every token has a window of its own."""
-        within, beyond = ids[: self.rows.capacity], ids[self.rows.capacity :]
-        return [within[i : i + _PIECE] for i in range(0, len(within), _PIECE)] + [[token] for token in beyond]
+    def _chunks(self, ids: list[int]) -> list[list[int]]:
+        """Chunks that fit into the window; past its end every token has a window of its own."""
+        within, beyond = ids[: self.slots.capacity], ids[self.slots.capacity :]
+        return [within[i : i + _CHUNK] for i in range(0, len(within), _CHUNK)] + [[token] for token in beyond]
 
-    def _score_prompt(self, piece: list[int], before: Tensor | None, logits: Tensor) -> None:
-        """Log-probabilities of `piece`, from the (1, V) logits before it and its own (n, V)."""
+    def _score_prompt(self, chunk: list[int], before: Tensor | None, logits: Tensor) -> None:
+        """Log-probabilities of `chunk`, from the (1, V) logits before it and its own (n, V)."""
         n = self.generation_config.prompt_logprobs or 0
         if self._prompt_tokens is None or before is None:
-            self._prompt_tokens = [Token(piece[0])]
-            piece, rows = piece[1:], logits[:-1]
+            self._prompt_tokens = [Token(chunk[0])]
+            chunk, rows = chunk[1:], logits[:-1]
         else:
             rows = torch.cat([before, logits[:-1]])
-        for token, row in zip(piece, rows):
+        for token, row in zip(chunk, rows):
             logprob, top = ranked(row, token, n)
             self._prompt_tokens.append(Token(token, logprob, top=top))
 
-    # --- results --------------------------------------------------------------------------------------------------
+    # --- results of a strategy ------------------------------------------------------------------------------------
 
     @property
     def left(self) -> int:
@@ -172,34 +202,35 @@ class Generation:
             if continuation.finish_reason is None:
                 continuation.finish("length")
 
-    # --- the engine's side ----------------------------------------------------------------------------------------
+    # --- for the engine -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin; `feeds` is then what to compute first, or the run is over."""
-        self._steps = self._all()
-        self._take(next(self._steps, None))
+        """Start; `forward_requests` is then what to compute first, or the generation has ended."""
+        self._steps = self._all_steps()
+        self._enqueue(next(self._steps, None))
 
     def resume(self) -> None:
-        """Go on after all `feeds` are done."""
+        """Go on after all `forward_requests` are done."""
         assert self._steps is not None
         try:
-            self._take(self._steps.send(self.feeds))
+            self._enqueue(self._steps.send(self.forward_requests))
         except StopIteration:
-            self._take(None)
+            self._enqueue(None)
 
-    def _all(self) -> StrategySteps:
+    def _all_steps(self) -> StrategySteps:
         if self.ending.limit > 0:
-            yield from self.strategy(self)
+            yield from self._strategy(self)
             return
         if self.generation_config.prompt_logprobs is not None and self.index == 0:
             yield from self.read_prompt()
         self._continuations[0].finish("length")
 
-    def _take(self, feeds: list[ForwardRequest] | None) -> None:
-        self.feeds = feeds or []
-        for feed in self.feeds:
-            feed.row.home.begin(feed)
-        if feeds is None:
+    def _enqueue(self, requests: list[ForwardRequest] | None) -> None:
+        """Wait for `requests`, whose tokens join their sequences now; None at the end of the strategy."""
+        self.forward_requests = requests or []
+        for request in self.forward_requests:
+            request.sequence.manager.append(request.sequence, request.tokens)
+        if requests is None:
             self._close()
 
     def stop(self, reason: FinishReason, error: str | None = None) -> None:
@@ -212,18 +243,18 @@ class Generation:
     def _close(self, forget: bool = False) -> None:
         if self._steps is not None:
             self._steps.close()
-        for row in self._own:
-            row.home.free(row, forget)
-        self._own, self.feeds, self.closed = [], [], True
+        for sequence in self._own:
+            sequence.manager.free(sequence, forget)
+        self._own, self.forward_requests, self.closed = [], [], True
 
-    def news(self) -> list[Output]:
+    def outputs(self) -> list[Output]:
         """What is new since the last call."""
         outputs = []
         for i, continuation in enumerate(self._continuations):
-            tokens, text = continuation.take()
+            tokens, text = continuation.drain()
             if not tokens and not text and not self.closed:
                 continue
-            output = Output(self.request, self.index + i, tokens, text, continuation.finish_reason, self._scores[i])
+            output = Output(self.request_id, self.index + i, tokens, text, continuation.finish_reason, self._scores[i])
             if i == 0:
                 output.prompt, self._prompt_tokens = self._prompt_tokens, None
                 output.error = self._error
@@ -231,6 +262,6 @@ class Generation:
         return outputs
 
     @property
-    def place(self) -> str:
-        """Where it is, for messages."""
+    def position(self) -> str:
+        """Which token of which continuation is next, for messages."""
         return f"token {len(self._continuations[0].ids) + 1} of continuation {self.index}"

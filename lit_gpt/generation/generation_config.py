@@ -1,4 +1,4 @@
-"""Every knob of text generation, with its default and its limits, in one place. Imports no torch."""
+"""The generation settings: every knob of text generation with its default and limits. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.generation.strategy_table import SAMPLING, STRATEGIES, StrategySpec
 
-StrategyName = Literal["sample", "greedy", "beam", "contrastive", "mcts", "speculative"]
+# mypy cannot read the table; the parser of the flags can, and offers its names.
+StrategyName: TypeAlias = Literal[tuple(STRATEGIES)]  # type: ignore[valid-type]
 Overflow = Literal["slide", "stop"]
 
 NGRAM = "ngram"
 """The draft that needs no checkpoint: look-up in the text so far."""
-
-_CANDIDATES = {"contrastive": 4, "mcts": 8}
-"""What `top_k` means where a strategy cannot do without one."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class GenerationConfig:
     The order in which the knobs act on the logits is documented in `lit_gpt.generation.logits`.
 
     Attributes:
-        strategy: `sample`, `greedy`, `beam`, `contrastive`, `mcts` or `speculative`.
+        strategy: what decides the tokens.
         max_new_tokens: the most tokens to write; 0 only scores the prompt.
         min_new_tokens: end-of-text is masked until this many tokens are out.
         num_samples: continuations of each prompt. `sample` draws them with seeds seed, seed + 1, …; `beam` returns its
@@ -95,24 +94,38 @@ class GenerationConfig:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
     @property
+    def spec(self) -> StrategySpec:
+        """The strategy's entry in the table."""
+        return STRATEGIES[self.strategy]
+
+    @property
     def greedy(self) -> bool:
         """Whether the next token is the arg-max of the processed logits and nothing is drawn."""
-        return self.strategy == "greedy" or self.temperature == 0
+        return self.temperature == 0 or STRATEGIES[self.strategy].greedy
 
     @property
     def candidates(self) -> int:
-        """Tokens that `contrastive` compares and `mcts` expands."""
-        return self.top_k or _CANDIDATES.get(self.strategy, 0)
+        """Tokens that `contrastive` compares and `mcts` expands; 0 where `top_k` is a filter."""
+        return self._count("top_k") if "top_k" in self.spec.defaults else 0
 
     @property
-    def rows(self) -> int:
-        """Rows of the cache that one continuation needs at most."""
-        return {"beam": self.num_beams, "contrastive": self.candidates}.get(self.strategy, 1)
+    def sequences(self) -> int:
+        """Cached sequences that one generation needs at most."""
+        return 1 if self.spec.sequences is None else self._count(self.spec.sequences)
 
     @property
-    def continuations(self) -> int:
-        """Independent runs that one request starts: `beam` finds all its samples in one."""
-        return 1 if self.strategy == "beam" else self.num_samples
+    def generations(self) -> int:
+        """Independent generations that one request starts: `beam` finds all its samples in one."""
+        return 1 if self.spec.one_search else self.num_samples
+
+    @property
+    def draft_checkpoint(self) -> str | None:
+        """The checkpoint that proposes tokens, if the strategy uses one."""
+        return self.draft if "draft" in self.spec.knobs and self.draft != NGRAM else None
+
+    def _count(self, knob: str) -> int:
+        """A knob that counts something, with the strategy's default."""
+        return getattr(self, knob) or self.spec.defaults.get(knob, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -140,7 +153,7 @@ class GenerationConfig:
         Raises:
             UserError: naming the knob, its value and the remedy.
         """
-        for name, choices in (("strategy", get_args(StrategyName)), ("overflow", get_args(Overflow))):
+        for name, choices in (("strategy", tuple(STRATEGIES)), ("overflow", get_args(Overflow))):
             if getattr(self, name) not in choices:
                 raise UserError(
                     f"{name}={getattr(self, name)!r} is unknown: {nearest(str(getattr(self, name)), choices)}"
@@ -183,41 +196,22 @@ class GenerationConfig:
             raise UserError(
                 f"min_new_tokens={self.min_new_tokens} exceeds max_new_tokens={self.max_new_tokens}: lower it"
             )
-        if self.strategy == "beam":
-            if self.temperature == 0:
-                raise UserError("beam with temperature=0 compares infinities: leave temperature at 1, or use greedy")
-            if self.num_samples > self.num_beams:
-                raise UserError(
-                    f"num_samples={self.num_samples} exceeds num_beams={self.num_beams}: "
-                    f"beam can return as many as it keeps; raise num_beams"
-                )
-        if self.strategy in ("contrastive", "mcts") and self.num_samples > 1:
-            raise UserError(
-                f"{self.strategy} draws nothing, so all {self.num_samples} samples would be equal: use sample"
-            )
-        if self.strategy == "contrastive" and self.temperature == 0:
-            raise UserError(
-                "contrastive with temperature=0 leaves one candidate: use greedy, or leave temperature at 1"
-            )
-        if self.strategy == "speculative" and not self.draft:
-            raise UserError("speculative needs a draft: a checkpoint with the same tokenizer, or ngram")
+        if self.spec.check is not None:
+            self.spec.check(self)
 
     def _without_effect(self) -> list[str]:
         """Knobs that differ from their default and do nothing here."""
-        used = _USED_BY[self.strategy]
-        if self.greedy:
-            used = used - {"temperature", *_FILTERS, "seed"}
+        used = self.spec.knobs - SAMPLING if self.greedy else self.spec.knobs
         defaults = GenerationConfig()
         idle = [
             name
-            for name in sorted(set().union(*_USED_BY.values()))
+            for name in sorted(set().union(*(spec.knobs for spec in STRATEGIES.values())))
             if name not in used and getattr(self, name) != getattr(defaults, name)
         ]
         if self.temperature == 0 and "temperature" in idle:
             idle.remove("temperature")  # it is what made this greedy
-        how = (
-            "greedy decoding" if self.greedy and self.strategy in ("sample", "greedy") else f"strategy {self.strategy}"
-        )
+        plain = self.spec.knobs <= SAMPLING  # it has no knobs of its own
+        how = "greedy decoding" if self.greedy and plain else f"strategy {self.strategy}"
         return [f"{name}={getattr(self, name)!r} has no effect with {how}" for name in idle]
 
 
@@ -245,13 +239,4 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "length_penalty": (-_INF, _INF, "(-∞, ∞)"),
     "penalty_alpha": (0.0, 1.0, "[0, 1]"),
     "c_puct": (0.0, _INF, "[0, ∞)"),
-}
-_FILTERS = {"top_k", "top_p", "min_p"}
-_USED_BY: dict[str, set[str]] = {
-    "sample": {"temperature", *_FILTERS, "seed"},
-    "greedy": set(),
-    "beam": {"temperature", *_FILTERS, "num_beams", "length_penalty"},
-    "contrastive": {"temperature", *_FILTERS, "penalty_alpha"},
-    "mcts": {"temperature", *_FILTERS, "num_simulations", "c_puct", "rollout_length"},
-    "speculative": {"temperature", *_FILTERS, "seed", "draft", "num_draft_tokens"},
 }

@@ -1,4 +1,4 @@
-"""What the engine hands out: tokens with their log-probabilities, and pieces of text. Imports no torch."""
+"""Outputs of the engine: tokens with their log-probabilities, and pieces of text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Token(NamedTuple):
 
 @dataclass
 class Output:
-    """News of one continuation.
+    """What is new of one continuation.
 
     Attributes:
         request: the id that `Engine.submit` returned.
         index: which of the request's continuations, 0 … num_samples - 1.
-        tokens: generated since the last news; an end-of-text token is among them.
+        tokens: generated since the last output; an end-of-text token is among them.
         text: whole characters that are certain by now; the pieces of a continuation, joined, are its text. Text that
             may become a stop string is held back until that is decided. Empty where the engine has no tokenizer.
         finish_reason: None while it goes on.
         score: of a finished beam: sum of log-probabilities / length^length_penalty.
-        prompt: the prompt's tokens, once, with the first news of index 0, if `prompt_logprobs` asked for them. The
+        prompt: the prompt's tokens, once, with the first output of index 0, if `prompt_logprobs` asked for them. The
             first token has no log-probability: nothing came before it.
         error: with finish_reason `error`, one line that says what happened.
     """

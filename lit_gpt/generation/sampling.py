@@ -110,9 +110,10 @@ class Sampler:
     def takes_largest(self) -> bool:
         """Whether the next token is the arg-max of the processed logits.
 
-        `mcts` is not among them: with a temperature of 0 its roll-outs are greedy, the choice is the search's.
+        A search is not among them: with a temperature of 0 the roll-outs of `mcts` are greedy, the choice is its own.
         """
-        return self.generation_config.greedy and self.generation_config.strategy in ("sample", "greedy", "speculative")
+        spec = self.generation_config.spec
+        return self.generation_config.greedy and (spec.greedy or "seed" in spec.knobs)
 
     def stages(self, logits: Tensor) -> Iterator[StageResult]:
         """What each of `STAGES` makes of the next token's logits, (1, V), in order.
@@ -211,11 +212,11 @@ def _temperature(sampler: Sampler, logits: Tensor) -> Tensor:
 
 
 def _top_k(sampler: Sampler, logits: Tensor) -> Tensor:
-    """Not in `contrastive` and `mcts`, where `top_k` is the number of candidates."""
+    """Not in strategies for which `top_k` is the number of candidates that they compare."""
     generation_config = sampler.generation_config
     if generation_config.greedy or generation_config.top_k is None:
         return logits
-    return logits if generation_config.strategy in ("contrastive", "mcts") else L.top_k(logits, generation_config.top_k)
+    return logits if generation_config.candidates else L.top_k(logits, generation_config.top_k)
 
 
 def _top_p(sampler: Sampler, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One continuation as it grows: its tokens, its end, and its text in whole characters with stop strings held back."""
+"""The end of a continuation: limits, end ids and stop strings, and the text that is certain by now."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lit_gpt.tokenizer.tokenizer import TextStream, Tokenizer
 
 
 def scan(held: bytes, new: bytes, stops: Iterable[bytes]) -> tuple[bytes, bytes, bool]:
-    """Look for stop strings in what was held back and what is new.
+    """Find stop strings in what was held back and what is new.
 
     >>> scan(b"", b"to be EN", [b"END"])
     (b'to be ', b'EN', False)
@@ -21,7 +21,7 @@ def scan(held: bytes, new: bytes, stops: Iterable[bytes]) -> tuple[bytes, bytes,
         What is certain to be text; what may yet become a stop string; whether one was found (what follows is dropped).
     """
     data = held + new
-    found = [place for stop in stops if (place := data.find(stop)) >= 0]
+    found = [start for stop in stops if (start := data.find(stop)) >= 0]
     if found:
         return data[: min(found)], b"", True
     keep = 0
@@ -34,7 +34,7 @@ def scan(held: bytes, new: bytes, stops: Iterable[bytes]) -> tuple[bytes, bytes,
 
 
 class Ending:
-    """When a continuation ends, by its generation settings and the room there is.
+    """When a continuation ends, by its generation settings and the tokens that fit.
 
     Attributes:
         limit: the most new tokens.
@@ -55,7 +55,7 @@ class Ending:
 
 
 class Continuation:
-    """A continuation: takes tokens, gives news.
+    """The tokens of a continuation, and its text in whole characters with possible stop strings held back.
 
     Attributes:
         ids: every token so far.
@@ -73,7 +73,7 @@ class Continuation:
         self._text: list[str] = []
 
     def push(self, token: Token) -> bool:
-        """Take the next token; whether it was the last."""
+        """Add the next token; whether it was the last."""
         self.ids.append(token.id)
         self._tokens.append(token)
         stopped = False
@@ -104,7 +104,7 @@ class Continuation:
             self._text += [self._stream.feed(self._held), self._stream.flush()]
         self._held = b""
 
-    def take(self) -> tuple[list[Token], str]:
+    def drain(self) -> tuple[list[Token], str]:
         """Tokens and text since the last call."""
         tokens, text = self._tokens, "".join(self._text)
         self._tokens, self._text = [], []

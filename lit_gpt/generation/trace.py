@@ -154,7 +154,7 @@ def record_step(sampler: Sampler, raw: Tensor, token: int, listing: Listing, sho
     stages = list(sampler.stages(raw[None]))
     before, after = raw.double().softmax(-1), stages[-1].after[0].double().softmax(-1)
     cuts = _cuts(stages)
-    drawn = generation_config.strategy == "sample" and not generation_config.greedy
+    drawn = generation_config.spec.one_draw and not generation_config.greedy
     starts = _interval_starts(sampler, raw) if drawn else None
 
     def candidate(one: int) -> Candidate:

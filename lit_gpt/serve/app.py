@@ -171,8 +171,8 @@ def _add_engine_gauges(service: Service) -> None:
     engine = worker.engine
     metrics.gauge("requests_running", "Sequences in the engine's slots", lambda: engine.n_running)
     metrics.gauge("requests_waiting", "Sequences that wait for a slot", lambda: worker.reserved - engine.n_running)
-    metrics.gauge("cache_usage_ratio", "Share of the key-value cache in use", lambda: engine.rows.load)
-    metrics.gauge("slots", "Sequences that can run at once", lambda: engine.rows.n_row)
+    metrics.gauge("cache_usage_ratio", "Share of the key-value cache in use", lambda: engine.slots.load)
+    metrics.gauge("slots", "Sequences that can run at once", lambda: engine.slots.n_slot)
     metrics.gauge("engine_up", "1 while the engine's thread lives", lambda: float(worker.stop_reason is None))
 
 

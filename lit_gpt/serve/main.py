@@ -170,7 +170,7 @@ def _announce(service: Service, listener: socket.socket, has_key: bool) -> None:
     body = json.dumps({"model": service.name, "prompt": "Once upon a time", "max_tokens": 30})
     key = " -H 'Authorization: Bearer KEY'" if has_key else ""
     note(
-        f"serving {service.name}: context {service.config.block_size}, {service.worker.engine.rows.n_row} slots, "
+        f"serving {service.name}: context {service.config.block_size}, {service.worker.engine.slots.n_slot} slots, "
         f"{service.worker.limits.max_queue} more may wait"
     )
     note(f"page:  http://{host}:{port}/")

@@ -124,7 +124,7 @@ class Worker:
     @property
     def capacity(self) -> int:
         """Sequences that the server accepts at once: one for each slot, and `max_queue` that wait."""
-        return self.engine.rows.n_row + self.limits.max_queue
+        return self.engine.slots.n_slot + self.limits.max_queue
 
     @property
     def reserved(self) -> int:
@@ -153,8 +153,8 @@ class Worker:
         if count > self.capacity:
             raise bad_request(f"prompts × n = {count} is more than this server takes at once: {self.capacity}", "n")
         if self._reserved + count > self.capacity:
-            waiting = self._reserved - self.engine.rows.n_row + count
-            seconds = min(60, max(1, round(self._mean_seconds * waiting / self.engine.rows.n_row)))
+            waiting = self._reserved - self.engine.slots.n_slot + count
+            seconds = min(60, max(1, round(self._mean_seconds * waiting / self.engine.slots.n_slot)))
             text = f"the queue is full ({self.capacity} sequences run or wait): try again in {seconds} s"
             raise ApiError(429, text, code="queue_full", headers={"Retry-After": str(seconds)})
         self._reserved += count
@@ -283,8 +283,8 @@ class Worker:
         now = time.perf_counter()
         if self._unstarted:
             self._mark_started(now)
-        self.metrics.prefix_hits.inc(max(0, self.engine.rows.reused - self._reused))
-        self._reused = self.engine.rows.reused
+        self.metrics.prefix_hits.inc(max(0, self.engine.slots.reused - self._reused))
+        self._reused = self.engine.slots.reused
         batch = []
         for output in outputs:
             prompt = self._prompts.get(output.request)

@@ -256,7 +256,7 @@ class LitGPT(L.LightningModule):
         assert completions is not None
         finished = []
         for prompt in batch:
-            while not completions.has_room:
+            while not completions.has_capacity:
                 finished += completions.step()
             completions.add(prompt, encode_prompt(self.tokenizer, prompt.prompt))
         is_last = batch_idx + 1 == self.trainer.num_predict_batches[0]

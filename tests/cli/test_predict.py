@@ -136,7 +136,7 @@ def test_a_killed_run_resumes_and_redoes_nothing(ckpt: Path, inside: Any, tmp_pa
         (["--start", "a", "--temperature", "-1"], "temperature=-1.0 is outside [0, ∞)"),
         (["--start", "a", "--stop", ""], "stop has an empty string"),
         (["--start", "a" * 50, "--overflow", "stop"], "prompt 1 has 50 tokens, the model's context is 32"),
-        (["--prompts", "ids.jsonl"], "prompt 1 has token id 999, outside the vocabulary: use ids 0 … 256"),
+        (["--prompts", "ids.jsonl"], "prompt 1 has token id 999, outside the vocabulary of 257: use ids 0 … 256"),
         ([], "there are no prompts: give --start"),
         (["--start", "a", "--resume"], "--resume goes on with a file of results: name it with --output"),
         (["--start", "a", "--strategy", "speculative", "--draft", "other.ckpt"], "use a draft with the same tokenizer"),

@@ -1,4 +1,4 @@
-"""The engine against the loop without a cache, against a model that counts, and in any company."""
+"""The engine against the loop without a cache, against a model that counts, and with other requests beside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from mock_models import CountingModel, collect, counting_engine, greedy
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Draft, Engine
@@ -16,8 +16,6 @@ from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import Output
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
-from lit_gpt.model.kv_cache import CacheStep
-from lit_gpt.model.output import GPTOutput
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 POSITIONS: list[dict[str, Any]] = [
@@ -47,64 +45,8 @@ def uncached_greedy(model: GPT, prompt: Sequence[int], n: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def collect(engine: Engine) -> dict[tuple[int, int], list[int]]:
-    """(request, index) → ids, after everything has run."""
-    ids: dict[tuple[int, int], list[int]] = {}
-    for output in engine.drain():
-        ids.setdefault((output.request, output.index), []).extend(token.id for token in output.tokens)
-    return ids
-
-
 def finals(engine: Engine) -> dict[int, Output]:
     return {output.request: output for output in engine.drain() if output.finish_reason}
-
-
-class CountingModel:
-    """Logits are a function of all tokens so far; they travel through the cache as one-dimensional keys.
-
-    It prefers (3 · last + number of tokens) mod V, and counts what it is fed.
-    """
-
-    def __init__(self, vocab_size: int = 11, block_size: int = 64, broken: int | None = None) -> None:
-        self.config = GPTConfig(vocab_size=vocab_size, block_size=block_size, n_layer=1, n_head=1, n_embd=1, head_dim=1)
-        self.broken = broken
-        self.batches: list[tuple[int, int]] = []
-
-    def __call__(self, idx: Tensor, cache: CacheStep, last_only: Any = False, return_hidden: bool = False) -> GPTOutput:
-        self.batches.append(tuple(idx.shape))  # type: ignore[arg-type]
-        keys = idx.double()[:, None, :, None]
-        seen, _ = cache.update(0, keys, keys)  # (B, 1, S, 1)
-        logits = torch.zeros(*idx.shape, self.config.vocab_size, dtype=torch.float64)
-        for b in range(len(idx)):
-            for t in range(idx.size(1)):
-                place = int(cache.positions.expand(len(idx), -1)[b, t])
-                text = seen[b, 0, : place + 1, 0].long().tolist()
-                logits[b, t, self.next(text)] = 5.0
-                if self.broken is not None and text[-1] == self.broken:
-                    logits[b, t, 0] = math.nan
-        hidden = torch.nn.functional.one_hot(idx, self.config.vocab_size).double()
-        if isinstance(last_only, Tensor):
-            logits, hidden = (x[torch.arange(len(x)), last_only][:, None] for x in (logits, hidden))
-        elif last_only:
-            logits, hidden = logits[:, -1:], hidden[:, -1:]
-        return GPTOutput(logits, hidden if return_hidden else None)
-
-    def next(self, text: list[int]) -> int:
-        return (3 * text[-1] + len(text)) % self.config.vocab_size
-
-    def greedy(self, prompt: list[int], n: int) -> list[int]:
-        text = list(prompt)
-        for _ in range(n):
-            text.append(self.next(text))
-        return text[len(prompt) :]
-
-
-def counting_engine(model: CountingModel, **values: Any) -> Engine:
-    return Engine(model, model.config, dtype=torch.float64, max_slots=8, **values)
-
-
-def greedy(n: int = 6, **values: Any) -> GenerationConfig:
-    return GenerationConfig(strategy="greedy", max_new_tokens=n, **values)
 
 
 @pytest.mark.parametrize("overrides", POSITIONS, ids=lambda values: values["position"])
@@ -157,38 +99,6 @@ def test_sample_i_of_n_uses_seed_plus_i() -> None:
     assert ids[many, 2] == ids[one, 0]
 
 
-def test_running_requests_share_one_forward_a_step() -> None:
-    model = CountingModel()
-    engine = counting_engine(model)
-    prompts = [[1], [2], [3], [4]]
-    requests = [engine.submit(prompt, greedy(6)) for prompt in prompts]
-    ids = collect(engine)
-    assert [ids[request, 0] for request in requests] == [model.greedy(prompt, 6) for prompt in prompts]
-    assert model.batches == [(4, 1)] * 6
-
-
-def test_a_common_prefix_is_fed_once() -> None:
-    model = CountingModel(vocab_size=50)
-    engine = counting_engine(model, prefill_chunk=8)
-    shared = list(range(20))
-    prompts = [[*shared, 30], [*shared, 31], [*shared, 32]]
-    requests = [engine.submit(prompt, greedy(1)) for prompt in prompts]
-    ids = collect(engine)
-    assert [ids[request, 0] for request in requests] == [model.greedy(prompt, 1) for prompt in prompts]
-    assert engine.rows.fed == 20 + 3  # the prefix once, each last token
-    late = engine.submit([*shared, 33, 34], greedy(1))
-    assert collect(engine)[late, 0] == model.greedy([*shared, 33, 34], 1)
-    assert engine.rows.fed == 20 + 3 + 2  # freed rows are remembered
-
-
-def test_samples_of_one_prompt_read_it_once() -> None:
-    model = CountingModel()
-    engine = counting_engine(model)
-    engine.submit([1, 2, 3, 4, 5], GenerationConfig(max_new_tokens=1, num_samples=4, seed=1))
-    collect(engine)
-    assert engine.rows.fed == 5
-
-
 def test_logits_that_are_no_numbers_stop_one_request_only() -> None:
     model = CountingModel(broken=10)
     engine = counting_engine(model)
@@ -210,16 +120,16 @@ def test_a_nan_in_the_cache_does_not_outlive_its_request() -> None:
     engine = Engine(model, model.config, max_slots=2)
     victim, other = engine.submit([3, 4], greedy(20)), engine.submit([5, 6], greedy(20))
     engine.step()
-    engine.rows._cache.v[:, 0] = math.nan
+    engine.slots.cache.v[:, 0] = math.nan
     last = finals(engine)
     assert (last[victim].finish_reason, last[other].finish_reason) == ("error", "length")
-    prompts = [[11], [8, 9, 10]]  # the shorter one is in the wiped row, and padded
+    prompts = [[11], [8, 9, 10]]  # the shorter one is in the wiped slot, and padded
     requests = [engine.submit(prompt, greedy(20)) for prompt in prompts]
     ids = collect(engine)
     assert [ids[request, 0] for request in requests] == [uncached_greedy(model, prompt, 20) for prompt in prompts]
 
 
-def test_a_cancelled_request_frees_its_row_and_says_so() -> None:
+def test_a_cancelled_request_frees_its_slot_and_says_so() -> None:
     model = CountingModel()
     engine = Engine(model, model.config, dtype=torch.float64, max_slots=1)
     first, second = engine.submit([1], greedy(60)), engine.submit([2], greedy(3))
@@ -253,7 +163,7 @@ def test_bad_requests_are_refused_before_work_starts(byte_tokenizer: Tokenizer) 
         ([-1], greedy(), "token id -1"),
         ([1] * 25, greedy(overflow="stop"), "25 tokens, the model's context is 24"),
         ([1], greedy(banned_tokens=[999]), "banned_tokens has token id 999"),
-        ([1], GenerationConfig(strategy="beam", num_beams=3), "beam needs 3 rows of cache and there are 2"),
+        ([1], GenerationConfig(strategy="beam", num_beams=3), "beam needs 3 slots of cache and there are 2"),
         ([1], GenerationConfig(strategy="speculative", draft="x.ckpt"), "the draft x.ckpt was not loaded"),
         ([1], greedy(stop=[""]), "stop has an empty string"),
     ]:

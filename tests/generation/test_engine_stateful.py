@@ -32,7 +32,7 @@ def random_gpt(position: Any) -> GPT:
 @cache
 def next_token(position: str, text: tuple[int, ...]) -> int:
     with torch.no_grad():
-        return int(random_gpt(position)(torch.tensor([text[-BLOCK:]]))[0, -1].argmax())
+        return int(random_gpt(position)(torch.tensor([text[-BLOCK:]])).logits[0, -1].argmax())
 
 
 # Few different tokens, so that prompts often begin alike and rows are copied.
@@ -74,7 +74,7 @@ class EngineMachine(RuleBasedStateMachine):
     def step(self, n: int) -> None:
         for _ in range(n):
             for output in self.engine.step():
-                assert output.request not in self.reasons, "news of a continuation that had ended"
+                assert output.request not in self.reasons, "an output of a continuation that had ended"
                 self.ids[output.request] += [token.id for token in output.tokens]
                 if output.finish_reason is not None:
                     self.reasons[output.request] = output.finish_reason
@@ -89,7 +89,7 @@ class EngineMachine(RuleBasedStateMachine):
         while self.engine.has_work:
             self.step(1)
         assert self.reasons.keys() == self.asked.keys()
-        assert not any(self.engine.rows._is_live(slot) for slot in range(self.engine.rows.n_row)), "a row was lost"
+        assert not any(self.engine.slots.is_live(slot) for slot in range(self.engine.slots.n_slot)), "a slot was lost"
         for request, (prompt, n) in self.asked.items():
             text = list(prompt)
             for _ in self.ids[request]:

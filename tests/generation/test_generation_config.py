@@ -9,6 +9,7 @@ import pytest
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.generation.strategy_table import STRATEGIES
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_wrong_values_are_refused_in_one_line(values: dict[str, Any], message: s
 
 
 def test_every_default_is_right_and_every_strategy_has_its_defaults() -> None:
-    for strategy in ("sample", "greedy", "beam", "contrastive", "mcts", "speculative"):
+    for strategy in STRATEGIES:
         assert GenerationConfig(strategy=strategy).check() == []
 
 

@@ -45,7 +45,7 @@ def near(model: GPT, noise: float) -> GPT:
 
 def run(engine: Engine, prompts: list[list[int]], **settings: Any) -> list[list[Completion]]:
     results = dict(complete(engine, prompts, GenerationConfig(**settings)))
-    return [results[place] for place in range(len(prompts))]
+    return [results[i] for i in range(len(prompts))]
 
 
 class TableModel:
@@ -112,7 +112,7 @@ def test_a_draft_of_no_quality_changes_nothing_and_a_perfect_one_saves_passes() 
         engine = Engine(model, model.config, draft=Draft(draft, draft.config))
         settings = {"strategy": "speculative", "temperature": 0, "draft": "x", "num_draft_tokens": 4}
         assert run(engine, PROMPTS[:1], max_new_tokens=20, **settings)[0][0].ids == expected[0][0].ids
-        assert engine.rows.forwards <= most
+        assert engine.model_runner.forwards <= most
 
 
 # Beam search ----------------------------------------------------------------------------------------------------------

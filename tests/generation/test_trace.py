@@ -158,7 +158,7 @@ def test_what_greedy_cuts_is_named_greedy_everywhere(model: GPT) -> None:
 def test_the_candidates_intervals_tile_the_line(model: GPT) -> None:
     generation_config = GenerationConfig(temperature=0.8, top_p=0.7, repetition_penalty=1.4, seed=2)
     sampler = Sampler(generation_config, [1, 2, 3], 257, seed=2)
-    raw = model(torch.tensor([[1, 2, 3]]))[0, -1]
+    raw = model(torch.tensor([[1, 2, 3]])).logits[0, -1]
     (token,) = choose_tokens([sampler], raw[None])
     step = record_step(sampler, raw, token, likeliest_before(257), str)
     assert [one.before for one in step.candidates] == sorted((one.before for one in step.candidates), reverse=True)

@@ -94,7 +94,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, GPT]:
 
 def run(model: GPT, prompts: list[list[int]], **settings: Any) -> list[Any]:
     results = dict(complete(Engine(model, model.config, max_slots=24), prompts, GenerationConfig(**settings)))
-    return [results[place] for place in range(len(prompts))]
+    return [results[i] for i in range(len(prompts))]
 
 
 @torch.no_grad()

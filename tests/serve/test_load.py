@@ -37,9 +37,9 @@ def test_a_client_that_disconnects_frees_its_slot(start: Start, stream: bool) ->
     body = {"prompt": "a", "max_tokens": 90, "ignore_eos": True, "stream": stream}
     disconnect_after(server, body, 0.4)
     wait_for(lambda: server.service.worker.engine.n_running == 1 or server.metric("client_disconnects") == 1)
-    forwards = server.service.worker.engine.rows.forwards
+    forwards = server.service.worker.engine.model_runner.forwards
     server.wait_until_idle()
-    assert server.service.worker.engine.rows.forwards - forwards < 20  # 90 if it had gone on
+    assert server.service.worker.engine.model_runner.forwards - forwards < 20  # 90 if it had gone on
     assert server.metric("client_disconnects") == 1
     assert server.complete(prompt="a", max_tokens=2)["usage"]["completion_tokens"] <= 2
 
@@ -58,7 +58,7 @@ def test_an_async_client_that_cancels_frees_its_slot(start: Start) -> None:
 
     asyncio.run(use())
     server.wait_until_idle()
-    assert server.service.worker.engine.rows.forwards < 30
+    assert server.service.worker.engine.model_runner.forwards < 30
 
 
 def test_a_full_queue_refuses_with_retry_after(start: Start) -> None:
@@ -103,11 +103,11 @@ def test_requests_share_the_engine(start: Start) -> None:
     server = start(seconds=0.01, max_slots=8)
     bodies = [{"prompt": f"prompt {i}", "max_tokens": 30, "seed": i, "ignore_eos": True} for i in range(8)]
     alone = [server.complete(**body)["choices"][0]["text"] for body in bodies]
-    before = server.service.worker.engine.rows.forwards
+    before = server.service.worker.engine.model_runner.forwards
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda body: server.complete(**body)["choices"][0]["text"], bodies))
     assert together == alone
-    assert server.service.worker.engine.rows.forwards - before < 8 * 30 / 2
+    assert server.service.worker.engine.model_runner.forwards - before < 8 * 30 / 2
 
 
 def test_shared_prefixes_are_counted(start: Start) -> None:
@@ -124,7 +124,7 @@ def test_a_failed_engine_fails_all_requests(start: Start, caplog: pytest.LogCapt
     with ThreadPoolExecutor(3) as pool:
         running = [pool.submit(server.post, "/v1/completions", body | {"stream": i == 0}) for i in range(3)]
         wait_for(lambda: server.service.worker.reserved == 3 and server.service.worker.engine.n_running == 1)
-        server.service.worker.engine.rows.model.broken = True  # type: ignore[attr-defined]
+        server.service.worker.engine.model_runner.model.broken = True  # type: ignore[attr-defined]
         answers = [answer.result() for answer in running]
     assert all("engine_dead" in answer.text for answer in answers)
     assert {answer.status_code for answer in answers} <= {200, 503}
@@ -186,4 +186,4 @@ def test_slow_and_disconnecting_clients_leave_no_state_behind(start: Start) -> N
     worker = server.service.worker
     assert not worker._prompts and not worker._unstarted and threading.active_count() <= threads + 1
     engine: Engine = worker.engine
-    assert engine.rows.load == 0 and not engine.has_work
+    assert engine.slots.load == 0 and not engine.has_work

@@ -221,7 +221,7 @@ def test_stop_stops_the_server_too(start: Callable[..., Serving], visit: Callabl
     page.click("#stop")
     page.wait_for_selector("#go:not([disabled])")
     slow.wait_until_idle()
-    assert slow.service.worker.engine.rows.forwards < 60 and slow.metric("client_disconnects_total") == 1
+    assert slow.service.worker.engine.model_runner.forwards < 60 and slow.metric("client_disconnects_total") == 1
 
 
 def test_both_languages_and_themes(words: Serving, visit: Callable[..., Any]) -> None:

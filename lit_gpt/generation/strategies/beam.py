@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from lit_gpt.generation.forward_request import ForwardRequest
 from lit_gpt.generation.generation import Generation, StrategySteps
 from lit_gpt.generation.outputs import Token
-from lit_gpt.generation.rows import ForwardRequest, Row
 from lit_gpt.generation.sampling import Sampler
+from lit_gpt.generation.slots import CachedSequence
 from lit_gpt.generation.stopping import scan
 
 
@@ -22,16 +23,16 @@ class Hypothesis:
     Attributes:
         tokens: what was generated.
         total: sum of the processed log-probabilities.
-        sampler: with what it has said.
+        sampler: in the state after these tokens.
         held: bytes that may become a stop string.
-        feed: its row, and the logits after its last token once that was fed; None for a finished one.
+        request: its sequence, and the logits after its last token once that is computed; None for a finished one.
     """
 
     tokens: list[Token]
     total: float
     sampler: Sampler
     held: bytes = b""
-    feed: ForwardRequest | None = None
+    request: ForwardRequest | None = None
 
 
 def beam(generation: Generation) -> StrategySteps:
@@ -41,8 +42,8 @@ def beam(generation: Generation) -> StrategySteps:
     follows (`early_stopping="never"` of transformers), or at the last token allowed.
     """
     generation_config = generation.generation_config
-    feed, _ = yield from generation.read_prompt()
-    running = [Hypothesis([], 0.0, generation.sampler, feed=feed)]  # one: equal beams would find the same texts
+    request, _ = yield from generation.read_prompt()
+    running = [Hypothesis([], 0.0, generation.sampler, request=request)]  # one: equal beams would find the same texts
     finished: list[Hypothesis] = []
     for length in range(1, generation.ending.limit + 1):
         running, ended = _expand(generation, running, generation_config.num_beams, length)
@@ -81,32 +82,32 @@ def _expand(
 
     What ends farther down the list is dropped: had it been worth keeping, it would have been above.
     """
-    rows = [one.sampler.process(one.feed.logits[-1:])[0].log_softmax(-1) for one in running if one.feed]
+    rows = [one.sampler.process(one.request.logits[-1:])[0].log_softmax(-1) for one in running if one.request]
     before = torch.tensor([[one.total] for one in running], dtype=rows[0].dtype, device=rows[0].device)
     totals = torch.stack(rows) + before  # (beams, V)
     V = totals.size(-1)
     width_of_search = min(
         (1 + max(1, len(generation.ending.end_ids) + len(generation.ending.stops))) * width, totals.numel()
     )
-    values, places = totals.flatten().topk(width_of_search)
+    values, indices = totals.flatten().topk(width_of_search)
     kept: list[tuple[int, Token, float, bytes]] = []
     ended: list[Hypothesis] = []
-    for rank, (total, place) in enumerate(zip(values.tolist(), places.tolist())):
+    for rank, (total, index) in enumerate(zip(values.tolist(), indices.tolist())):
         if total == -math.inf or len(kept) == width:
             break
-        parent, token = running[place // V], place % V
+        parent, token = running[index // V], index % V
         reported = _report(parent, token)
         held, stopped = _held(generation, parent, token)
         if generation.ending.reason(token, length, stopped) is None:
-            kept.append((place // V, reported, total, held))
+            kept.append((index // V, reported, total, held))
         elif rank < width:
             ended.append(Hypothesis([*parent.tokens, reported], total, parent.sampler))
     return _branch(generation, running, kept), ended
 
 
 def _report(parent: Hypothesis, token: int) -> Token:
-    assert parent.feed is not None
-    return parent.sampler.report(parent.feed.logits[-1], token)
+    assert parent.request is not None
+    return parent.sampler.report(parent.request.logits[-1], token)
 
 
 def _held(generation: Generation, parent: Hypothesis, token: int) -> tuple[bytes, bool]:
@@ -119,29 +120,32 @@ def _held(generation: Generation, parent: Hypothesis, token: int) -> tuple[bytes
 def _branch(
     generation: Generation, running: list[Hypothesis], kept: list[tuple[int, Token, float, bytes]]
 ) -> list[Hypothesis]:
-    """Turn chosen tokens into hypotheses: a parent's first child takes over its row, the others get copies.
+    """Turn chosen tokens into hypotheses: a parent's first child takes over its sequence, the others get copies.
 
-    Rows of childless parents are freed first, so that there is never need for more than `num_beams`.
+    Sequences of childless parents are freed first, so that there is never need for more than `num_beams`.
     """
     parents = {parent for parent, *_ in kept}
     for i, one in enumerate(running):
-        if i not in parents and one.feed is not None:
-            generation.free(one.feed.row)
-    rows: dict[int, Row] = {}
+        if i not in parents and one.request is not None:
+            generation.free(one.request.sequence)
+    sequences: dict[int, CachedSequence] = {}
     children = []
     for parent, token, total, held in kept:
         one = running[parent]
-        assert one.feed is not None
-        row = generation.fork(rows[parent]) if parent in rows else rows.setdefault(parent, one.feed.row)
+        assert one.request is not None
+        if parent in sequences:
+            sequence = generation.fork(sequences[parent])
+        else:
+            sequence = sequences[parent] = one.request.sequence
         sampler = one.sampler.fork()
         sampler.observe(token.id)
-        children.append(Hypothesis([*one.tokens, token], total, sampler, held, ForwardRequest(row)))
+        children.append(Hypothesis([*one.tokens, token], total, sampler, held, ForwardRequest(sequence)))
     return children
 
 
 def _extend(generation: Generation, running: list[Hypothesis]) -> list[ForwardRequest]:
-    """Feeds of each hypothesis' last token."""
+    """Requests for each hypothesis' last token."""
     for one in running:
-        assert one.feed is not None
-        one.feed = ForwardRequest(one.feed.row, [one.tokens[-1].id])
-    return [one.feed for one in running if one.feed is not None]
+        assert one.request is not None
+        one.request = ForwardRequest(one.request.sequence, [one.tokens[-1].id])
+    return [one.request for one in running if one.request is not None]

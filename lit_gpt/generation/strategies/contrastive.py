@@ -1,4 +1,4 @@
-"""Contrastive search (Su et al. 2022, arXiv 2202.06417): likely, and unlike everything said so far."""
+"""Contrastive search (Su et al. 2022, arXiv 2202.06417): likely tokens whose hidden state is unlike those before."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_gpt.generation.forward_request import ForwardRequest
 from lit_gpt.generation.generation import Generation, StrategySteps
-from lit_gpt.generation.rows import ForwardRequest
 
 
 def contrastive(generation: Generation) -> StrategySteps:
     """Among the k likeliest tokens v take the one with the largest (1 - α) · p(v | x) - α · max_j cos(h_v, h_j).
 
     h_v is the hidden state after the final norm once v itself was fed; each candidate has its own, so all k are fed, in
-    one pass, to copies of the row. j runs over every token before, the prompt's included, each with the state it had
-    when it was read. The winner's row is the next text; the others' differ from it in one token, which is all that is
-    copied.
+    one pass, to copies of the sequence. j runs over every token before, the prompt's included, each with the state it
+    had when it was read. The winner's sequence is the next text; the others' differ from it in one token, which is all
+    that is copied.
     """
     alpha, k = generation.generation_config.penalty_alpha, generation.generation_config.candidates
-    feed, states = yield from generation.read_prompt(hidden=True)
+    request, states = yield from generation.read_prompt(hidden=True)
     assert states is not None
-    row, logits = feed.row, feed.logits
+    sequence, logits = request.sequence, request.logits
     past = F.normalize(states, dim=-1)  # (S, C)
     while True:
         probabilities, ids = generation.sampler.process(logits)[0].softmax(-1).topk(min(k, logits.size(-1)))
         ids, probabilities = ids[probabilities > 0], probabilities[probabilities > 0]
-        rows = [row, *(generation.fork(row) for _ in ids[1:])]
-        feeds = yield [ForwardRequest(one, [token], hidden=True) for one, token in zip(rows, ids.tolist())]
-        candidates = F.normalize(torch.cat([feed.states for feed in feeds]), dim=-1)  # (k, C)
+        sequences = [sequence, *(generation.fork(sequence) for _ in ids[1:])]
+        requests = yield [ForwardRequest(one, [token], hidden=True) for one, token in zip(sequences, ids.tolist())]
+        candidates = F.normalize(torch.cat([request.states for request in requests]), dim=-1)  # (k, C)
         chosen = int(contrastive_scores(probabilities, candidates, past, alpha).argmax())
         if generation.emit(generation.sampler.report(logits[-1], int(ids[chosen]))):
             return
-        row, logits = rows[chosen], feeds[chosen].logits
-        for one in rows:
-            if one is not row:
+        sequence, logits = sequences[chosen], requests[chosen].logits
+        for one in sequences:
+            if one is not sequence:
                 generation.free(one)
         past = torch.cat([past, candidates[chosen : chosen + 1]])
 

@@ -1,17 +1,17 @@
-"""Monte Carlo tree search: look ahead, and let what comes of a token decide about it (PUCT, as AlphaZero has it)."""
+"""Monte Carlo tree search with PUCT, as in AlphaZero: tokens are chosen by the value of what follows them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from lit_gpt.generation import logits as L
-from lit_gpt.generation.generation import Generation, StrategySteps
+from lit_gpt.generation.forward_request import ForwardRequest
+from lit_gpt.generation.generation import ForwardSteps, Generation, StrategySteps
 from lit_gpt.generation.outputs import Token
-from lit_gpt.generation.rows import ForwardRequest, Row
+from lit_gpt.generation.slots import CachedSequence
 
 
 @dataclass(eq=False)
@@ -48,12 +48,12 @@ def mcts(generation: Generation) -> StrategySteps:
     `top_k` likeliest tokens, values it, and adds the value to every node on the way. What was found out about the
     chosen child is kept for the next token.
     """
-    feed, _ = yield from generation.read_prompt()
-    row, root, text = feed.row, Node(-1, 0.0, visits=1), list(generation.prompt)
-    _expand(generation, root, [], feed.logits)
+    request, _ = yield from generation.read_prompt()
+    sequence, root, text = request.sequence, Node(-1, 0.0, visits=1), list(generation.prompt)
+    _expand(generation, root, [], request.logits)
     while True:
         for _ in range(generation.generation_config.num_simulations):
-            yield from _simulate(generation, row, root, text)
+            yield from _simulate(generation, sequence, root, text)
         best = max(root.children, key=lambda child: (child.visits, child.total))
         token = Token(best.token) if root.logits is None else generation.sampler.report(root.logits[-1], best.token)
         if generation.emit(token):
@@ -63,9 +63,7 @@ def mcts(generation: Generation) -> StrategySteps:
         revalue(root, -root.logprob, -1)  # the path now begins after it
 
 
-def _simulate(
-    generation: Generation, row: Row, root: Node, text: list[int]
-) -> Generator[list[ForwardRequest], list[ForwardRequest], None]:
+def _simulate(generation: Generation, sequence: CachedSequence, root: Node, text: list[int]) -> StrategySteps:
     """One walk from the root to a leaf, and its value back to the root."""
     path = [root]
     while path[-1].children:
@@ -74,7 +72,7 @@ def _simulate(
     if not leaf.visits:
         written: list[int] = []
         if not generation.ends(ids):
-            written = yield from _look_ahead(generation, row, leaf, text, ids)
+            written = yield from _look_ahead(generation, sequence, leaf, text, ids)
         if generation.value is not None:
             leaf.reward = float(generation.value([*text, *ids, *written]))
     value = leaf_value(leaf, sum(node.logprob for node in path[1:]), len(ids))
@@ -95,20 +93,20 @@ def _select(node: Node, c_puct: float) -> Node:
 
 
 def _look_ahead(
-    generation: Generation, row: Row, leaf: Node, text: list[int], ids: list[int]
-) -> Generator[list[ForwardRequest], list[ForwardRequest], list[int]]:
+    generation: Generation, sequence: CachedSequence, leaf: Node, text: list[int], ids: list[int]
+) -> ForwardSteps[list[int]]:
     """Read the leaf's path, expand it, and write on greedily for `rollout_length` tokens, which are returned."""
-    known = _shared(row, text, ids)
-    generation.truncate(row, known)
+    known = _shared(sequence, text, ids)
+    generation.truncate(sequence, known)
     new = [*text, *ids][known:]
-    (feed,) = yield [ForwardRequest(row, new, num_logits=len(new))]
-    _expand(generation, leaf, ids, feed.logits[-1:])
+    (request,) = yield [ForwardRequest(sequence, new, num_logits=len(new))]
+    _expand(generation, leaf, ids, request.logits[-1:])
     written: list[int] = []
     total = 0.0
     while len(written) < generation.generation_config.rollout_length and not generation.ends([*ids, *written]):
         if written:
-            (feed,) = yield [ForwardRequest(row, written[-1:])]
-        shaped = generation.sampler.after([*ids, *written]).process(feed.logits[-1:])
+            (request,) = yield [ForwardRequest(sequence, written[-1:])]
+        shaped = generation.sampler.after([*ids, *written]).process(request.logits[-1:])
         token = int(L.argmax(shaped))
         total += shaped[0].log_softmax(-1)[token].item()
         written.append(token)
@@ -116,14 +114,14 @@ def _look_ahead(
     return written
 
 
-def _shared(row: Row, text: list[int], ids: list[int]) -> int:
-    """Tokens of text + ids that the row holds already; the last is to be fed in any case.
+def _shared(sequence: CachedSequence, text: list[int], ids: list[int]) -> int:
+    """Tokens of text + ids that the sequence has already; the last is to be computed in any case.
 
-    The row holds the path of the walk before, which need not have gone through the token that was taken since.
+    The sequence is the path of the walk before, which need not have gone through the token that was chosen since.
     """
     wanted = [*text, *ids][:-1]
-    pairs = enumerate(zip(row.ids, wanted))
-    return next((i for i, (held, token) in pairs if held != token), min(len(row.ids), len(wanted)))
+    pairs = enumerate(zip(sequence.ids, wanted))
+    return next((i for i, (held, token) in pairs if held != token), min(len(sequence.ids), len(wanted)))
 
 
 def _expand(generation: Generation, node: Node, path: list[int], logits: Tensor) -> None:

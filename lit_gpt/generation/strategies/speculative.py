@@ -5,44 +5,42 @@ The output has exactly the distribution that sampling from the model has, and gr
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import torch
 from torch import Tensor
 
 from lit_gpt.generation import logits as L
-from lit_gpt.generation.generation import Generation, StrategySteps
-from lit_gpt.generation.rows import ForwardRequest, Row
+from lit_gpt.generation.forward_request import ForwardRequest
+from lit_gpt.generation.generation import ForwardSteps, Generation, StrategySteps
+from lit_gpt.generation.slots import CachedSequence
 
 _LONGEST_NGRAM = 3
 
 
 def speculative(generation: Generation) -> StrategySteps:
     """Propose up to `num_draft_tokens`, verify, keep what the model agrees with and one token of its own."""
-    feed, _ = yield from generation.read_prompt()
-    row, logits = feed.row, feed.logits  # logits: (1, V) after the whole text, (0, V) when its last token is not fed
+    request, _ = yield from generation.read_prompt()
+    sequence, logits = (
+        request.sequence,
+        request.logits,
+    )  # logits: (1, V) after the whole text, (0, V) when its last token is not fed
     text = list(generation.prompt)
-    drafter = _ModelDraft(generation) if generation.draft is not None else None
+    drafter = _ModelDraft(generation) if generation.draft_slots is not None else None
     while True:
-        room = max(
-            0,
-            min(
-                generation.generation_config.num_draft_tokens, generation.rows.capacity - len(text), generation.left - 1
-            ),
-        )
-        proposal, q = look_up(text, room), None
+        n = generation.generation_config.num_draft_tokens
+        n = max(0, min(n, generation.slots.capacity - len(text), generation.left - 1))
+        proposal, q = look_up(text, n), None
         if drafter is not None:
-            proposal, q = yield from drafter.propose(text, room)
-        fed = text[len(row.ids) :] + proposal
-        if fed:
-            (feed,) = yield [ForwardRequest(row, fed, num_logits=len(fed))]
-            logits = torch.cat([logits, feed.logits])
+            proposal, q = yield from drafter.propose(text, n)
+        new = text[len(sequence.ids) :] + proposal
+        if new:
+            (request,) = yield [ForwardRequest(sequence, new, num_logits=len(new))]
+            logits = torch.cat([logits, request.logits])
         accepted, token = verify(generation, proposal, q, logits)
         for i, chosen in enumerate([*accepted, token]):
             if generation.emit(generation.sampler.report(logits[i], chosen)):
                 return
         text += [*accepted, token]
-        generation.truncate(row, len(text) - 1)
+        generation.truncate(sequence, len(text) - 1)
         logits = logits[:0]
 
 
@@ -50,7 +48,7 @@ def verify(generation: Generation, proposal: list[int], q: Tensor | None, logits
     """How much of `proposal` to accept, and the token after that.
 
     Args:
-        generation: whose processors and random numbers to use.
+        generation: whose sampler and random numbers to use.
         proposal: n proposed tokens.
         q: (n, V) probabilities they were drawn from; None where they were not drawn but looked up, a q of 1 each.
         logits: (n + 1, V) of the model, the first after the text so far.
@@ -81,23 +79,21 @@ def _draw(generation: Generation, weights: Tensor, ahead: int) -> int:
 
 
 class _ModelDraft:
-    """The draft model's own row of the text."""
+    """The draft model's own sequence of the text."""
 
     def __init__(self, generation: Generation) -> None:
-        self._run = generation
-        self._row: Row | None = None
+        self._generation = generation
+        self._sequence: CachedSequence | None = None
 
-    def propose(
-        self, text: list[int], n: int
-    ) -> Generator[list[ForwardRequest], list[ForwardRequest], tuple[list[int], Tensor | None]]:
+    def propose(self, text: list[int], n: int) -> ForwardSteps[tuple[list[int], Tensor | None]]:
         """`n` tokens after `text`, drawn one by one, and the (n, V) probabilities they were drawn from."""
-        generation, proposal, rows = self._run, list[int](), list[Tensor]()
+        generation, proposal, rows = self._generation, list[int](), list[Tensor]()
         if n == 0:
             return proposal, None
-        (feed,) = yield [self._catch_up(text)]
+        (request,) = yield [self._catch_up(text)]
         for i in range(n):
             walker = generation.sampler.after(proposal)
-            shaped = walker.process(feed.logits[-1:])
+            shaped = walker.process(request.logits[-1:])
             if generation.generation_config.greedy:
                 token = int(L.argmax(shaped))
             else:
@@ -105,21 +101,22 @@ class _ModelDraft:
                 token = int(L.choose(shaped, L.column([walker.uniform("draft")], shaped)))
             proposal.append(token)
             if i + 1 < n:
-                (feed,) = yield [ForwardRequest(feed.row, [token])]
+                (request,) = yield [ForwardRequest(request.sequence, [token])]
         return proposal, torch.cat(rows) if rows else None
 
     def _catch_up(self, text: list[int]) -> ForwardRequest:
-        """Its row made equal to `text`: rejected proposals are cut off, and what the model decided is fed."""
-        if self._row is None:
-            self._row = self._run.open(text, home=self._run.draft)
-            return ForwardRequest(self._row)
-        self._run.truncate(self._row, min(len(self._row.ids), len(text) - 1))  # all before the last was its proposal
-        new = text[len(self._row.ids) :]
-        return ForwardRequest(self._row, new, num_logits=len(new))
+        """Make its sequence equal to `text`: rejected proposals are cut off, and what the model decided is appended."""
+        generation, sequence = self._generation, self._sequence
+        if sequence is None:
+            self._sequence = generation.open(text, manager=generation.draft_slots)
+            return ForwardRequest(self._sequence)
+        generation.truncate(sequence, min(len(sequence.ids), len(text) - 1))  # all before the last was its proposal
+        new = text[len(sequence.ids) :]
+        return ForwardRequest(sequence, new, num_logits=len(new))
 
 
 def look_up(text: list[int], n: int) -> list[int]:
-    """Up to `n` tokens that followed the latest earlier place where the last few tokens stood: prompt look-up.
+    """Up to `n` tokens that followed the latest earlier occurrence of the last few tokens: prompt look-up.
 
     >>> look_up([1, 2, 3, 4, 1, 2], 3)
     [3, 4, 1]

@@ -32,21 +32,21 @@ PIECES = pieces_tokenizer()
 def cut(draw: st.DrawFn) -> tuple[list[int], bytes]:
     """Ids of a text in a random tokenization, and the bytes."""
     data = draw(TEXTS).encode()
-    ids, place = [], 0
-    while place < len(data):
-        fitting = [n for n in (1, 2, 3) if data[place : place + n] in PIECES.ranks and place + n <= len(data)]
+    ids, start = [], 0
+    while start < len(data):
+        fitting = [n for n in (1, 2, 3) if data[start : start + n] in PIECES.ranks and start + n <= len(data)]
         n = draw(st.sampled_from(fitting))
-        ids.append(PIECES.ranks[data[place : place + n]])
-        place += n
+        ids.append(PIECES.ranks[data[start : start + n]])
+        start += n
     return ids, data
 
 
 def first_stop(data: bytes, stops: list[bytes], ends: list[int]) -> tuple[int, int] | None:
     """(byte at which the text is cut, number of tokens) as found by looking at every prefix of whole tokens."""
     for count, end in enumerate(ends, 1):
-        places = [place for stop in stops if (place := data[:end].find(stop)) >= 0]
-        if places:
-            return min(places), count
+        starts = [start for stop in stops if (start := data[:end].find(stop)) >= 0]
+        if starts:
+            return min(starts), count
     return None
 
 
@@ -59,7 +59,7 @@ def test_text_ends_before_the_first_stop_string(made: tuple[list[int], bytes], s
     for token in [*ids, 256]:
         count += 1
         over = continuation.push(Token(token))
-        shown += continuation.take()[1]
+        shown += continuation.drain()[1]
         assert "\ufffd" not in shown
         assert over or not any(stop in shown for stop in stops)
         if over:
@@ -91,7 +91,7 @@ def test_scan_holds_back_what_may_become_a_stop_string() -> None:
 def test_held_back_text_is_flushed_at_the_end() -> None:
     continuation = Continuation(Ending(GenerationConfig(stop="abc"), 2, frozenset()), BYTE)
     assert [continuation.push(Token(token)) for token in b"ab"] == [False, True]
-    assert continuation.take()[1] == "ab"
+    assert continuation.drain()[1] == "ab"
     assert continuation.finish_reason == "length"
 
 
@@ -100,4 +100,4 @@ def test_bytes_that_never_become_a_character_are_marked_at_the_end(data: bytes) 
     continuation = Continuation(Ending(GenerationConfig(), len(data), frozenset()), BYTE)
     for token in data:
         continuation.push(Token(token))
-    assert continuation.take()[1] == data.decode("utf-8", "replace")
+    assert continuation.drain()[1] == data.decode("utf-8", "replace")

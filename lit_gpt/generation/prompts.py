@@ -1,0 +1,44 @@
+"""Checks of prompts and of token ids against a model: its vocabulary, its context, its end-of-text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lit_gpt.errors import UserError
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.tokenizer.ids import id_outside
+
+
+def check_prompt(
+    name: str, ids: Sequence[int], config: GPTConfig, generation_config: GenerationConfig, eot_id: int | None
+) -> list[int]:
+    """The ids that generation starts from: the prompt, or end-of-text if it is empty.
+
+    Args:
+        name: of the prompt, for messages.
+        ids: its ids.
+        config: the model's shape.
+        generation_config: how to continue it.
+        eot_id: end-of-text, if the tokenizer has one.
+
+    Raises:
+        UserError: for a prompt that this model cannot continue.
+    """
+    if not ids and eot_id is None:
+        raise UserError(f"{name} is empty and the tokenizer has no end-of-text to start from: write a prompt")
+    prompt = list(ids) if ids or eot_id is None else [eot_id]
+    check_ids(name, prompt, config.vocab_size)
+    if generation_config.overflow == "stop" and len(prompt) > config.block_size:
+        raise UserError(
+            f"{name} has {len(prompt)} tokens, the model's context is {config.block_size}: "
+            f"shorten it, or use overflow slide"
+        )
+    return prompt
+
+
+def check_ids(name: str, ids: Sequence[int], n_vocab: int) -> None:
+    """Refuse ids that are not in 0 … `n_vocab` - 1; `name` is what has them. Raises UserError."""
+    wrong = id_outside(ids, n_vocab)
+    if wrong is not None:
+        raise UserError(f"{name} has token id {wrong}, outside the vocabulary of {n_vocab}: use ids 0 … {n_vocab - 1}")

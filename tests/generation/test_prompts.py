@@ -1,0 +1,36 @@
+"""The one check of a prompt against a model."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_gpt.errors import UserError
+from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.generation.prompts import check_prompt
+from lit_gpt.model.config import GPTConfig
+
+CONFIG = GPTConfig(vocab_size=50, block_size=4, n_layer=1, n_head=1, n_embd=2)
+SLIDE, STOP = GenerationConfig(), GenerationConfig(overflow="stop")
+
+
+def test_a_prompt_that_fits_is_taken_as_it_is_and_an_empty_one_is_end_of_text() -> None:
+    assert check_prompt("the prompt", (1, 49), CONFIG, STOP, None) == [1, 49]
+    assert check_prompt("the prompt", [], CONFIG, SLIDE, 7) == [7]
+    assert check_prompt("the prompt", [1] * 9, CONFIG, SLIDE, 7) == [1] * 9
+
+
+@pytest.mark.parametrize(
+    ("ids", "generation_config", "message"),
+    [
+        ([], SLIDE, "prompt 3 is empty and the tokenizer has no end-of-text to start from: write a prompt"),
+        ([1, 50], SLIDE, "prompt 3 has token id 50, outside the vocabulary of 50: use ids 0 … 49"),
+        ([-1, 99], SLIDE, "prompt 3 has token id -1, outside the vocabulary of 50: use ids 0 … 49"),
+        ([1] * 5, STOP, "prompt 3 has 5 tokens, the model's context is 4: shorten it, or use overflow slide"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_refused(
+    ids: list[int], generation_config: GenerationConfig, message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        check_prompt("prompt 3", ids, CONFIG, generation_config, None)
+    assert str(error.value) == message
