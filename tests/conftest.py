@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import models
 import pytest
 import torch
 from environment import ROOT, RunProgram
@@ -15,19 +16,22 @@ from hypothesis import settings
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several workers share the cores: a second thread in each would wait for the others' (20 times slower was seen).
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+    torch.set_num_threads(1)
 settings.register_profile("lit_gpt", deadline=None)  # a slow machine is not a wrong result
 settings.load_profile("lit_gpt")
 
 
 @pytest.fixture
 def tiny_config() -> GPTConfig:
-    return GPTConfig(vocab_size=257, block_size=32, n_layer=2, n_head=4, n_embd=32)
+    return models.tiny_config()
 
 
 @pytest.fixture
-def tiny_model(tiny_config: GPTConfig) -> GPT:
-    torch.manual_seed(0)
-    return GPT(tiny_config).eval()
+def tiny_model() -> GPT:
+    return models.tiny_gpt(std=None, dtype=torch.float32)
 
 
 @pytest.fixture

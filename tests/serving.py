@@ -13,9 +13,9 @@ import httpx
 import openai
 import torch
 import uvicorn
+from models import tiny_gpt
 
 from lit_gpt.generation.engine import Engine
-from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.serve.app import create_app
 from lit_gpt.serve.prometheus import Metrics
@@ -67,9 +67,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def make_model(seed: int = 0, block_size: int = CONTEXT, vocab_size: int = 257) -> GPT:
-    torch.manual_seed(seed)
-    config = GPTConfig(vocab_size=vocab_size, block_size=block_size, n_layer=2, n_head=4, n_embd=32, init_std=0.3)
-    return GPT(config).double().eval()
+    return tiny_gpt(seed, std=None, vocab_size=vocab_size, block_size=block_size, init_std=0.3)
 
 
 class Slow(torch.nn.Module):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import tiny_gpt
 
 import lit_gpt
 from lit_gpt.api import Generator, load
@@ -18,11 +19,7 @@ from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=257, block_size=32, n_layer=2, n_head=2, n_embd=32)).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return tiny_gpt(std=0.2, dtype=torch.float32, n_head=2)
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def test_ci_sets_up_and_tests_as_the_readme_says() -> None:
         assert part.replace("pip install", "pip install -q") in script or part in script
 
 
+@pytest.mark.slow
 def test_the_commands_run_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def serve_and_ask(words: list[str], folder: Path) -> None:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_every_command_of_the_tutorial_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

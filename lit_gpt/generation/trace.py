@@ -1,4 +1,4 @@
-"""How each token was chosen: the model's distribution, what each stage of sampling cut, and the draw.
+"""The trace: for each token the model's distribution, what each stage of sampling cut, and the draw.
 
 `Step` is the record of one decision, for `predict --trace` and for the server's next-token page. A `Tracer` is an
 observer of the decoding engine: every strategy reports each token that it decides on, with the logits it was decided

@@ -1,4 +1,4 @@
-"""Which linear layer is used when: a table by device, weights and what the machine has.
+"""The table of linear layers, which says what is used when: by device, weights and what the machine has.
 
 With few rows to multiply, most of the time goes into reading the weight from memory. Our kernels read it once and in
 order; oneDNN reads it at twice the speed of `F.linear`; int8 quarters fp32's traffic.

@@ -1,4 +1,4 @@
-"""What a forward pass of the GPT returns.
+"""The result of a forward pass of the GPT.
 
 Axes: B batch, T query, C `n_embd`, V `vocab_size`.
 """

@@ -118,6 +118,7 @@ def test_what_the_machine_or_the_batch_cannot_do_is_refused_before_any_work(
     assert not (folder / "lightning_logs").exists()
 
 
+@pytest.mark.slow
 def test_fine_tuning_has_the_weights_shape_and_tokenizer_and_starts_anew(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +136,7 @@ def test_fine_tuning_has_the_weights_shape_and_tokenizer_and_starts_anew(
     torch.testing.assert_close(read_weights(second), read_weights(first))  # a rate of 0 leaves them where they began
 
 
+@pytest.mark.slow
 def test_data_of_another_tokenizer_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0
     assert main(["prepare", "text.py", "--output", "other", "--tokenizer", "byte"]) == 0

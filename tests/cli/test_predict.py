@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from environment import ROOT, RunProgram
+from models import tiny_gpt
 
 from lit_gpt.__main__ import main
 from lit_gpt.api import load
@@ -33,10 +34,7 @@ BLOCK = 32
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of bytes."""
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=257, block_size=BLOCK, n_layer=2, n_head=2, n_embd=32))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    model = tiny_gpt(std=0.2, dtype=torch.float32, block_size=BLOCK, n_head=2)
     path = tmp_path_factory.mktemp("ckpt") / "tiny.ckpt"
     save_model(path, model, get_tokenizer("byte"))
     return path
@@ -75,6 +73,7 @@ def test_text_to_stdout_in_the_order_of_the_prompts(ckpt: Path, inside: Any, tmp
     assert result.stdout == "".join(f"{text}\n{'-' * 15}\n" for text in expected)
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_writes_in_the_order_of_the_input(
     ckpt: Path, program: RunProgram, inside: Any, tmp_path: Path
 ) -> None:
@@ -94,6 +93,7 @@ def test_two_ranks_write_what_one_writes_in_the_order_of_the_input(
     assert [one[i]["ids"] for i in (0, 1, 149)] == [completion.ids for (completion,) in expected]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_redoes_nothing(ckpt: Path, inside: Any, tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text("".join(f"prompt {i}\n" for i in range(2000)))
     words = ["predict", "--ckpt_path", str(ckpt), "--prompts", "many.txt", "--output", "out.jsonl", *FLAGS]

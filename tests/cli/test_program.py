@@ -61,6 +61,7 @@ def test_bad_input_is_one_line_and_status_2(
     assert message in lines[0]
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_status_2_and_without_a_traceback(program: RunProgram) -> None:
     done = program("fit", "--ckpt_path", "last")
     assert done.returncode == 2

@@ -180,6 +180,7 @@ def is_tiny(path: Path, model: GPT) -> bool:
     return torch.equal(converted.wte.weight, model.wte.weight) and tokenizer is not None
 
 
+@pytest.mark.slow
 def test_whole_then_cached_then_offline(
     hub: Repository, convert: Any, server: Any, program: RunProgram, tmp_path: Path, tiny_model: GPT
 ) -> None:

@@ -159,6 +159,7 @@ def test_a_streamed_checkpoint_is_what_torch_would_have_saved(checkpoint: Path, 
     assert wte.data_ptr() == head.data_ptr()  # tied, and stored once
 
 
+@pytest.mark.slow
 def test_the_program(checkpoint: Path, tmp_path: Path, program: RunProgram) -> None:
     done = program("convert", checkpoint, "hf", "--to", "hf", "--dtype", "bfloat16")
     assert (done.returncode, done.stdout) == (0, "hf\n"), done.stderr
@@ -204,6 +205,7 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux counts it")
 def test_converting_takes_little_more_memory_than_the_largest_tensor(tmp_path: Path) -> None:
     """A model of 76 MiB, its largest tensor 4 MiB, goes through in both directions in less than 40 MiB."""

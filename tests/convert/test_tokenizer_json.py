@@ -111,6 +111,7 @@ PIECES = [
 TEXTS = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
 
 
+@pytest.mark.slow
 @given(text=TEXTS)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_same_ids_on_any_text(both: tuple[Any, Tokenizer], text: str) -> None:
@@ -264,6 +265,7 @@ def test_ours_in_transformers_and_back(spec: str, tmp_path: Path) -> None:
     assert (back.hash, back.eot_id, back.bos_id) == (ours.hash, ours.eot_id, ours.bos_id)
 
 
+@pytest.mark.slow
 def test_a_whole_model_with_its_tokenizer(tmp_path: Path) -> None:
     """Text in, the same text out: ours, transformers with the folder we write, and ours from that folder again."""
     transformers = pytest.importorskip("transformers")

@@ -67,6 +67,7 @@ def test_one_file_of_ones_own_always_works(tmp_path: Path) -> None:
         assert sum(shard.text_bytes for shard in index.shards) == len(text.encode())
 
 
+@pytest.mark.slow
 def test_tables_folders_and_the_standard_library_from_the_command_line(program: RunProgram, tmp_path: Path) -> None:
     rows = "".join(json.dumps({"body": text}) + "\n" for text in [CHINESE, CODE, "<|endoftext|>"])
     write(tmp_path / "texts" / "rows.jsonl", rows)
@@ -122,6 +123,7 @@ def test_a_tokenizer_without_end_of_text_separates_nothing(tmp_path: Path) -> No
 # ---------------------------------------------------------------- the same bytes, always
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_workers_writes_the_same_bytes(
     corpus: Path, reference: Path, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -131,6 +133,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
     assert files(tmp_path / "out") == files(reference)
 
 
+@pytest.mark.slow
 def test_workers_answer_in_the_order_of_the_jobs() -> None:
     jobs = [[(f"{number} " * (2000 if number % 5 == 0 else 1), number % 3 > 0, "train")] for number in range(40)]
     answers = []
@@ -140,6 +143,7 @@ def test_workers_answer_in_the_order_of_the_jobs() -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_check_finds_a_foreign_tokenizer_and_a_flipped_bit(
     reference: Path, program: RunProgram, tmp_path: Path
 ) -> None:
@@ -166,6 +170,7 @@ def peak(process: str) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chinese.txt", "bytes.txt.gz", "rows.jsonl", "rows.parquet"])
 def test_memory_stays_bounded(kind: str, tmp_path: Path) -> None:
     size, line = 6_000_000, ("x" * 9 + " ") * 100

@@ -95,6 +95,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
         prepare(good, tmp_path / "good.txt" / "out", tokenizer="byte")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

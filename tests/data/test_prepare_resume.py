@@ -51,6 +51,7 @@ def die_at(call: int, before: bool) -> None:
     os.replace = fatal  # type: ignore[assignment]
 
 
+@pytest.mark.slow
 def test_killed_at_every_file_it_goes_on_and_ends_the_same(corpus: Path, reference: Path, tmp_path: Path) -> None:
     def run(call: int, before: bool) -> None:
         die_at(call, before)
@@ -62,6 +63,7 @@ def test_killed_at_every_file_it_goes_on_and_ends_the_same(corpus: Path, referen
     assert files(tmp_path / "out") == files(reference)
 
 
+@pytest.mark.slow
 def test_finished_shards_are_kept_and_not_written_again(corpus: Path, reference: Path, tmp_path: Path) -> None:
     def run() -> None:
         die_at(6, before=True)
@@ -80,6 +82,7 @@ def test_finished_shards_are_kept_and_not_written_again(corpus: Path, reference:
     assert files(tmp_path / "out") == files(reference)
 
 
+@pytest.mark.slow
 def test_the_program_with_workers_is_killed_from_outside(corpus: Path, reference: Path, tmp_path: Path) -> None:
     flags = [f"--{name}={value}" for name, value in {**OPTIONS, "workers": 2}.items()]
     command = [sys.executable, "-m", "lit_gpt", "prepare", str(corpus), "--output", "out", *flags]
@@ -153,6 +156,7 @@ def test_a_full_disk_keeps_what_is_whole_and_goes_on(corpus: Path, reference: Pa
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_later_keeps_the_finished_shards(
     corpus: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +176,7 @@ def test_a_disk_that_fills_later_keeps_the_finished_shards(
     assert files(tmp_path / "out") == files(reference)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_an_error_and_not_a_wait(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

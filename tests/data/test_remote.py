@@ -213,6 +213,7 @@ def test_fetched_ahead(server: Server, tmp_path: Path) -> None:
     assert cached(folder) == NAMES[1:3]
 
 
+@pytest.mark.slow
 def test_several_processes_download_once(server: Server, tmp_path: Path) -> None:
     code = (
         "import sys; from lit_gpt.data.remote import RemoteFolder\n"

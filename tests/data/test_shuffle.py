@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 from lit_gpt.data.shuffle import Shuffle
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     samples=st.integers(2, 400),
@@ -44,6 +45,7 @@ def test_few_tokens() -> None:
         Shuffle(5, 4, 0).starts(0, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [5, 16, 23])
 def test_every_place_for_every_sample(samples: int) -> None:
     """Over many epochs each sample comes equally often at the first, the middle and the last position."""

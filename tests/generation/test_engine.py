@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from mock_models import CountingModel, collect, counting_engine, greedy
+from models import tiny_gpt
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Draft, Engine
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import Output
-from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
@@ -26,13 +27,7 @@ POSITIONS: list[dict[str, Any]] = [
 BLOCK = 24
 
 
-def random_gpt(**overrides: Any) -> GPT:
-    torch.manual_seed(0)
-    values = {"vocab_size": 61, "block_size": BLOCK, "n_layer": 2, "n_head": 4, "n_embd": 32, **overrides}
-    model = GPT(GPTConfig(**values)).eval().double()
-    for parameter in model.parameters():  # sharper than the initialisation, so that the arg-max changes
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+random_gpt = partial(tiny_gpt, vocab_size=61, block_size=BLOCK)
 
 
 @torch.no_grad()
@@ -49,6 +44,7 @@ def finals(engine: Engine) -> dict[int, Output]:
     return {output.request: output for output in engine.drain() if output.finish_reason}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", POSITIONS, ids=lambda values: values["position"])
 def test_greedy_equals_the_uncached_loop_past_the_context(overrides: dict[str, Any]) -> None:
     model = random_gpt(**overrides)
@@ -60,6 +56,7 @@ def test_greedy_equals_the_uncached_loop_past_the_context(overrides: dict[str, A
         assert ids[request, 0] == uncached_greedy(model, prompt, BLOCK + 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

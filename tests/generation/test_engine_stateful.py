@@ -5,14 +5,15 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
+from models import tiny_gpt
 
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generation_config import GenerationConfig
-from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 
 BLOCK, V = 12, 13
@@ -20,13 +21,9 @@ BLOCK, V = 12, 13
 
 @lru_cache
 def random_gpt(position: Any) -> GPT:
-    torch.manual_seed(0)
     kv_head = 1 if position == "rope" else None
-    config = GPTConfig(V, block_size=BLOCK, n_layer=2, n_head=2, n_kv_head=kv_head, n_embd=16, position=position)
-    model = GPT(config).eval().double()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    return model
+    shape = {"vocab_size": V, "block_size": BLOCK, "n_head": 2, "n_kv_head": kv_head, "n_embd": 16}
+    return tiny_gpt(std=0.4, position=position, **shape)
 
 
 @cache
@@ -98,5 +95,5 @@ class EngineMachine(RuleBasedStateMachine):
             assert self.reasons[request] == "cancelled" or len(self.ids[request]) == n
 
 
-TestEngine = EngineMachine.TestCase
+TestEngine = pytest.mark.slow(EngineMachine.TestCase)
 TestEngine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

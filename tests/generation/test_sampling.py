@@ -79,6 +79,7 @@ def choose_by_stages(item: Sampler, row: Tensor) -> tuple[int, Tensor]:
     return int(order[drawn]), last[0].isfinite()
 
 
+@pytest.mark.slow
 @given(st.lists(generation_values(), min_size=1, max_size=5), st.integers(0, 10_000), st.data())
 @settings(deadline=None, max_examples=200)
 def test_the_batched_choice_is_that_of_the_stages(chosen: list[dict[str, Any]], seed: int, data: Any) -> None:
@@ -171,6 +172,7 @@ def test_processing_along_a_path_is_processing_step_by_step() -> None:
         torch.testing.assert_close(together[i : i + 1], item.after(path[:i]).process(x[i : i + 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [{}, {"top_k": 3}, {"top_p": 0.8, "temperature": 1.5}, {"min_p": 0.3}])
 def test_draws_follow_the_distribution(values: dict[str, Any]) -> None:
     """Chi-square over 4,000 seeds at one position, and over 4,000 positions of one seed."""

@@ -50,6 +50,7 @@ def first_stop(data: bytes, stops: list[bytes], ends: list[int]) -> tuple[int, i
     return None
 
 
+@pytest.mark.slow
 @given(cut(), STOPS)
 @settings(deadline=None, max_examples=300)
 def test_text_ends_before_the_first_stop_string(made: tuple[list[int], bytes], stops: list[str]) -> None:

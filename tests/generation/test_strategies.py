@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from models import tiny_gpt
 from scipy.stats import chisquare
 from torch import Tensor
 
@@ -27,13 +29,7 @@ BLOCK = 24
 PROMPTS = [[1, 2, 3], [5] * 30, [1, 2, 3], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]]
 
 
-def random_gpt(seed: int = 0, **overrides: Any) -> GPT:
-    torch.manual_seed(seed)
-    values = {"vocab_size": 41, "block_size": BLOCK, "n_layer": 2, "n_head": 4, "n_embd": 32, **overrides}
-    model = GPT(GPTConfig(**values)).eval().double()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+random_gpt = partial(tiny_gpt, vocab_size=41, block_size=BLOCK)
 
 
 def near(model: GPT, noise: float) -> GPT:
@@ -60,8 +56,8 @@ class TableModel:
         seen, _ = cache.update(0, keys, keys)
         rows = []
         for b in range(len(idx)):
-            places = cache.positions.expand(len(idx), -1)[b].tolist()
-            rows.append([self.logprobs(seen[b, 0, : place + 1, 0].long().tolist()) for place in places])
+            positions = cache.positions.expand(len(idx), -1)[b].tolist()
+            rows.append([self.logprobs(seen[b, 0, : position + 1, 0].long().tolist()) for position in positions])
         logits = torch.tensor(rows, dtype=torch.float64)
         if isinstance(last_only, Tensor):
             return GPTOutput(logits[torch.arange(len(logits)), last_only][:, None])
@@ -82,6 +78,7 @@ def random_table(seed: int, V: int = 3) -> TableModel:
 # What must equal greedy -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -259,6 +256,7 @@ def test_tree_search_ends_with_end_of_text() -> None:
 # Speculative decoding -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["ngram", "a poor one"])
 def test_speculative_samples_have_the_models_distribution(draft: str) -> None:
     """Chi-square over all texts of three tokens; the prompt repeats itself, which look-up needs."""

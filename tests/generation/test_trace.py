@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from environment import RunProgram
+from models import tiny_gpt
 from rich.console import Console
 
 from lit_gpt.checkpoint.format import save_model
@@ -20,7 +21,6 @@ from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.sampling import Sampler, choose_tokens
 from lit_gpt.generation.trace import Trace, Tracer, likeliest, likeliest_before, record_step, traces
 from lit_gpt.insight.trace_view import percent, to_html, to_lines, to_table
-from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
@@ -38,11 +38,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=257, block_size=64, n_layer=2, n_head=4, n_embd=32)).double().eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return tiny_gpt(block_size=64)
 
 
 def traced(model: GPT, settings: dict[str, Any]) -> tuple[list[Trace], list[Completion], GenerationConfig, Tokenizer]:
@@ -191,6 +187,7 @@ def test_a_search_at_temperature_0_chooses_by_search(model: GPT) -> None:
     assert all(not step.cuts for step in trace.steps)
 
 
+@pytest.mark.slow
 def test_predict_shows_and_writes_its_trace(tmp_path: Path, model: GPT, program: RunProgram) -> None:
     save_model(tmp_path / "x.ckpt", GPT(model.config), get_tokenizer("byte"))
     run = program(
@@ -211,6 +208,7 @@ FLAGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no {CHROMIUM} on this machine")
 def test_the_page_in_a_browser(model: GPT, tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright

@@ -104,6 +104,7 @@ for case in cases:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_training_memory_is_within_a_tenth_of_a_measured_process() -> None:
     values = {"vocab_size": 2000, "block_size": 256, "n_layer": 6, "n_head": 4, "n_embd": 256}
@@ -153,6 +154,7 @@ def test_cache_bytes_are_those_of_a_cache(n_kv_head: int | None) -> None:
         assert 48 * figures["cache_per_token"] == figures["cache_per_slot"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux counts it")
 def test_the_largest_preset_needs_little_memory() -> None:
     script = (
@@ -167,6 +169,7 @@ def test_the_largest_preset_needs_little_memory() -> None:
     assert int(run.stdout.split()[-1]) < 1 << 20  # KiB
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_described_as_it_was_trained(tmp_path: Path, program: RunProgram, tiny_model: GPT) -> None:
     path = tmp_path / "x.ckpt"
     tiny_model.bfloat16()

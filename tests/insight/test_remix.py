@@ -59,6 +59,7 @@ runs = st.lists(tokens, max_size=6).flatmap(lambda run: st.integers(1, 4).map(la
 text = st.lists(runs, max_size=4).map(lambda parts: [token for part in parts for token in part])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(text, max_size=4), st.lists(text, max_size=4), st.integers(1, 30))
 @pytest.mark.parametrize("collide", [False, True])

@@ -74,6 +74,7 @@ def test_several_tokenizers_in_one_table(
     assert "农|夫|山|泉" in "".join(cells)
 
 
+@pytest.mark.slow
 def test_a_checkpoints_own_tokenizer(tmp_path: Path, tiny_model: GPT, program: RunProgram) -> None:
     tokenizer = train_tokenizer("char", [TEXT])
     save_model(tmp_path / "x.ckpt", tiny_model, tokenizer)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from models import tiny_gpt
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,13 +47,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def small(**overrides: Any) -> GPT:
-    torch.manual_seed(0)
-    values = {"vocab_size": 50, "block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 32, **overrides}
-    model = GPT(GPTConfig(**values)).eval()
-    for parameter in model.parameters():  # away from the initial zeros and ones, which would hide a missing bias
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.double()
+small = partial(tiny_gpt, vocab_size=50, std=0.2)
 
 
 @pytest.mark.parametrize("preset", COUNTS)

@@ -110,6 +110,7 @@ def generate(model: Any, prompt: list[int], **settings: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_greedy_ids_are_identical_for_200_tokens(pair: tuple[Any, GPT], penalty: float) -> None:
     theirs, ours = pair

@@ -23,6 +23,7 @@ def gpt(request: pytest.FixtureRequest) -> tuple[str, Generator]:
     return request.param, load(str(FIXTURES / f"{request.param}.ckpt"), precision="fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(EXPECTED["cases"])), ids=lambda i: json.dumps(EXPECTED["cases"][i]))
 def test_every_strategy_writes_the_texts_it_wrote_then(gpt: tuple[str, Generator], case: int) -> None:
     name, model = gpt

@@ -20,6 +20,7 @@ def fuzzed() -> Iterator[Serving]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_no_500(fuzzed: Serving, mode: str) -> None:
     """Well-formed requests and ill-formed ones, on every path of the schema."""

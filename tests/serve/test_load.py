@@ -61,6 +61,7 @@ def test_an_async_client_that_cancels_frees_its_slot(start: Start) -> None:
     assert server.service.worker.engine.model_runner.forwards < 30
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses_with_retry_after(start: Start) -> None:
     server = start(seconds=0.05, max_slots=1, limits=Limits(max_queue=1))
     body = {"prompt": "a", "max_tokens": 30, "ignore_eos": True}
@@ -98,6 +99,7 @@ def test_limits_of_waiting_and_of_the_whole_request(start: Start) -> None:
     server.wait_until_idle()
 
 
+@pytest.mark.slow
 def test_requests_share_the_engine(start: Start) -> None:
     """Eight at once cost about as many forward passes as one, and each gets the text that it gets alone."""
     server = start(seconds=0.01, max_slots=8)

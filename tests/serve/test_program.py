@@ -62,6 +62,7 @@ def _answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_from_start_to_sigterm(checkpoint: Path) -> None:
     """It prints a curl line that works; at SIGTERM it finishes what runs, accepts nothing new, and exits with 0."""
     with running("--ckpt_path", checkpoint, "--max_slots", 3, LIT_GPT_SERVE__API_KEY="sesame") as (process, url, lines):

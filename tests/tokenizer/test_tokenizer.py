@@ -182,6 +182,7 @@ def test_text_that_looks_like_a_special_token_is_text(tokenizer: Tokenizer) -> N
     assert tokenizer.decode([*tokenizer.encode("a"), tokenizer.eot_id or 0]) == "a"
 
 
+@pytest.mark.slow
 @LOCAL
 @pytest.mark.parametrize("unit", [" ", "好"])
 def test_very_long_runs_do_not_break_it(tokenizer: Tokenizer, unit: str) -> None:
@@ -200,6 +201,7 @@ def test_the_byte_alphabet_is_the_librarys() -> None:
     assert sorted(byte_alphabet().values()) == list(range(256))
 
 
+@pytest.mark.slow
 @needs_cache
 @pytest.mark.parametrize("name", ["r50k_base", "cl100k_base"])
 @settings(max_examples=50)

@@ -39,6 +39,7 @@ class Poison(Callback):
             pl_module.model.ln_f.weight.data[0] = float("nan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_every_n_steps", [1, 100])
 def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_good_checkpoint(
     tmp_path: Path, log_every_n_steps: int

@@ -27,6 +27,7 @@ from lit_gpt.train.schedule import ScheduleConfig
 DROPPING = dataclasses.replace(TINY, dropout=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "saved"), [("adamw", "after the run"), ("muon", "by the callback")])
 def test_a_run_stopped_at_an_epochs_end_goes_on_as_if_it_had_not(tmp_path: Path, name: str, saved: str) -> None:
     options = {
@@ -137,6 +138,7 @@ def test_a_checkpoint_is_enough_and_says_the_same_as_fit(tmp_path: Path) -> None
     torch.testing.assert_close(model(idx).logits, lit.model.eval()(idx).logits)
 
 
+@pytest.mark.slow
 def test_tags_and_steps_are_in_the_event_files_after_a_resume_too(tmp_path: Path) -> None:
     def run(steps: int, ckpt_path: Path | None) -> None:
         logger = TensorBoardLogger(tmp_path, name="runs", version=0, default_hp_metric=False)

@@ -54,12 +54,14 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], steps: int) -> None:
         assert other[name] == pytest.approx(one[name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_ddp_with_half_the_batch_each_equals_one_process(tmp_path: Path) -> None:
     one = run(tmp_path / "one")
     two = run(tmp_path / "two", devices=2, strategy="ddp")
     assert_same(one, two, 6)
 
 
+@pytest.mark.slow
 def test_fsdp2_clips_saves_and_resumes_as_one_process(tmp_path: Path) -> None:
     one = run(tmp_path / "one", optimizer="muon")
     two = run(tmp_path / "two", optimizer="muon", devices=2, strategy="fsdp2")
@@ -84,6 +86,7 @@ def test_fsdp2_clips_saves_and_resumes_as_one_process(tmp_path: Path) -> None:
     assert more["train"][8, "train/loss"] == pytest.approx(alone["train"][8, "train/loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_exits_143(tmp_path: Path) -> None:
     done = start(tmp_path, sigterm=3, devices=2, strategy="ddp")
     assert done.returncode == 143, done.stderr[-2000:]

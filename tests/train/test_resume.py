@@ -119,6 +119,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_on_one_rank(base: Path, name: str) -> None:
     whole, step = RESUMED[name]
@@ -134,6 +135,7 @@ def test_an_epoch_repeats_nothing(base: Path) -> None:
     assert samples(base / "whole")[0] != samples(base / "whole")[EPOCH]
 
 
+@pytest.mark.slow
 def test_four_ranks_killed_and_one_four_two(base: Path, data: Path, tmp_path: Path) -> None:
     common = {"folder": str(data), "ranks": 4, "max_steps": 9, "max_epochs": -1}
     killed = start({**common, "root": str(tmp_path / "killed"), "wait_at_step": 4})

@@ -38,6 +38,7 @@ def test_a_long_step_is_timed_on_fewer_rows(tiny_config: GPTConfig, monkeypatch:
     assert step_timing.time_precisions(tiny_config, 8, 16)[0].tokens == 2 * 16
 
 
+@pytest.mark.slow
 def test_steps_are_timed_with_and_without_compiling_without_touching_the_random_state(tiny_config: GPTConfig) -> None:
     if not has_cpu_compiler():
         pytest.skip("no compiler")

@@ -1,4 +1,4 @@
-"""What a run says about itself: its size and TensorBoard's address at the start, its final figures at the end."""
+"""A run's summary: its size and TensorBoard's address at the start, its final figures at the end."""
 
 from __future__ import annotations
 
