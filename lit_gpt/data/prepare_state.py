@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.atomic import atomic_write
+from lit_gpt.atomic import atomic_write, remove_unfinished
 from lit_gpt.data.index import INDEX, Shard
 from lit_gpt.data.shards import JOURNAL, describe_file, is_prepared
 from lit_gpt.data.splits import Split
@@ -140,8 +140,8 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be the output folder ({error.strerror}); choose another") from error
     try:
-        for path in [*folder.glob(".*.partial"), *folder.glob(f"{DOWNLOADS}/.*.partial")]:
-            path.unlink()
+        remove_unfinished(folder)
+        remove_unfinished(folder / DOWNLOADS)
         yield
     finally:
         lock.release(remove=True)
