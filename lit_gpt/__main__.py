@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from lit_gpt.errors import UserError, nearest
 
@@ -104,10 +105,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lit_gpt: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our stdout has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and (left := [s for s in (sys.stdout, sys.stderr) if _reader_left(s)]):
+            return _end_without(left)
         if os.environ.get("LIT_GPT_DEBUG"):
             raise
         bad_input = isinstance(error, UserError)
@@ -115,6 +115,24 @@ def main(argv: list[str] | None = None) -> int:
         kind = "error" if bad_input else f"failed: {type(error).__name__}"
         print(f"lit_gpt: {kind}: {message}", file=sys.stderr)
         return 2 if bad_input else 1
+
+
+def _reader_left(stream: TextIO) -> bool:
+    """Whether `stream` is a pipe that nobody will read from any more."""
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _end_without(left: list[TextIO]) -> int:
+    """The exit status after a write to one of these streams has failed.
+
+    Who stops reading results, as `head` does, has what he wanted. Who stops reading messages has not ended the work on
+    purpose, and must see that it was cut short.
+    """
+    for stream in left:  # so that the interpreter's last flush succeeds
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return 0 if left == [sys.stdout] else 1
 
 
 if __name__ == "__main__":

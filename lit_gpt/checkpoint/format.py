@@ -40,6 +40,7 @@ class Header:
         hyper_parameters: the LightningModule's, plain values.
         data: the DataModule's, plain values.
         step: optimizer steps taken.
+        epoch: whole passes over the data, as Lightning counts them.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Header:
     hyper_parameters: dict[str, Any]
     data: dict[str, Any]
     step: int
+    epoch: int
 
 
 def header_entry(config: GPTConfig, tokenizer: Tokenizer | None, precision: str | None = None) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         hyper_parameters=checkpoint.get("hyper_parameters") or {},
         data=checkpoint.get("datamodule_hyper_parameters") or {},
         step=checkpoint.get("global_step", 0),
+        epoch=checkpoint.get("epoch", 0),
     )
 
 

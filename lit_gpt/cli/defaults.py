@@ -101,6 +101,30 @@ def refuse_changed_model(subcommand: str, options: Namespace, weights: ExistingW
         )
 
 
+def refuse_changed_run(subcommand: str, options: Namespace, weights: ExistingWeights) -> None:
+    """A resumed run cannot be made shorter than it is, nor go on with another optimizer, whose state it lacks.
+
+    Raises:
+        UserError: naming the key. A run that is as long as it shall be is no error: there is nothing left to do.
+    """
+    header = weights.header
+    if subcommand != "fit" or header is None:
+        return
+    for key, made, unit in (("max_steps", header.step, "optimizer steps"), ("max_epochs", header.epoch, "epochs")):
+        limit = options.trainer[key]
+        if limit is not None and 0 <= limit < made:
+            raise UserError(
+                f"trainer.{key}={limit}: the run of {header.path} has made {made} {unit} already; give at least that"
+            )
+    saved = (header.hyper_parameters.get("optimizer") or {}).get("name")
+    asked = options.model.optimizer.name
+    if saved is not None and asked != saved:
+        raise UserError(
+            f"model.optimizer.name={asked} differs from the run's {saved}: leave it out to go on with the run, or "
+            f"start a new one with --init_from"
+        )
+
+
 def _checkpoint_defaults(header: Header, known: list[str]) -> dict[str, Any]:
     """What a checkpoint says about model and data."""
     values = _config_defaults(header.config.to_dict())

@@ -6,8 +6,11 @@ that the order stays jsonargparse's own: checkpoint or preset < environment < YA
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
@@ -18,7 +21,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_gpt.checkpoint.lightning_io import AtomicCheckpointIO
-from lit_gpt.cli.defaults import ExistingWeights, find_weights, parser_defaults, refuse_changed_model
+from lit_gpt.cli.defaults import (
+    ExistingWeights,
+    find_weights,
+    parser_defaults,
+    refuse_changed_model,
+    refuse_changed_run,
+)
 from lit_gpt.cli.predict import Prediction, add_predict_arguments
 from lit_gpt.cli.resolve import check_machine, resolve_compile_option, resolve_data, resolve_precision_option
 from lit_gpt.convert.recognise import open_source
@@ -26,13 +35,17 @@ from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Draft, check_draft
+from lit_gpt.locks import Lock
 from lit_gpt.options import OneLineErrors, parser_keys
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.train import run_folder
+from lit_gpt.train.callbacks.checkpoints import LastCheckpoint
 from lit_gpt.train.callbacks.defaults import default_callbacks, progress_bar
 from lit_gpt.train.callbacks.samples import Samples
 from lit_gpt.train.lightning_fixes import SAVE_CONFIG_OPTIONS, CheckpointKeepsFlags, silence_lightning
 from lit_gpt.train.module import LitGPT
 from lit_gpt.train.precision import TrainerPrecision
+from lit_gpt.train.rank_zero import decide_once
 
 _METHOD_SKIPS = {
     "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
@@ -63,6 +76,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         self.precision_reason = "as asked for"
         self.prediction: Prediction | None = None
         self.draft: SourceCheckpoint | None = None  # of speculative decoding
+        self.run_lock: Lock | None = None  # of a `fit`, on rank 0
         options = {"default_env": True, "env_prefix": "LIT_GPT", "allow_abbrev": False}
         super().__init__(
             LitGPT,
@@ -115,6 +129,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         if self.weights.header is not None:
             self.options.ckpt_path = str(self.weights.header.path)  # `last` has a meaning of its own for Lightning
         refuse_changed_model(self.name, self.options, self.weights)
+        refuse_changed_run(self.name, self.options, self.weights)
 
     # Resolving what must be known before the Trainer is built ---------------------------------------------------------
 
@@ -170,20 +185,27 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if self.prediction is None or not self.prediction.already_done():
+        if self.prediction is not None and self.prediction.already_done():
+            return
+        try:
             super()._run_subcommand(subcommand)
+        finally:
+            self._free_run_folder()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our logger and our way of writing checkpoints; what it refuses is bad input."""
         options = self.options.trainer
         if options.logger in (None, True):
-            kwargs["logger"] = self._logger(options.default_root_dir or ".") if self.name == "fit" else False
+            kwargs["logger"] = False
         self.trainer_defaults["callbacks"] = self._callbacks()
         kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(self._get(self.config_init, "trainer").plugins)]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise UserError(f"the trainer cannot be set up: {' '.join(str(error).split())}") from error
+        if options.logger in (None, True) and self.name == "fit" and not options.fast_dev_run:
+            self._set_logger(trainer, options.default_root_dir or ".")  # only now: what is refused makes no folder
+        return trainer
 
     def validate(self, **kwargs: Any) -> None:
         """Run the validation and print its figures."""
@@ -207,12 +229,32 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             wanted = [callback for callback in wanted if not isinstance(callback, ModelCheckpoint)]
         return wanted if options.enable_progress_bar is False else [*wanted, progress_bar()]
 
-    def _logger(self, root: str) -> TensorBoardLogger:
-        """A resumed run goes on in its own folder, so that its curves do; a new run gets the next number."""
-        version, header = None, self.weights.header
-        if header is not None and header.path.parent.name == "checkpoints":
-            version = header.path.parent.parent.name
-        return TensorBoardLogger(root, name="lightning_logs", version=version, default_hp_metric=False)
+    def _set_logger(self, trainer: Trainer, root: str) -> None:
+        """A resumed run goes on in its own folder, wherever that is, and so do its curves; a new run gets a new one."""
+        folder = Path(decide_once("run_folder", lambda: self._lock_run_folder(root)))
+        inside = os.path.relpath(folder, root)
+        if not inside.startswith(os.pardir):
+            folder = Path(root, inside)
+        trainer.loggers = [
+            TensorBoardLogger(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
+        ]
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.lock = self.run_lock
+
+    def _lock_run_folder(self, root: str) -> str:
+        header = self.weights.header
+        folder = None if header is None else run_folder.folder_of(header.path)
+        folder = folder or run_folder.reserve(Path(root) / "lightning_logs")
+        self.run_lock = run_folder.lock(folder)
+        return str(folder)
+
+    def _free_run_folder(self) -> None:
+        """Free the run's folder; one that nothing was written to is removed."""
+        if self.run_lock is not None:
+            self.run_lock.release(remove=True)
+            with suppress(OSError):
+                self.run_lock.path.parent.rmdir()
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -81,26 +81,23 @@ def total_steps(trainer: L.Trainer) -> int:
     return -1 if total == float("inf") else int(total)
 
 
-def clip_module_gradients(
-    parameters: Iterable[Tensor], clip_val: float | None, algorithm: str | None, want_norm: bool
-) -> Tensor | None:
-    """The body of a module's `configure_gradient_clipping`: clip by value or by norm; the norm before, if it was made.
+def clip_module_gradients(parameters: Iterable[Tensor], clip_val: float | None, algorithm: str | None) -> Tensor:
+    """The body of a module's `configure_gradient_clipping`: clip by norm or value; the norm before, by value after.
 
     Lightning's own clipping refuses fused AdamW under bf16-mixed, as if there were a gradient scaler: its issue 21435,
     pull request 21436. With a release that has that, `LightningModule.clip_gradients` clips as well; this stays as
-    long as the norm is to be logged without being computed twice.
+    long as the norm is to be looked at without being computed twice.
 
     Args:
         parameters: with their gradients.
         clip_val: the Trainer's `gradient_clip_val`.
         algorithm: `value`, or the norm for anything else.
-        want_norm: compute the norm even where nothing is clipped by it.
     """
     parameters = list(parameters)
     if algorithm == "value" and clip_val is not None:
         torch.nn.utils.clip_grad_value_(parameters, clip_val)
         clip_val = None
-    return clip_gradients(parameters, clip_val) if clip_val is not None or want_norm else None
+    return clip_gradients(parameters, clip_val)
 
 
 def log_scalars(module: L.LightningModule, scalars: dict[str, Any]) -> None:

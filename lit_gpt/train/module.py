@@ -29,7 +29,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.fsdp import shard
 from lit_gpt.train.lightning_fixes import begin_next_epoch, clip_module_gradients, log_scalars, total_steps
 from lit_gpt.train.lm_metrics import LanguageModelMetric, byte_lengths, count_bytes
-from lit_gpt.train.optim import OptimizerConfig, make_optimizer
+from lit_gpt.train.optim import OptimizerConfig, make_optimizer, skip_step_where
 from lit_gpt.train.schedule import ScheduleConfig
 
 
@@ -42,6 +42,7 @@ class LitGPT(L.LightningModule):
         initial_weights: tensors by the names of `GPT.state_dict` to start from instead of random ones.
         precision_reason: why the run has the precision that it has, for the checkpoint.
         stepped: whether the micro-batch that has just been made ended an optimizer step.
+        skipped: whether the last optimizer step was skipped because its gradient was not finite: () bool on the device.
         seed: of dropout; the run's `seed_everything`, kept over a resume.
         generation_config: how `predict` continues its prompts.
         observer: told of every token that `predict` decides on, if not None.
@@ -54,6 +55,7 @@ class LitGPT(L.LightningModule):
     initial_weights: dict[str, Tensor] | None = None
     precision_reason: str = "as asked for"
     stepped: bool = False
+    skipped: Tensor | None = None
     generation_config: GenerationConfig = GenerationConfig()
     observer: Observer | None = None
     inference_precision: str = "auto"
@@ -134,10 +136,14 @@ class LitGPT(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped once per optimizer step."""
-        fused = not str(self.trainer.precision).startswith("16")  # a gradient scaler is at work there
-        optimizer = make_optimizer(self.model, self.optimizer_config, fused)
+        optimizer = make_optimizer(self.model, self.optimizer_config, fused=not self._has_scaler)
         factor = self.schedule_config.factor(total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    @property
+    def _has_scaler(self) -> bool:
+        """Whether a gradient scaler is at work, which skips steps by itself."""
+        return str(self.trainer.precision) == "16-mixed"
 
     # Training ----------------------------------------------------------------------------------------------------
 
@@ -162,14 +168,14 @@ class LitGPT(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, and keep the mean loss and the gradient norm of the step for the log."""
+        """Clip, keep the mean loss and the gradient norm for the log, and skip the step if that norm is not finite."""
         self._step_loss = torch.stack(self._micro_losses).mean()
         self._micro_losses.clear()
         self.stepped = True
-        is_logged = (self.global_step + 1) % self._log_interval == 0
-        self._gradient_norm = clip_module_gradients(
-            self.parameters(), gradient_clip_val, gradient_clip_algorithm, is_logged
-        )
+        self._gradient_norm = clip_module_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
+        self.skipped = ~self._gradient_norm.isfinite()
+        if not self._has_scaler:
+            skip_step_where(self.skipped, optimizer)
 
     @property
     def logs_now(self) -> bool:

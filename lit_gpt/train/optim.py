@@ -125,9 +125,54 @@ class CompositeOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._share()
+        found_inf = getattr(self, "found_inf", None)
         for part in self.parts:
-            part.step()
+            if found_inf is None or isinstance(part, AdamW):
+                part.found_inf = found_inf  # type: ignore[attr-defined]
+                part.step()
+            else:
+                _step_unless(found_inf.bool(), part)
         return loss
+
+
+def skip_step_where(condition: Tensor, optimizer: Optimizer) -> None:
+    """Have the next step of `optimizer` change nothing, its state included, where `condition` holds.
+
+    The host does not learn which it is: nothing waits for the device. A fused AdamW looks at the attribute `found_inf`,
+    which a gradient scaler would set; this is for runs without one.
+
+    Args:
+        condition: () bool, on the parameters' device.
+        optimizer: from `make_optimizer`, fused.
+    """
+    optimizer.found_inf = condition.float()  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def _step_unless(condition: Tensor, optimizer: Optimizer) -> None:
+    """A step of an optimizer without fused kernels, undone where `condition` holds, tensor by tensor: a whole second
+    copy of the weights is never in memory."""
+    groups = optimizer.param_groups
+    for group in groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            before = {name: _local(value).clone() for name, value in state.items()}
+            weight = _local(parameter).clone()
+            optimizer.param_groups = [{**group, "params": [parameter]}]
+            optimizer.step()
+            _restore(parameter, weight, condition)
+            for name, value in optimizer.state[parameter].items():  # new state begins as zeros
+                _restore(value, before.get(name, torch.zeros((), device=condition.device)), condition)
+    optimizer.param_groups = groups
+
+
+def _restore(tensor: Tensor, before: Tensor, condition: Tensor) -> None:
+    _local(tensor).copy_(torch.where(condition, before, _local(tensor)))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's share of a sharded tensor, or the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
@@ -138,3 +183,9 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.clip_grad_norm_(with_gradient, math.inf if max_norm is None else max_norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def are_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether every element is a finite number, () bool on their device; on all ranks the same for sharded ones."""
+    largest = nn.utils.get_total_norm([tensor.detach() for tensor in tensors], math.inf)  # no sum that could overflow
+    return (largest.full_tensor() if hasattr(largest, "full_tensor") else largest).isfinite()

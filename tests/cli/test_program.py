@@ -67,3 +67,30 @@ def test_a_process_ends_with_status_2_and_without_a_traceback(program: RunProgra
     assert done.returncode == 2
     assert done.stderr.startswith("lit_gpt: error: ckpt_path=last")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("stream", "status"), [("stdout", 0), ("stderr", 1), ("both", 1), ("another", 1)])
+def test_a_broken_pipe_is_success_only_where_it_was_the_results(stream: str, status: int) -> None:
+    """A run that nobody reads the messages of any more is cut short: with 0 it would pass for a finished one."""
+    body = {
+        "stdout": "print('result', flush=True)",
+        "stderr": "print('message', file=sys.stderr, flush=True)",
+        "both": "print('message', file=sys.stderr, flush=True)",
+        "another": "[reader, writer] = os.pipe(); os.close(reader); os.write(writer, b'x')",
+    }[stream]
+    script = f"import os, sys, lit_gpt.__main__ as program\ndef run(argv): {body}\nprogram.run = run\n"
+    command = [sys.executable, "-c", f"{script}sys.stdin.read(); sys.exit(program.main([]))"]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if stream == "both":
+        streams["stderr"] = subprocess.STDOUT
+    process = subprocess.Popen(command, cwd=ROOT, **streams)
+    for name in ("stdout", "stderr"):
+        if name == stream or stream == "both":
+            reader = getattr(process, name) or process.stdout
+            reader.close()
+    _, errors = process.communicate(b"")
+    assert process.returncode == status
+    if stream in ("stdout", "another"):
+        assert errors.decode() == (
+            "" if stream == "stdout" else "lit_gpt: failed: BrokenPipeError: [Errno 32] Broken pipe\n"
+        )

@@ -21,7 +21,7 @@ from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
 from lit_gpt.train.callbacks.defaults import default_callbacks
-from lit_gpt.train.callbacks.non_finite import NonFiniteLoss
+from lit_gpt.train.callbacks.non_finite import NonFiniteError
 from lit_gpt.train.callbacks.samples import Samples
 from lit_gpt.train.callbacks.throughput import Throughput
 from lit_gpt.train.optim import OptimizerConfig
@@ -48,7 +48,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_good_checkpo
         tmp_path, max_steps=30, val_check_interval=3, check_val_every_n_epoch=None, enable_checkpointing=True,
         callbacks=[Poison(7), *default_callbacks()], enable_progress_bar=True, log_every_n_steps=log_every_n_steps,
     )  # fmt: skip
-    with pytest.raises(NonFiniteLoss) as error:
+    with pytest.raises(NonFiniteError) as error:
         run.fit(module(), Batches(40, 4), Batches(4, 4))
     last = next(tmp_path.rglob("last.ckpt"))
     assert "not finite at step 8, epoch 0, batch 7" in str(error.value)
@@ -56,6 +56,66 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_good_checkpo
     assert "\n" not in str(error.value)
     assert read_header(last).step == 6
     assert all(weight.isfinite().all() for weight in read_weights(last).values())
+
+
+class SpoilGradient(Callback):
+    """Makes one element of the gradient infinite in some steps, which the loss does not show."""
+
+    def __init__(self, steps: range) -> None:
+        self.steps = steps
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.global_step in self.steps:
+            pl_module.model.ln_f.weight.grad[0] = float("inf")
+
+
+class SpoilWeights(Callback):
+    """Makes a weight infinite after a step, before the validation that follows it."""
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.global_step == 6:
+            pl_module.model.ln_f.weight.data[0] = float("inf")
+
+
+def last_of(folder: Path) -> tuple[int, bool]:
+    """The step of last.ckpt, and whether its weights are numbers."""
+    last = next(folder.rglob("last.ckpt"))
+    return read_header(last).step, all(bool(weight.isfinite().all()) for weight in read_weights(last).values())
+
+
+def saving_trainer(folder: Path, *spoil: Callback, **options: Any) -> L.Trainer:
+    callbacks = [*spoil, *default_callbacks()]
+    keep = {"enable_checkpointing": True, "callbacks": callbacks, "enable_progress_bar": True}
+    return trainer(folder, val_check_interval=3, check_val_every_n_epoch=None, **{**keep, **options})
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_with_an_infinite_gradient_is_skipped_counted_and_logged(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One before a validation left NaN weights, which then replaced the last good checkpoint."""
+    run = saving_trainer(tmp_path, SpoilGradient(range(5, 6)), max_steps=6, gradient_clip_val=1.0)
+    lit = module(optimizer=OptimizerConfig(name=name))  # type: ignore[arg-type]
+    run.fit(lit, Batches(40, 4), Batches(4, 4))
+    assert last_of(tmp_path) == (6, True)
+    assert losses(run, "train/skipped_steps") == {6: 1.0}
+    assert "1 optimizer step skipped by step 6: the gradient was not finite" in capsys.readouterr().err
+
+
+def test_many_steps_in_a_row_with_an_infinite_gradient_end_the_run(tmp_path: Path) -> None:
+    run = saving_trainer(tmp_path, SpoilGradient(range(4, 99)), max_steps=60, log_every_n_steps=100)
+    with pytest.raises(NonFiniteError, match=r"^the gradient was not finite in 2\d steps in a row, by step 2\d; "):
+        run.fit(module(), Batches(40, 4), Batches(4, 4))
+    step, is_finite = last_of(tmp_path)
+    assert is_finite
+    assert step < 27
+
+
+def test_weights_that_are_no_numbers_replace_no_checkpoint(tmp_path: Path) -> None:
+    run = saving_trainer(tmp_path, SpoilWeights(), max_steps=9)
+    with pytest.raises(NonFiniteError, match="the weights are not finite after step 6; the last good checkpoint is"):
+        run.fit(module(), Batches(40, 4), Batches(4, 4))
+    assert last_of(tmp_path) == (3, True)
 
 
 def test_samples_are_the_engines_and_stand_in_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,23 +23,21 @@ def test_advertisements_are_dropped_and_all_else_is_logged(caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize(
-    ("clip_val", "algorithm", "want_norm", "gradient", "norm"),
+    ("clip_val", "algorithm", "gradient", "norm"),
     [
-        (None, None, False, [3.0, 4.0], None),
-        (None, None, True, [3.0, 4.0], 5.0),
-        (1.0, "norm", False, [0.6, 0.8], 5.0),
-        (3.5, "value", False, [3.0, 3.5], None),
-        (3.5, "value", True, [3.0, 3.5], math.hypot(3.0, 3.5)),
+        (None, None, [3.0, 4.0], 5.0),
+        (1.0, "norm", [0.6, 0.8], 5.0),
+        (3.5, "value", [3.0, 3.5], math.hypot(3.0, 3.5)),
     ],
 )
-def test_gradients_are_clipped_by_norm_or_value_and_the_norm_is_made_where_it_is_wanted(
-    clip_val: float | None, algorithm: str | None, want_norm: bool, gradient: list[float], norm: float | None
+def test_gradients_are_clipped_by_norm_or_value_and_the_norm_is_known(
+    clip_val: float | None, algorithm: str | None, gradient: list[float], norm: float
 ) -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
-    found = clip_module_gradients(iter([parameter]), clip_val, algorithm, want_norm)
+    found = clip_module_gradients(iter([parameter]), clip_val, algorithm)
     assert parameter.grad.tolist() == pytest.approx(gradient, rel=1e-5)
-    assert (None if found is None else found.item()) == pytest.approx(norm)
+    assert found.item() == pytest.approx(norm)
 
 
 @pytest.mark.parametrize(("completed", "is_last", "expected"), [(1, True, 0), (0, True, 6), (1, False, 6)])

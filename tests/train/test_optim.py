@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
-from lit_gpt.train.optim import CompositeOptimizer, OptimizerConfig, make_optimizer, parameter_groups
+from lit_gpt.train.optim import (
+    CompositeOptimizer,
+    OptimizerConfig,
+    OptimizerName,
+    are_finite,
+    clip_gradients,
+    make_optimizer,
+    parameter_groups,
+    skip_step_where,
+)
 
 
 def gradients(model: nn.Module, seed: int) -> None:
@@ -138,3 +148,43 @@ def test_bad_values_are_named(make: object, needle: str) -> None:
         make()  # type: ignore[operator]
     assert needle in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_a_skipped_step_changes_neither_weights_nor_state(name: OptimizerName, skipped: int) -> None:
+    """Also the first of all, whose state is made in it."""
+
+    def train(bad: int | None, guarded: bool) -> tuple[list[Tensor], list[Tensor]]:
+        torch.manual_seed(3)
+        model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=16))
+        optimizer = make_optimizer(model, OptimizerConfig(name=name, muon_weight_decay=0.1))
+        idx = torch.arange(8).view(1, 8)
+        for step in range(4 if bad is None else 5):
+            optimizer.zero_grad()
+            nll = model(idx, (idx + 1) % 11).loss_sum
+            nll.backward()
+            if step == bad:
+                next(iter(model.parameters())).grad[0, 0] = math.nan  # type: ignore[index]
+                for parameter in model.h.parameters():
+                    parameter.grad.fill_(math.inf)  # type: ignore[union-attr]
+            if guarded:
+                skip_step_where(~clip_gradients(model.parameters(), 1.0).isfinite(), optimizer)
+            else:
+                clip_gradients(model.parameters(), 1.0)
+            optimizer.step()
+        state = [value for entry in optimizer.state_dict()["state"].values() for value in entry.values()]
+        return [*model.state_dict().values()], state
+
+    expected = train(None, guarded=False)
+    for found in (train(None, guarded=True), train(skipped, guarded=True)):
+        for tensors, wanted in zip(found, expected):
+            assert len(tensors) == len(wanted)
+            assert all(torch.equal(a, b) for a, b in zip(tensors, wanted))
+
+
+@pytest.mark.parametrize(("value", "finite"), [(3e38, True), (math.inf, False), (-math.inf, False), (math.nan, False)])
+def test_finite_numbers_are_told_from_others(value: float, finite: bool) -> None:
+    tensors = [torch.ones(3), torch.full((2, 2), 3e38)]
+    tensors[1][1, 0] = value
+    assert bool(are_finite(tensors)) is finite

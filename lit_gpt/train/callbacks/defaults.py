@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from lit_gpt.train.callbacks.checkpoints import LastCheckpoint, best_checkpoint
+from lit_gpt.train.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_gpt.train.callbacks.non_finite import NonFiniteStop
 from lit_gpt.train.callbacks.run_summary import RunSummary
 from lit_gpt.train.callbacks.sigterm import SigtermStop
@@ -18,7 +18,7 @@ def default_callbacks() -> list[Callback]:
         NonFiniteStop(),
         RunSummary(),
         SigtermStop(),
-        best_checkpoint(),
+        BestCheckpoint(),
         LastCheckpoint(),
     ]
 
