@@ -6,6 +6,8 @@ Axes: B slots in one step, C `n_embd`.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,87 +18,177 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT, Block
 from lit_gpt.model.kv_cache import CacheStep
 
+_CACHE_DTYPES = (torch.float32, torch.bfloat16)
 
-class FusedDecode:
+
+class FusedDecode(nn.Module):
     """All blocks of a GPT for one new token in each slot: `GPT.forward` uses it as the `DecodeKernel` where it can.
 
-    An operation of PyTorch's costs microseconds however little it does, and a block is made of sixty.
+    An operation of PyTorch's costs microseconds however little it does, and a block is made of sixty. It is a module
+    without parameters, so that it learns when those of the model are cast or moved: their addresses are read again.
 
     Attributes:
         cache_dtype: fp32, or with weights in int8 bf16: at sixteen slots the cache is read as long as the weights.
     """
 
     def __init__(self, model: GPT) -> None:
-        """Describe `model`, whose linear layers are those of the kernels; check `fusible` first."""
+        """Describe `model`, whose linear layers are those of the kernels; check `fusible` first.
+
+        Raises:
+            native.Unavailable: where there are no kernels.
+            ValueError: if a tensor of the model has not the shape that its config says, or is not on the CPU.
+        """
+        super().__init__()
         library = native.require()
-        config = model.config
+        self._config = config = model.config
         self.cache_dtype = torch.bfloat16 if isinstance(model.lm_head, KernelInt8Linear) else torch.float32
+        self._blocks = [block for block in model.h if isinstance(block, Block)]  # a plain list: they stay the model's
+        self._rope = None if model.rope is None else model.rope.table
+        self._activation = _activation_index(library, config)
+        self._cache_shape = config.n_layer, config.kv_heads, config.head_size
+        self._scratch_bytes = library.decode_scratch_bytes
+        self._decode = library.decode
+        self._stack: native.Stack | None = self._describe()
+
+    @staticmethod
+    def fusible(model: GPT) -> bool:
+        """Whether the kernels are there, all linear layers are theirs, and the activation is one that they have."""
+        library = native.load()
+        if library is None or not isinstance(model.lm_head, KernelLinear):
+            return False
         blocks = [block for block in model.h if isinstance(block, Block)]
-        self._rotation = None if model.rope is None else model.rope.table.contiguous()
-        self._stack = native.Stack(
-            blocks=(native.Block * config.n_layer)(*map(_describe, blocks)),
-            rotation=native.address(self._rotation),
+        layers = [layer for block in blocks for layer in _linear_layers(block).values()]
+        ours = all(layer is None or isinstance(layer, KernelLinear) for layer in layers)
+        return ours and len(blocks) == model.config.n_layer and _activation_index(library, model.config) >= 0
+
+    def supports(self, cache: CacheStep) -> bool:
+        """Whether the kernels have the cache's dtype and layout, and every new token's position is the model's."""
+        keys, values = cache.stores
+        return (
+            keys.dtype in _CACHE_DTYPES
+            and values.dtype is keys.dtype
+            and keys.is_cpu
+            and values.is_cpu
+            and keys.is_contiguous()
+            and values.is_contiguous()
+            and max(cache.starts) < self._config.block_size
+        )
+
+    def forward(self, x: Tensor, cache: CacheStep) -> Tensor:
+        """(B, 1, C) → (B, 1, C), in fp32 whatever the dtype of x, and returned in that; writes the new keys and values.
+
+        Raises:
+            ValueError: for a shape, dtype, device or slot with which memory would be used that is not the cache's.
+        """
+        self._check(x, cache)
+        if self._stack is None:
+            self._stack = self._describe()
+        keys, values = cache.stores
+        slots = torch.tensor(cache.slots, dtype=torch.long)
+        lengths = torch.tensor(cache.starts, dtype=torch.long)
+        n_slots, threads, stack = len(slots), torch.get_num_threads(), ctypes.byref(self._stack)
+        scratch = torch.empty(self._scratch_bytes(stack, lengths.data_ptr(), n_slots, threads), dtype=torch.uint8)
+        dtype, contiguous = x.dtype, torch.contiguous_format
+        is_fp32 = dtype is torch.float32
+        y = x.clone(memory_format=contiguous) if is_fp32 else x.to(torch.float32, memory_format=contiguous)
+        strides = keys.stride()[:3]  # of layers, slots and heads
+        layout = native.KVCache(keys.data_ptr(), values.data_ptr(), *strides, keys.dtype is torch.bfloat16)
+        addresses = y.data_ptr(), slots.data_ptr(), lengths.data_ptr(), scratch.data_ptr()
+        self._decode(stack, ctypes.byref(layout), *addresses, n_slots, threads)
+        return y if is_fp32 else y.to(dtype)
+
+    def _check(self, x: Tensor, cache: CacheStep) -> None:
+        """Raise ValueError where the kernels would read or write what is not x's or the cache's."""
+        (keys, values), slots, starts = cache.stores, cache.slots, cache.starts
+        n_layer, n_slots, n_heads, capacity, width = keys.shape
+        fits = (
+            type(x) is Tensor
+            and x.is_cpu
+            and x.shape == (len(slots), 1, self._config.n_embd)
+            and len(starts) == len(slots)
+            and self.supports(cache)
+            and values.shape == keys.shape
+            and (n_layer, n_heads, width) == self._cache_shape
+            and min(slots) >= 0
+            and max(slots) < n_slots
+            and min(starts) >= 0
+            and max(starts) < capacity
+            and native.is_stored(keys)
+            and native.is_stored(values)
+        )
+        if not fits:
+            found = f"{x.dtype} {tuple(x.shape)} on {x.device} and keys {keys.dtype} {tuple(keys.shape)}"
+            raise ValueError(f"the decoding kernels cannot use {found} for slots {slots} of {starts} tokens")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedDecode:
+        """The model's parameters are being replaced, before or after this: describe it anew when it is next used."""
+        super()._apply(fn, recurse)
+        self._stack = None
+        return self
+
+    def _describe(self) -> native.Stack:
+        """The model as it is now, in fp32."""
+        config = self._config
+        held: list[Tensor] = []
+        rotation = (config.block_size, 2, config.head_size // 2)
+        stack = native.Stack(
+            blocks=(native.Block * config.n_layer)(*(self._describe_block(block, held) for block in self._blocks)),
+            rotation=_pointer(self._rope, "the rotary table", rotation, held),
             n_layer=config.n_layer,
             C=config.n_embd,
             H=config.n_head,
             K=config.kv_heads,
             D=config.head_size,
             F=config.mlp_size,
-            activation=_activation_index(library, config),
+            activation=self._activation,
             rmsnorm=config.norm == "rmsnorm",
             eps=config.norm_eps,
         )
-        self._n_positions = config.block_size
-        self._scratch_bytes = library.decode_scratch_bytes
-        self._decode = library.decode
+        stack.held = held
+        return stack
 
-    @staticmethod
-    def fusible(model: GPT) -> bool:
-        """Whether the kernels are there, the linear layers are theirs, and the activation is one that they have."""
-        library = native.load()
-        if library is None or not isinstance(model.lm_head, KernelLinear):
-            return False
-        return _activation_index(library, model.config) >= 0
+    def _describe_block(self, block: Block, held: list[Tensor]) -> native.Block:
+        config = self._config
+        norms = {"ln_1": block.ln_1, "ln_2": block.ln_2, "q_norm": block.attn.q_norm, "k_norm": block.attn.k_norm}
+        described = native.Block()
+        for name, norm in norms.items():
+            shape = (config.n_embd if name.startswith("ln") else config.head_size,)
+            setattr(described, name, _pointer(getattr(norm, "weight", None), name, shape, held))
+            if name.startswith("ln"):
+                setattr(described, f"{name}_bias", _pointer(getattr(norm, "bias", None), name, shape, held))
+        heads = (config.n_head + 2 * config.kv_heads) * config.head_size
+        outputs = {"c_attn": heads, "c_fc": config.mlp_size, "c_gate": config.mlp_size}
+        inputs = {"attn_c_proj": config.n_head * config.head_size, "mlp_c_proj": config.mlp_size}
+        for name, layer in _linear_layers(block).items():
+            if layer is None:
+                continue
+            found = layer.layout.O, layer.layout.I
+            if found != (outputs.get(name, config.n_embd), inputs.get(name, config.n_embd)):
+                raise ValueError(f"{name} has the shape {found}, which is not the config's")
+            setattr(described, name, layer.layout)
+        return described
 
-    def supports(self, cache: CacheStep) -> bool:
-        """Whether the kernels have the cache's dtype, and every new token's position is one of the model's."""
-        return cache.stores[0].dtype in (torch.float32, torch.bfloat16) and max(cache.starts) < self._n_positions
 
-    def __call__(self, x: Tensor, cache: CacheStep) -> Tensor:
-        """(B, 1, C) → (B, 1, C), fp32; writes the new tokens' keys and values."""
-        keys, values = cache.stores
-        slots, lengths = torch.tensor(cache.slots), torch.tensor(cache.starts)
-        n_slots, threads, stack = len(slots), torch.get_num_threads(), ctypes.byref(self._stack)
-        scratch = torch.empty(self._scratch_bytes(stack, lengths.data_ptr(), n_slots, threads), dtype=torch.uint8)
-        x = x.clone(memory_format=torch.contiguous_format)
-        strides = keys.stride()[:3]  # of layers, slots and heads
-        layout = native.KVCache(keys.data_ptr(), values.data_ptr(), *strides, keys.dtype == torch.bfloat16)
-        addresses = x.data_ptr(), slots.data_ptr(), lengths.data_ptr(), scratch.data_ptr()
-        self._decode(stack, ctypes.byref(layout), *addresses, n_slots, threads)
-        return x
+def _pointer(tensor: Tensor | None, name: str, shape: tuple[int, ...], held: list[Tensor]) -> int | None:
+    """The address of the tensor in fp32, which is added to `held`; None for null."""
+    if tensor is None:
+        return None
+    held.append(tensor.detach().float().contiguous())
+    return native.pointer(held[-1], name, shape)
+
+
+def _linear_layers(block: Block) -> dict[str, Any]:
+    """The linear layers of a block by the kernels' names; None for a gate that is not there."""
+    attn, mlp = block.attn, block.mlp
+    return {
+        "c_attn": attn.c_attn,
+        "attn_c_proj": attn.c_proj,
+        "c_fc": mlp.c_fc,
+        "c_gate": mlp.c_gate,
+        "mlp_c_proj": mlp.c_proj,
+    }
 
 
 def _activation_index(library: ctypes.CDLL, config: GPTConfig) -> int:
     """The number of the activation in the kernels, or -1 if they have none of that name."""
     return library.activation_index(config.mlp.encode())
-
-
-def _describe(block: Block) -> native.Block:
-    attn, mlp = block.attn, block.mlp
-
-    def parameter(norm: nn.Module | None, name: str) -> int | None:
-        return native.address(getattr(norm, name, None))
-
-    return native.Block(
-        ln_1=parameter(block.ln_1, "weight"),
-        ln_1_bias=parameter(block.ln_1, "bias"),
-        ln_2=parameter(block.ln_2, "weight"),
-        ln_2_bias=parameter(block.ln_2, "bias"),
-        q_norm=parameter(attn.q_norm, "weight"),
-        k_norm=parameter(attn.k_norm, "weight"),
-        c_attn=attn.c_attn.layout,
-        attn_c_proj=attn.c_proj.layout,
-        c_fc=mlp.c_fc.layout,
-        c_gate=native.Linear() if mlp.c_gate is None else mlp.c_gate.layout,
-        mlp_c_proj=mlp.c_proj.layout,
-    )

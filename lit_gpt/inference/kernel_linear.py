@@ -26,28 +26,51 @@ class KernelLinear(nn.Module):
         layout: its description for the kernels.
     """
 
+    _needs_scratch = False
+
     def __init__(self, linear: nn.Linear) -> None:
-        """Raises native.Unavailable where there are no kernels."""
+        """Raises native.Unavailable where there are no kernels, and ValueError for a weight that is not in memory."""
         super().__init__()
         library = native.require()
         self.weight = linear.weight.detach().float().contiguous()  # (O, I)
         self.bias = None if linear.bias is None else linear.bias.detach().float().contiguous()
-        n_out, n_in = self.weight.shape
-        self.layout = native.Linear(weight=self.weight.data_ptr(), bias=native.address(self.bias), I=n_in, O=n_out)
+        self._n_out, self._n_in = n_out, n_in = linear.weight.shape
+        self.layout = native.Linear(weight=native.pointer(self.weight, "the weight", (n_out, n_in)), I=n_in, O=n_out)
+        if self.bias is not None:
+            self.layout.bias = native.pointer(self.bias, "the bias", (n_out,))
         self._forward = library.linear_forward
         self._scratch_bytes = library.linear_scratch_bytes
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, I) → (…, O), fp32."""
-        layout = ctypes.byref(self.layout)
-        n_in, n_out = self.layout.I, self.layout.O
-        n_rows = x.numel() // n_in
+        """(…, I) → (…, O), in fp32 whatever the dtype of x, and returned in that.
+
+        Raises:
+            TypeError: for what is no tensor of floating-point numbers on the CPU.
+            ValueError: for another shape, or a tensor whose storage has been freed.
+        """
+        if type(x) is not Tensor or x.dtype is not torch.float32 or not x.is_cpu:
+            return self._converted(x)
         x = x.contiguous()
-        y = x.new_empty((*x.shape[:-1], n_out))
-        scratch = torch.empty(self._scratch_bytes(layout, n_rows), dtype=torch.uint8)
+        shape, n_in, n_out = x.shape, self._n_in, self._n_out
+        if shape[-1] != n_in or not native.is_stored(x):
+            raise ValueError(f"a linear layer of {n_in} inputs got {tuple(shape)}, or its memory is gone")
+        n_rows = x.numel() // n_in
+        layout = ctypes.byref(self.layout)
+        y = x.new_empty((*shape[:-1], n_out))
+        scratch = None
+        if self._needs_scratch:
+            scratch = torch.empty(self._scratch_bytes(layout, n_rows), dtype=torch.uint8)
         threads = 1 if n_rows * n_in * n_out < _SMALL else torch.get_num_threads()
-        self._forward(layout, x.data_ptr(), y.data_ptr(), scratch.data_ptr(), n_rows, threads)
+        scratch_address = None if scratch is None else scratch.data_ptr()
+        self._forward(layout, x.data_ptr(), y.data_ptr(), scratch_address, n_rows, threads)
         return y
+
+    def _converted(self, x: Tensor) -> Tensor:
+        """The same for x of another dtype, as it comes under autocast or in a model that was cast afterwards."""
+        if type(x) not in (Tensor, nn.Parameter) or not x.is_cpu or not x.is_floating_point():
+            found = f"{type(x).__name__} of {x.dtype} on {x.device}"
+            raise TypeError(f"a layer of the CPU kernels needs a tensor of floating-point numbers there, not {found}")
+        return self(x.detach().float()).to(x.dtype)
 
 
 class KernelInt8Linear(KernelLinear):
@@ -56,11 +79,14 @@ class KernelInt8Linear(KernelLinear):
     Sums of products are exact integers and every scale belongs to one row.
     """
 
+    _needs_scratch = True
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
         self.weight, scale = quantize_rows(self.weight)
         self.scale = scale.squeeze(1) / 127  # (O,)
         self._offset = 128 * self.weight.sum(1, dtype=torch.int32)  # inputs are moved by 128: bytes without a sign
-        self.layout.weight = self.weight.data_ptr()
-        self.layout.scale = self.scale.data_ptr()
-        self.layout.offset = self._offset.data_ptr()
+        n_out, shape = self._n_out, (self._n_out, self._n_in)
+        self.layout.weight = native.pointer(self.weight, "the weight", shape, torch.int8)
+        self.layout.scale = native.pointer(self.scale, "the scale", (n_out,))
+        self.layout.offset = native.pointer(self._offset, "the offset", (n_out,), torch.int32)

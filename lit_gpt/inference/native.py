@@ -1,4 +1,4 @@
-"""C++ kernels for decoding (csrc/): compiled for this machine on first use, checked and loaded.
+"""C++ kernels for decoding (csrc/): loaded, and what they are given checked.
 
 PyTorch's products reach half of the memory's bandwidth with one row, and each of its operations costs as much as a
 small product. Compiling takes a second or two, once; where there is no compiler or no AVX-512, PyTorch does the work.
@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lit_gpt.inference.kernel_library import Unavailable, compiled_library
+
 ABI_VERSION = 1
 """Of the exported functions and the meaning of the structs' fields, as in csrc/abi.h: both are raised together."""
 
-_SOURCES = Path(__file__).parent / "csrc"
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fopenmp", "-fPIC")
 _POINTER, _LONG, _INT, _FLOAT, _TEXT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float, ctypes.c_char_p
 _SIGNATURES = {  # name → arguments, result
     "abi_version": ([], _INT),
@@ -34,7 +31,6 @@ _SIGNATURES = {  # name → arguments, result
     "linear_forward": ([_POINTER] * 4 + [_LONG, _INT], None),
     "decode": ([_POINTER] * 6 + [_LONG, _INT], None),
 }
-_COMPILE_SECONDS = 60
 
 
 class Linear(ctypes.Structure):
@@ -53,8 +49,13 @@ class Block(ctypes.Structure):
 
 
 class Stack(ctypes.Structure):
-    """All blocks."""
+    """All blocks.
 
+    Attributes:
+        held: the tensors that it points to.
+    """
+
+    held: list[Tensor]
     _fields_ = [
         ("blocks", ctypes.POINTER(Block)),
         ("rotation", _POINTER),
@@ -72,17 +73,10 @@ class KVCache(ctypes.Structure):
     ]
 
 
-class Unavailable(Exception):
-    """There are no kernels here; the message says why."""
-
-
-@functools.cache
 def load() -> ctypes.CDLL | None:
     """The compiled functions of csrc/, or None where they cannot be had."""
-    try:
-        return _load()
-    except Unavailable:
-        return None
+    library = _attempt()
+    return None if isinstance(library, Unavailable) else library
 
 
 def require() -> ctypes.CDLL:
@@ -95,16 +89,39 @@ def require() -> ctypes.CDLL:
 
 def status() -> str:
     """Whether there are kernels here, and if not, why: `yes` or `no: …`."""
+    library = _attempt()
+    return f"no: {library}" if isinstance(library, Unavailable) else "yes"
+
+
+def pointer(tensor: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
+    """The address of a tensor's data. The kernels take memory for what they expect, so that is compared first.
+
+    Raises:
+        ValueError: with its name, if it is not contiguous memory of this shape and dtype on the CPU.
+    """
+    fits = tensor.is_cpu and tensor.dtype == dtype and tuple(tensor.shape) == shape and tensor.is_contiguous()
+    if not (fits and is_stored(tensor)):
+        found = f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"
+        memory = f"{tensor.untyped_storage().nbytes()} bytes"
+        raise ValueError(f"the kernels need {name} as contiguous {dtype} {shape}, not {found} in {memory}")
+    return tensor.data_ptr()
+
+
+def is_stored(tensor: Tensor) -> bool:
+    """Whether the storage of a contiguous tensor has all of it: a storage can be resized under its tensors."""
+    storage = tensor.untyped_storage()
+    return storage.nbytes() >= tensor.storage_offset() * tensor.itemsize + tensor.nbytes
+
+
+@functools.cache
+def _attempt() -> ctypes.CDLL | Unavailable:
+    """The library or why there is none, found out once: a compiler that fails is not run again."""
     try:
-        _load()
+        return _load()
     except Unavailable as error:
-        return f"no: {error}"
-    return "yes"
-
-
-def address(tensor: Tensor | None) -> int | None:
-    """What a pointer to the tensor's data is for ctypes; None for null."""
-    return None if tensor is None else tensor.data_ptr()
+        return error
+    except OSError as error:  # of /proc, or of an unreadable folder
+        return Unavailable(str(error))
 
 
 def _load() -> ctypes.CDLL:
@@ -115,7 +132,7 @@ def _load() -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise Unavailable("no g++ was found (set CXX to one)")
-    path = _compiled(compiler, _openmp())
+    path = compiled_library(compiler, _openmp())
     try:
         library = ctypes.CDLL(str(path))
         for name, (arguments, result) in _SIGNATURES.items():
@@ -145,38 +162,9 @@ def _check_abi(library: ctypes.CDLL) -> None:
 
 def _openmp() -> str:
     """PyTorch's own OpenMP, to be linked to: a second pool of threads would wait for the first one's cores."""
-    mapped = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+    mapped = {line.split(maxsplit=5)[-1] for line in lines}
     found = sorted((path for path in mapped if "libgomp" in path), key=lambda path: "torch" not in path)
     if not found or any("libiomp" in path for path in mapped):
         raise Unavailable("PyTorch's threads are not GNU OpenMP's")
     return found[0]
-
-
-def _compiled(compiler: str, openmp: str) -> Path:
-    """The shared library, compiled unless it is there already; its name says from what, with what and for what CPU."""
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    stamp = f"{compiler} {os.stat(compiler).st_mtime_ns} {openmp} {_FLAGS} {cpu}".encode()
-    files = sorted(path for path in _SOURCES.iterdir() if path.suffix in (".cpp", ".h"))
-    sources = b"".join(path.name.encode() + path.read_bytes() for path in files)
-    name = f"kernels-{hashlib.sha256(sources + stamp).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gpt"
-    target = folder / name
-    if target.exists():
-        return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as building:
-            part, made = Path(building) / "kernels.o", Path(building) / name
-            _run([compiler, *_FLAGS, "-c", str(_SOURCES / "kernels.cpp"), "-o", str(part)])
-            _run([compiler, "-shared", str(part), openmp, "-o", str(made)])
-            made.replace(target)  # whole, whoever else is compiling the same
-    except OSError as error:
-        raise Unavailable(f"{folder} cannot be written: {error.strerror}") from error
-    except subprocess.SubprocessError as error:
-        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
-        raise Unavailable(f"{compiler} failed: {said[0] if said else error}") from error
-    return target
-
-
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=_COMPILE_SECONDS)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_gpt.inference import native
+from lit_gpt.inference import kernel_library, native
 from lit_gpt.inference.decode_kernel import FusedDecode
 from lit_gpt.inference.kernel_linear import KernelInt8Linear, KernelLinear
 from lit_gpt.inference.prepare import prepare_for_inference
@@ -29,7 +29,7 @@ CONFIG = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=4, n_embd=32)
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """`native.load` as on its first call."""
-    monkeypatch.setattr(native, "load", native.load.__wrapped__)
+    monkeypatch.setattr(native, "_attempt", native._attempt.__wrapped__)
 
 
 def library() -> ctypes.CDLL:
@@ -79,13 +79,13 @@ def test_a_changed_struct_in_the_source_is_refused(
     fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The other side: the library is compiled from a changed header, under another name in the cache."""
-    shutil.copytree(native._SOURCES, tmp_path / "csrc")
+    shutil.copytree(kernel_library.SOURCES, tmp_path / "csrc")
     header = tmp_path / "csrc" / "abi.h"
     changed = header.read_text().replace("long layer_stride, slot_stride", "long slot_stride, layer_stride")
     assert changed != header.read_text()
     header.write_text(changed)
-    monkeypatch.setattr(native, "_SOURCES", tmp_path / "csrc")
-    monkeypatch.setattr(native, "_FLAGS", ("-O0", *native._FLAGS[1:]))  # it is never run
+    monkeypatch.setattr(kernel_library, "SOURCES", tmp_path / "csrc")
+    monkeypatch.setattr(kernel_library, "FLAGS", ("-O0", *kernel_library.FLAGS[1:]))  # it is never run
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     check_unusable("the compiled library has KVCache.layer_stride at another offset: 24 bytes, not 16")
 
@@ -100,7 +100,7 @@ def test_a_library_that_lacks_a_function_is_refused(fresh: None, monkeypatch: py
 def test_a_damaged_library_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     damaged = tmp_path / "kernels.so"
     damaged.write_bytes(b"not a library")
-    monkeypatch.setattr(native, "_compiled", lambda compiler, openmp: damaged)
+    monkeypatch.setattr(native, "compiled_library", lambda compiler, openmp: damaged)
     check_unusable(f"{damaged} cannot be used: .*")
 
 
@@ -140,59 +140,18 @@ def test_scratch_of_a_linear_layer_is_what_the_library_says() -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@torch.inference_mode()
-def test_nothing_is_written_beyond_the_scratch(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor of scratch gets a margin, which must stay as it is."""
-    model = prepare_for_inference(GPT(CONFIG), precision)
-    margins: list[torch.Tensor] = []
-    empty = torch.empty
-
-    def guarded(size: int, dtype: torch.dtype) -> torch.Tensor:
-        whole = empty(size + 4096, dtype=dtype).fill_(0xA5)
-        margins.append(whole[size:])
-        return whole[:size]
-
-    for n_slots, lengths in ((1, [0]), (3, [30, 0, 7]), (70, [16] * 70)):
-        cache = KVCache(CONFIG, n_slots, 32, model.cache_dtype)
-        cache.lengths = lengths
-        monkeypatch.setattr(torch, "empty", guarded)
-        output = model(torch.zeros(n_slots, 1, dtype=torch.long), cache=cache.step(range(n_slots), 1))
-        monkeypatch.undo()
-        assert output.logits.isfinite().all()
-    assert len(margins) == 6 and all(bool((margin == 0xA5).all()) for margin in margins)
-
-
-@needs_kernels
 def test_the_source_compiles_without_a_warning() -> None:
-    flags = [*native._FLAGS, "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
-    run = subprocess.run(
-        [shutil.which("g++") or "c++", *flags, str(native._SOURCES / "kernels.cpp")], capture_output=True, text=True
-    )
+    flags = [*kernel_library.FLAGS, "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    command = [shutil.which("g++") or "c++", *flags, str(kernel_library.SOURCES / "kernels.cpp")]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 
 def test_where_there_is_no_compiler_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "load", native.load.__wrapped__)
+    monkeypatch.setattr(native, "_attempt", native._attempt.__wrapped__)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert native.load() is None
     model = prepare_for_inference(GPT(CONFIG), "fp32")
     assert model.decode_kernel is None
     assert not list(tmp_path.iterdir())
-
-
-@needs_kernels
-def test_a_compiler_that_fails_and_a_cache_that_cannot_be_written_are_told_of(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    compiler = tmp_path / "c++"
-    compiler.write_text("#!/bin/sh\necho 'no such option' >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", str(compiler))
-    assert native.status() == f"no: {compiler} failed: no such option"
-    assert not list((tmp_path / "lit_gpt").iterdir())
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert "cannot be written" in native.status()
