@@ -143,9 +143,9 @@ def _add_tokenizer_routes(app: FastAPI, service: Service) -> None:
     async def detokenize(body: P.DetokenizeRequest) -> dict[str, str]:
         """Ids to text, as vLLM's endpoint of this name."""
         service.check_model(body.model)
-        outside = id_outside(body.tokens, service.config.vocab_size)
+        outside = id_outside(body.tokens, service.n_vocab)
         if outside is not None:
-            raise bad_request(f"tokens has {outside}, outside the vocabulary", "tokens")
+            raise bad_request(f"tokens has {outside}, outside the vocabulary of {service.n_vocab}", "tokens")
         return {"prompt": tokenizer.decode(body.tokens)}
 
     @app.get("/tokenizer_info", responses=_ERRORS)

@@ -193,10 +193,17 @@ def set_up_logging() -> None:
     """Our log and uvicorn's warnings to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SingleLineFormatter())
-    for name, level in (("lit_gpt.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    for name, level in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+
+
+_LOGGERS = (
+    ("lit_gpt.serve", logging.INFO),
+    ("lit_gpt.generation", logging.WARNING),
+    ("uvicorn.error", logging.WARNING),
+)
 
 
 class Server(uvicorn.Server):

@@ -15,6 +15,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Iterable
+from contextvars import ContextVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,6 +40,9 @@ _OPEN_PATHS = ("/health", "/page/", "/favicon.ico")
 _HEADERS = {
     # No inline script or style, nothing from other origins, no framing: the page runs only the files of the package.
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="none")
+"""The id of the HTTP request that the current task answers, for the log."""
+
     "object-src 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -65,6 +69,7 @@ class RequestLog:
         state = scope.setdefault("state", {})
         fields: dict[str, object] = {}
         state["log"] = fields
+        REQUEST_ID.set(request_id)
         started, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:

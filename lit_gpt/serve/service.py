@@ -11,6 +11,7 @@ from typing import Any
 
 from lit_gpt.generation.complete import encode_prompt
 from lit_gpt.model.config import GPTConfig
+from lit_gpt.generation.prompts import vocabulary_size
 from lit_gpt.serve.api_errors import ApiError, bad_request
 from lit_gpt.serve.prometheus import Metrics
 from lit_gpt.serve.protocol import PromptBody, Sampling
@@ -49,8 +50,8 @@ class Service:
 
     @property
     def n_vocab(self) -> int:
-        """Ids that can be generated."""
-        return min(self.config.vocab_size, self.tokenizer.n_vocab)
+        """Ids 0 … n_vocab - 1 are those that a request may name and that can be generated."""
+        return vocabulary_size(self.config, self.tokenizer)
 
     @property
     def special_names(self) -> dict[int, str]:
@@ -80,9 +81,9 @@ class Service:
         for ids in encoded:
             if not ids:
                 raise bad_request("the prompt is empty, and this model has no token to start from", param)
-            outside = id_outside(ids, self.config.vocab_size)
+            outside = id_outside(ids, self.n_vocab)
             if outside is not None:
-                raise bad_request(f"token id {outside} is outside the vocabulary of {self.config.vocab_size}", param)
+                raise bad_request(f"token id {outside} is outside the vocabulary of {self.n_vocab}", param)
         return encoded
 
     def _encode(self, prompt: str | list[int]) -> list[int]:
