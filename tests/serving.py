@@ -18,6 +18,8 @@ from models import tiny_gpt
 from lit_gpt.generation.engine import Engine
 from lit_gpt.model.gpt import GPT
 from lit_gpt.serve.app import create_app
+from lit_gpt.serve.connections import ConnectionLimits
+from lit_gpt.serve.main import server_config
 from lit_gpt.serve.prometheus import Metrics
 from lit_gpt.serve.service import Service
 from lit_gpt.serve.worker import Limits, Worker
@@ -34,6 +36,7 @@ class Serving:
     service: Service
     model: GPT
     http: httpx.Client
+    uvicorn: uvicorn.Server
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         return self.http.post(path, json=body, **options)
@@ -91,6 +94,7 @@ def serving(
     seconds: float = 0.0,
     max_slots: int = 4,
     limits: Limits | None = None,
+    connections: ConnectionLimits | None = None,
     **options: Any,
 ) -> Iterator[Serving]:
     model = model or make_model()
@@ -99,7 +103,7 @@ def serving(
     engine = Engine(Slow(model, seconds), model.config, tokenizer, max_slots=max_slots, dtype=torch.float64)
     worker = Worker(engine, metrics, limits or Limits(max_queue=32))
     service = Service("tiny", model.config, tokenizer, worker, metrics)
-    config = uvicorn.Config(create_app(service, **options), port=0, log_config=None, access_log=False, lifespan="on")
+    config = server_config(create_app(service, **options), service, connections, port=0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -108,7 +112,7 @@ def serving(
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         with httpx.Client(base_url=url, timeout=60, verify=False) as http:
-            yield Serving(url, service, model, http)
+            yield Serving(url, service, model, http, server)
     finally:
         server.should_exit = True
         thread.join(timeout=20)

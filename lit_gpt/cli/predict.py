@@ -116,10 +116,9 @@ def check_prompts(
     Raises:
         UserError: naming the prompt.
     """
-    eot_id = None if tokenizer is None else tokenizer.eot_id
     for position, prompt in prompts:
         ids = encode_prompt(tokenizer, prompt)
-        check_prompt(f"prompt {position + 1}", ids, config, generation_config, eot_id)
+        check_prompt(f"prompt {position + 1}", ids, config, generation_config, tokenizer)
 
 
 def run_fingerprint(prompts: PromptDataset, generation_config: GenerationConfig, source: str) -> str:

@@ -10,6 +10,9 @@ A step is schedule → run → postprocess: the scheduler says which requests of
 runner computes them in one forward pass for all that decode and one for a chunk of prompts, and what comes of it is
 chosen from and handed to the strategies. Strategies are coroutines that yield what to compute: no other generation
 loop exists.
+
+Whatever a strategy, a sampler or an observer raises ends the generation that it belongs to, with finish_reason `error`.
+Only what fails for all of a batch, the forward pass and the bookkeeping of slots, is raised by `step`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.forward_request import ForwardRequest
@@ -26,7 +30,7 @@ from lit_gpt.generation.generation import Generation, Request, Resources, Strate
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.model_runner import ModelRunner
 from lit_gpt.generation.outputs import Output
-from lit_gpt.generation.prompts import check_ids, check_prompt
+from lit_gpt.generation.prompts import check_ids, check_prompt, vocabulary_size
 from lit_gpt.generation.sampling import NONE, Observer, Sampler, choose_tokens
 from lit_gpt.generation.scheduler import Schedule, Scheduler
 from lit_gpt.generation.slots import SlotManager, slots_for_memory
@@ -85,7 +89,7 @@ class Engine:
         device, dtype = torch.device(device or found_device), dtype or found_dtype
         self.config = config
         self.tokenizer = tokenizer
-        self._n_vocab = config.vocab_size if tokenizer is None else min(config.vocab_size, tokenizer.n_vocab)
+        self._n_vocab = vocabulary_size(config, tokenizer)
         n_slot = max_slots or slots_for_memory(config, dtype, device)
         self.scheduler = Scheduler(n_slot, prefill_chunk)
         self.model_runner = ModelRunner(model, config, n_slot=n_slot, n_vocab=self._n_vocab, dtype=dtype, device=device)
@@ -129,11 +133,12 @@ class Engine:
         strategy = strategy or generation_config.spec.load()
         request = Request(self._n_requests, prompt, generation_config, ending, strategy, value)
         draft = None if generation_config.draft_checkpoint is None else self._draft_runner
-        resources = Resources(self.slots, None if draft is None else draft.slots, self.tokenizer)
+        resources = Resources(self.slots, None if draft is None else draft.slots, self.tokenizer, self._n_vocab)
         seed = generation_config.seed if generation_config.seed is not None else int.from_bytes(os.urandom(4), "little")
-        for index in range(generation_config.generations):
-            sampler = self._sampler(request, seed + index)
-            self.scheduler.add(Generation(request, resources, sampler=sampler, index=index))
+        samplers = [self._sampler(request, seed + index) for index in range(generation_config.generations)]
+        generations = [Generation(request, resources, sampler=each, index=i) for i, each in enumerate(samplers)]
+        for generation in generations:  # all or none: whatever fails above leaves nothing behind
+            self.scheduler.add(generation)
         return request.id
 
     def _ending(self, prompt: list[int], generation_config: GenerationConfig) -> Ending:
@@ -155,7 +160,7 @@ class Engine:
         for generation in self._generations():
             if generation.request_id == request:
                 generation.stop("cancelled")
-                self._outbox += generation.outputs()
+                self._outbox += generation.contained_outputs()
                 self.scheduler.remove(generation)
 
     def cancel_all(self) -> None:
@@ -226,7 +231,7 @@ class Engine:
     def _outputs(self) -> list[Output]:
         outputs, self._outbox = self._outbox, []
         for generation in self.scheduler.running:
-            outputs += generation.outputs()
+            outputs += generation.contained_outputs()
         self.scheduler.drop_closed()
         return outputs
 
@@ -255,11 +260,26 @@ class Engine:
         else:
             logits = torch.stack([request.logits[-1] for request in requests])
         samplers = [request.sampler for request in requests if request.sampler is not None]
-        for request, token in zip(requests, choose_tokens(samplers, logits)):
+        try:
+            choices = choose_tokens(samplers, logits)
+        except Exception:  # of one of them: each alone shows of which
+            choices = [self._choose_alone(request, row) for request, row in zip(requests, logits)]
+        for request, token in zip(requests, choices):
             request.choice = token
         failed = [request for request in requests if request.choice == NONE]
         if failed:
             self._stop(failed, "the settings forbid every token, or make the logits overflow, at")
+
+    def _choose_alone(self, request: ForwardRequest, logits: Tensor) -> int:
+        """The next token from (V,) logits, or `NONE`, its generation having failed."""
+        assert request.sampler is not None
+        try:
+            return choose_tokens([request.sampler], logits[None])[0]
+        except Exception as error:
+            for generation in self.scheduler.running:
+                if request in generation.forward_requests:
+                    generation.fail(error)
+            return NONE
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
@@ -270,10 +290,9 @@ class Engine:
     def _check(self, prompt_ids: Sequence[int], generation_config: GenerationConfig) -> list[int]:
         """The prompt, which is end-of-text if it was empty."""
         generation_config.check()
-        eot_id = None if self.tokenizer is None else self.tokenizer.eot_id
         for name in ("banned_tokens", "logit_bias", "stop_token_ids"):
             check_ids(name, list(getattr(generation_config, name)), self._n_vocab)
-        prompt = check_prompt("the prompt", prompt_ids, self.config, generation_config, eot_id)
+        prompt = check_prompt("the prompt", prompt_ids, self.config, generation_config, self.tokenizer)
         if generation_config.stops and self.tokenizer is None:
             raise UserError("stop strings need a tokenizer, and this model came without one: use stop_token_ids")
         if generation_config.sequences > self.slots.n_slot:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from lit_gpt.errors import UserError
 from lit_gpt.generation.forward_request import ForwardRequest
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import FinishReason, Output, Token
 from lit_gpt.generation.sampling import Sampler, ranked
 from lit_gpt.generation.slots import CachedSequence, SlotManager
 from lit_gpt.generation.stopping import Continuation, Ending
+from lit_gpt.tokenizer.ids import id_outside
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+log = logging.getLogger("lit_gpt.generation")
 
 Result = TypeVar("Result")
 
@@ -63,11 +69,13 @@ class Resources:
         slots: slots of the model's cache.
         draft_slots: slots of the draft model's cache; None where none proposes tokens.
         tokenizer: None for bare ids.
+        n_vocab: V; the ids that a strategy feeds are below it.
     """
 
     slots: SlotManager
-    draft_slots: SlotManager | None = None
-    tokenizer: Tokenizer | None = None
+    draft_slots: SlotManager | None
+    tokenizer: Tokenizer | None
+    n_vocab: int
 
 
 class Generation:
@@ -99,6 +107,7 @@ class Generation:
         self.slots = resources.slots
         self.draft_slots = resources.draft_slots
         self.tokenizer = resources.tokenizer
+        self._n_vocab = resources.n_vocab
         self.forward_requests: list[ForwardRequest] = []
         self.closed = False
         self._strategy = request.strategy
@@ -207,15 +216,25 @@ class Generation:
     def start(self) -> None:
         """Start; `forward_requests` is then what to compute first, or the generation has ended."""
         self._steps = self._all_steps()
-        self._enqueue(next(self._steps, None))
+        self._advance(lambda steps: next(steps))
 
     def resume(self) -> None:
         """Go on after all `forward_requests` are done."""
+        self._advance(lambda steps: steps.send(self.forward_requests))
+
+    def _advance(self, go_on: Callable[[StrategySteps], list[ForwardRequest]]) -> None:
+        """The strategy's next step; whatever it raises ends this generation, and no other."""
         assert self._steps is not None
         try:
-            self._enqueue(self._steps.send(self.forward_requests))
+            self._enqueue(go_on(self._steps))
         except StopIteration:
-            self._enqueue(None)
+            if any(continuation.finish_reason is None for continuation in self._continuations):
+                self.fail(
+                    RuntimeError("the strategy has ended and its continuation has not")
+                )  # nobody would hear of it
+            self._close()
+        except Exception as error:
+            self.fail(error)
 
     def _all_steps(self) -> StrategySteps:
         if self.ending.limit > 0:
@@ -225,24 +244,47 @@ class Generation:
             yield from self.read_prompt()
         self._continuations[0].finish("length")
 
-    def _enqueue(self, requests: list[ForwardRequest] | None) -> None:
-        """Wait for `requests`, whose tokens join their sequences now; None at the end of the strategy."""
-        self.forward_requests = requests or []
-        for request in self.forward_requests:
+    def _enqueue(self, requests: list[ForwardRequest]) -> None:
+        """Wait for `requests`, whose tokens join their sequences now.
+
+        Raises:
+            ValueError: for requests that would fail in the forward pass, and with them those of other generations.
+        """
+        if len({id(request.sequence) for request in requests}) < len(requests):
+            raise ValueError("the strategy asks twice for one sequence")
+        for request in requests:
+            if request.sequence not in self._own or id_outside(request.tokens, self._n_vocab) is not None:
+                raise ValueError("the strategy asks for a sequence that is not its own, or for an id that there is not")
             request.sequence.manager.append(request.sequence, request.tokens)
-        if requests is None:
-            self._close()
+            pending = request.sequence.manager.pending(request.sequence)
+            if not request.sequence.ids or not 1 <= request.num_logits <= max(1, pending):
+                raise ValueError("the strategy asks for logits of no token, or of more than are computed")
+        self.forward_requests = requests
 
     def stop(self, reason: FinishReason, error: str | None = None) -> None:
         """End it from outside: it was cancelled, or it failed."""
+        self._error = error
         for continuation in self._continuations:
             continuation.finish(reason)
-        self._error = error
         self._close(forget=error is not None)
+
+    def fail(self, error: Exception) -> None:
+        """End it because of an exception of its own, which goes to the log.
+
+        The output has the exception's type, or the text of a `UserError`, which is written for the user; any other
+        message might quote a text.
+        """
+        log.error("request %d, continuation %d failed", self.request_id, self.index, exc_info=error)
+        place = f"{type(error).__name__} at {self.position}: the log says where it was raised"
+        with suppress(Exception):  # a second exception of the same generation: the first one is reported
+            self.stop("error", str(error) if isinstance(error, UserError) else place)
+        if not self.closed:
+            self._close(forget=True)
 
     def _close(self, forget: bool = False) -> None:
         if self._steps is not None:
-            self._steps.close()
+            with suppress(Exception):  # a strategy that does not let itself be closed still gives its slots back
+                self._steps.close()
         for sequence in self._own:
             sequence.manager.free(sequence, forget)
         self._own, self.forward_requests, self.closed = [], [], True
@@ -260,6 +302,14 @@ class Generation:
                 output.error = self._error
             outputs.append(output)
         return outputs
+
+    def contained_outputs(self) -> list[Output]:
+        """`outputs`, or the end with an error if they cannot be made."""
+        try:
+            return self.outputs()
+        except Exception as error:
+            self.fail(error)
+            return [Output(self.request_id, self.index, finish_reason="error", error=self._error)]
 
     @property
     def position(self) -> str:

@@ -8,10 +8,24 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.ids import id_outside
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+
+def vocabulary_size(config: GPTConfig, tokenizer: Tokenizer | None) -> int:
+    """V: the ids 0 … V - 1 are those that a prompt, a setting or a continuation may have.
+
+    A model may have more rows than its tokenizer has ids (a padded vocabulary). Such a row was never trained and its id
+    is no text, so it is refused in prompts too: then every id that reaches a sampler has a column in the logits.
+    """
+    return config.vocab_size if tokenizer is None else min(config.vocab_size, tokenizer.n_vocab)
 
 
 def check_prompt(
-    name: str, ids: Sequence[int], config: GPTConfig, generation_config: GenerationConfig, eot_id: int | None
+    name: str,
+    ids: Sequence[int],
+    config: GPTConfig,
+    generation_config: GenerationConfig,
+    tokenizer: Tokenizer | None,
 ) -> list[int]:
     """The ids that generation starts from: the prompt, or end-of-text if it is empty.
 
@@ -20,15 +34,16 @@ def check_prompt(
         ids: its ids.
         config: the model's shape.
         generation_config: how to continue it.
-        eot_id: end-of-text, if the tokenizer has one.
+        tokenizer: for end-of-text, and for which ids there are; None for a model of bare ids.
 
     Raises:
         UserError: for a prompt that this model cannot continue.
     """
+    eot_id = None if tokenizer is None else tokenizer.eot_id
     if not ids and eot_id is None:
         raise UserError(f"{name} is empty and the tokenizer has no end-of-text to start from: write a prompt")
     prompt = list(ids) if ids or eot_id is None else [eot_id]
-    check_ids(name, prompt, config.vocab_size)
+    check_ids(name, prompt, vocabulary_size(config, tokenizer))
     if generation_config.overflow == "stop" and len(prompt) > config.block_size:
         raise UserError(
             f"{name} has {len(prompt)} tokens, the model's context is {config.block_size}: "

@@ -104,8 +104,9 @@ class SlotManager:
         shared = 0
         if kept is not None and kept.start == sequence.start:  # a dropped sibling: only its last token differs
             shared = common_prefix(sequence.ids, kept.ids[: kept.start + self.cache.lengths[slot]]) - sequence.start
-        self._held[slot] = twin
+        self._held[slot] = None  # free while the copy can fail: a sequence that nobody has would hold it for ever
         self.cache.copy(sequence.slot, slot, start=max(0, min(shared, self.cache.lengths[sequence.slot])))
+        self._held[slot] = twin
         return twin
 
     def append(self, sequence: CachedSequence, tokens: Sequence[int]) -> None:

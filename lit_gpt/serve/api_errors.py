@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -65,11 +65,18 @@ def from_validation_error(error: RequestValidationError) -> ApiError:
 
     pydantic's own text quotes no input, and neither does this: an error body may be written to a log.
     """
-    first = error.errors()[0]
+    return from_pydantic(error.errors())
+
+
+def from_pydantic(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's problems, as `from_validation_error` puts it."""
+    first = problems[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     kind = str(first["type"])
     if kind == "json_invalid":
         return bad_request("the body is not valid JSON", code="invalid_json")
+    if not where and kind == "value_error":
+        return bad_request(str(first["msg"]).removeprefix("Value error, "), code="invalid_body")
     if not where:
         return bad_request(
             "the body must be a JSON object sent with Content-Type: application/json", code="invalid_body"
@@ -84,5 +91,5 @@ def from_validation_error(error: RequestValidationError) -> ApiError:
             "prompt must be a string, a list of strings, a list of token ids, or a list of such lists", name
         )
     message = str(first["msg"]).removeprefix("Value error, ")
-    field = ".".join(where) if len(error.errors()) == 1 else name
+    field = ".".join(where) if len(problems) == 1 else name
     return bad_request(f"{field}: {message}", name, "invalid_value")

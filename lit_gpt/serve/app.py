@@ -12,11 +12,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from lit_gpt.errors import UserError
 from lit_gpt.serve import protocol as P
 from lit_gpt.serve.api_errors import ApiError, bad_request, from_http_exception, from_validation_error
+from lit_gpt.serve.bodies import LARGE_BODY, make_route_class
 from lit_gpt.serve.chat import plan_chat
 from lit_gpt.serve.completions import Plan, full_body, plan_completion, stream_chunks
 from lit_gpt.serve.middleware import AccessControl, BodyLimit, RequestLog
@@ -49,8 +51,10 @@ def create_app(service: Service, api_key: str | None = None, allowed_hosts: tupl
         service.worker.start()
         yield
         service.worker.stop()
+        service.close()
 
     app = FastAPI(title="lit_gpt", version=version(), docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.router.route_class = make_route_class(service.in_thread)
     app.add_middleware(BodyLimit, metrics=service.metrics)
     app.add_middleware(AccessControl, metrics=service.metrics, api_key=api_key, allowed_hosts=allowed_hosts)
     app.add_middleware(RequestLog)
@@ -128,25 +132,35 @@ def _add_completion_routes(app: FastAPI, service: Service) -> None:
             return await json_response(request, next_token(service, body), metrics)
 
 
+async def _json(service: Service, result: dict[str, Any], tokens: int) -> Response:
+    """`result` as JSON, which is written on a thread if it is about many tokens."""
+    body = to_json(result) if 8 * tokens < LARGE_BODY else await service.in_thread(to_json, result)
+    return Response(body, media_type="application/json")
+
+
 def _add_tokenizer_routes(app: FastAPI, service: Service) -> None:
     tokenizer = service.tokenizer
 
     @app.post("/tokenize", responses=_ERRORS)
-    async def tokenize(body: P.TokenizeRequest) -> dict[str, Any]:
+    async def tokenize(body: P.TokenizeRequest) -> Response:
         """Text to ids, as vLLM's endpoint of this name."""
         service.check_model(body.model)
-        ids = await service.tokenize(body.prompt, bool(body.add_special_tokens))
-        texts = [service.token_text(token) for token in ids] if body.return_token_strs else None
-        return {"count": len(ids), "max_model_len": service.config.block_size, "tokens": ids, "token_strs": texts}
+        with service.worker.reserve(1):
+            ids = await service.tokenize(body.prompt, bool(body.add_special_tokens))
+            texts = await service.token_texts(ids) if body.return_token_strs else None
+            length = service.config.block_size
+            result = {"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": texts}
+            return await _json(service, result, len(ids))
 
     @app.post("/detokenize", responses=_ERRORS)
-    async def detokenize(body: P.DetokenizeRequest) -> dict[str, str]:
+    async def detokenize(body: P.DetokenizeRequest) -> Response:
         """Ids to text, as vLLM's endpoint of this name."""
         service.check_model(body.model)
-        outside = id_outside(body.tokens, service.config.vocab_size)
+        outside = id_outside(body.tokens, service.n_vocab)
         if outside is not None:
-            raise bad_request(f"tokens has {outside}, outside the vocabulary", "tokens")
-        return {"prompt": tokenizer.decode(body.tokens)}
+            raise bad_request(f"tokens has {outside}, outside the vocabulary of {service.n_vocab}", "tokens")
+        with service.worker.reserve(1):
+            return await _json(service, {"prompt": await service.detokenize(body.tokens)}, len(body.tokens))
 
     @app.get("/tokenizer_info", responses=_ERRORS)
     async def tokenizer_info() -> dict[str, Any]:

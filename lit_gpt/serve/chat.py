@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from functools import lru_cache
-from typing import Any, NoReturn
-
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any
 
 from lit_gpt.generation.outputs import Token
 from lit_gpt.serve.api_errors import bad_request
+from lit_gpt.serve.chat_template import TemplateFailed
 from lit_gpt.serve.completions import ChoiceDelta, Plan, ResponseFormat, TokenEntry, finite
 from lit_gpt.serve.protocol import ChatRequest, Message
 from lit_gpt.serve.service import Service
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>")
 """Special tokens by which chat models end a turn, besides end-of-text."""
-
-
-@lru_cache(maxsize=4)
-def _compile(source: str) -> Any:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: time.strftime(form)
-    return environment.from_string(source)
-
-
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
 
 
 def render(service: Service, messages: list[Message]) -> str:
@@ -47,16 +32,16 @@ def render(service: Service, messages: list[Message]) -> str:
         )
     names = service.special_names
     bos, eot = service.tokenizer.bos_id, service.tokenizer.eot_id
+    variables = {
+        "messages": [{"role": message.role, "content": message.text} for message in messages],
+        "add_generation_prompt": True,
+        "bos_token": "" if bos is None else names.get(bos, ""),
+        "eos_token": "" if eot is None else names.get(eot, ""),
+    }
     try:
-        return _compile(template).render(
-            messages=[{"role": message.role, "content": message.text} for message in messages],
-            add_generation_prompt=True,
-            bos_token="" if bos is None else names.get(bos, ""),
-            eos_token="" if eot is None else names.get(eot, ""),
-        )
-    except Exception as error:  # a template is a program: it can fail in any way
-        text = str(error) if isinstance(error, TemplateError) else type(error).__name__
-        raise bad_request(f"the chat template refuses these messages: {text}", "messages") from None
+        return service.templates.render(template, variables)
+    except TemplateFailed as error:
+        raise bad_request(f"the chat template refuses these messages: {error}", "messages") from None
 
 
 def encode_chat(service: Service, messages: list[Message]) -> list[int]:
@@ -65,18 +50,18 @@ def encode_chat(service: Service, messages: list[Message]) -> list[int]:
     If a message's text spells one, the messages are replaced by marks before rendering and put back as plain text, so
     that a message cannot end its own turn and begin one of another role.
     """
-    encoding = service.tokenizer.encoding
+    encode = service.tokenizer.encode_with_specials
     if not any(name in message.text for message in messages for name in service.tokenizer.specials):
-        return encoding.encode(render(service, messages), allowed_special="all")
+        return encode(render(service, messages))
     mark = f"\ue000{secrets.token_hex(8)}"
     marked = [Message(role=each.role, content=f"{mark}{i}\ue001") for i, each in enumerate(messages)]
     ids: list[int] = []
     first, *rest = render(service, marked).split(mark)
-    ids += encoding.encode(first, allowed_special="all")
+    ids += encode(first)
     for part in rest:
         number, _, after = part.partition("\ue001")
         ids += service.tokenizer.encode(messages[int(number)].text)
-        ids += encoding.encode(after, allowed_special="all")
+        ids += encode(after)
     return ids
 
 
@@ -89,7 +74,8 @@ async def plan_chat(service: Service, request: ChatRequest) -> Plan:
     arrived = time.perf_counter()
     request.refuse_unsupported()
     service.check_ids(request)
-    ids = await service.encode([encode_chat(service, request.messages)], "messages")
+    service.check_length(sum(len(message.text) for message in request.messages), "messages")
+    ids = await service.encode([await service.in_thread(encode_chat, service, request.messages)], "messages")
     context_left = service.config.block_size - len(ids[0])
     max_tokens = request.max_completion_tokens or request.max_tokens or max(1, context_left)
     service.check_context_length(ids, max_tokens)

@@ -16,6 +16,9 @@ from lit_gpt.serve.protocol import CompletionRequest, Sampling
 from lit_gpt.serve.service import Service
 from lit_gpt.tokenizer.tokenizer import TextStream
 
+_MANY_TOKENS = 256
+"""Tokens of a choice from which on it is made on a thread."""
+
 
 class TokenEntry(NamedTuple):
     """A token and the character at which its text begins."""
@@ -241,7 +244,15 @@ async def full_body(service: Service, plan: Plan, log_fields: dict[str, Any]) ->
                     so_far.finish_reason = delta.finish_reason
     log_fields.update(choices.usage())
     body = plan.head(service, plan.response_format.object_name)
-    return {**body, "choices": [plan.response_format.choice(done[i]) for i in sorted(done)], "usage": choices.usage()}
+    written = [await _written(service, plan.response_format, done[i]) for i in sorted(done)]
+    return {**body, "choices": written, "usage": choices.usage()}
+
+
+async def _written(service: Service, response_format: ResponseFormat, delta: ChoiceDelta) -> dict[str, Any]:
+    """A whole choice; one of many tokens is made on a thread: with log-probabilities it has 20 entries for each."""
+    if len(delta.entries) < _MANY_TOKENS:
+        return response_format.choice(delta)
+    return await service.in_thread(response_format.choice, delta)
 
 
 async def stream_chunks(

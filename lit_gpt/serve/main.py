@@ -13,14 +13,17 @@ import socket
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from jsonargparse import Namespace
 
 from lit_gpt.console import note
 from lit_gpt.errors import UserError
 from lit_gpt.options import make_parser
 from lit_gpt.serve.app import create_app
+from lit_gpt.serve.connections import ConnectionLimits, limited_protocol
 from lit_gpt.serve.middleware import failure_location
 from lit_gpt.serve.prometheus import Metrics
 from lit_gpt.serve.service import Service, model_name
@@ -127,23 +130,30 @@ def main(argv: list[str]) -> int:
     service = build_service(options, source)
     app = create_app(service, options.api_key, (*options.allowed_hosts, options.host))
     drain = service.worker.limits.drain_seconds
-    server = Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,  # longer than clients keep idle connections, or both hang up at the same moment
-            timeout_graceful_shutdown=int(drain) + 5,
-            lifespan="on",
-        ),
-        service.worker,
-    )
+    config = server_config(app, service, timeout_graceful_shutdown=int(drain) + 5)
+    server = Server(config, service.worker)
     _announce(service, listener, options.api_key is not None)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises what it caught once more when it has finished
     server.run(sockets=[listener])
     return 1 if service.worker.failed else 0
+
+
+def server_config(
+    app: FastAPI, service: Service, limits: ConnectionLimits | None = None, **options: Any
+) -> uvicorn.Config:
+    """uvicorn's settings: HTTP only, with limits of connections, and no log but ours."""
+    return uvicorn.Config(
+        app,
+        http=limited_protocol(limits or ConnectionLimits(), service.metrics),
+        ws="none",  # a connection that becomes a web socket would have no limits
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,  # longer than clients keep idle connections, or both hang up at the same moment
+        lifespan="on",
+        **options,
+    )
 
 
 def build_service(options: Namespace, source: str) -> Service:
@@ -189,11 +199,18 @@ class SingleLineFormatter(logging.Formatter):
         return ascii(text)[1:-1] if not text.isprintable() else text
 
 
+_LOGGERS = (
+    ("lit_gpt.serve", logging.INFO),
+    ("lit_gpt.generation", logging.WARNING),
+    ("uvicorn.error", logging.WARNING),
+)
+
+
 def set_up_logging() -> None:
     """Our log and uvicorn's warnings to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SingleLineFormatter())
-    for name, level in (("lit_gpt.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    for name, level in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

@@ -15,6 +15,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Iterable
+from contextvars import ContextVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,11 +31,17 @@ MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
 """A body must have arrived by then: a slow one would hold its connection."""
 
+MAX_HELD_BYTES = 64 << 20
+"""Of all bodies together that are being read or answered; beyond it a new one is refused with 503."""
+
 _DISCARD_FACTOR = 8
 """A body of up to so many times the limit is read to its end and dropped, before it is refused."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OPEN_PATHS = ("/health", "/page/", "/favicon.ico")
+
+REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="none")
+"""The id of the HTTP request that the current task answers, for the log."""
 
 _HEADERS = {
     # No inline script or style, nothing from other origins, no framing: the page runs only the files of the package.
@@ -62,6 +69,7 @@ class RequestLog:
             return await self.app(scope, receive, send)
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        REQUEST_ID.set(request_id)
         state = scope.setdefault("state", {})
         fields: dict[str, object] = {}
         state["log"] = fields
@@ -166,21 +174,62 @@ def needs_no_key(path: str) -> bool:
     return path == "/" or path.startswith(_OPEN_PATHS)
 
 
+class Holding:
+    """The bytes that one request holds of all that `limit` allows.
+
+    Attributes:
+        size: bytes of its body.
+    """
+
+    def __init__(self, limit: BodyLimit) -> None:
+        self.limit, self.size = limit, 0
+
+    def add(self, size: int) -> None:
+        """Hold `size` more.
+
+        Raises:
+            ApiError: 503 if all bodies together are too large.
+        """
+        if self.limit.held + size > self.limit.max_held:
+            text = "the server holds too many large bodies: try again in 1 s"
+            raise ApiError(503, text, code="bodies_too_large", headers={"Retry-After": "1"})
+        self.limit.held += size
+        self.size += size
+
+
 class BodyLimit:
-    """Reads the whole body before the route runs: at most so many bytes, in at most so many seconds."""
+    """Reads the whole body before the route runs: at most so many bytes, in at most so many seconds.
+
+    Attributes:
+        held: bytes of the bodies that are being read or answered.
+    """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, max_bytes: int = MAX_BODY_BYTES, seconds: float = BODY_SECONDS
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_bytes: int = MAX_BODY_BYTES,
+        seconds: float = BODY_SECONDS,
+        max_held: int = MAX_HELD_BYTES,
     ) -> None:
-        self.app, self.metrics, self.max_bytes, self.seconds = app, metrics, max_bytes, seconds
+        self.app, self.metrics, self.max_bytes, self.seconds, self.max_held = app, metrics, max_bytes, seconds, max_held
+        self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             return await self.app(scope, receive, send)
+        holding = Holding(self)
+        try:
+            await self.read_and_run(scope, receive, send, holding)
+        finally:
+            self.held -= holding.size
+
+    async def read_and_run(self, scope: Scope, receive: Receive, send: Send, holding: Holding) -> None:
+        """Read the body, and run the route with it."""
         try:
             async with asyncio.timeout(self.seconds):
-                body = await self.read(scope, receive)
+                body = await self.read(scope, receive, holding)
         except TimeoutError:
             return await self.refuse(ApiError(408, "the body did not arrive in time", code="slow_body"), scope, send)
         except ApiError as error:
@@ -195,7 +244,7 @@ class BodyLimit:
 
         await self.app(scope, replay, send)
 
-    async def read(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def read(self, scope: Scope, receive: Receive, holding: Holding) -> bytes | None:
         """The body, or None if the client disconnected.
 
         What is too large is still read, and dropped, up to a point: a client that is cut off while it sends would see a
@@ -214,6 +263,7 @@ class BodyLimit:
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
             if size <= self.max_bytes:
+                holding.add(len(part))
                 parts.append(part)
             elif size > most:
                 raise too_large

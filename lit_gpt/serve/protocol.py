@@ -1,13 +1,22 @@
 """Bodies of requests and responses: OpenAI's fields and vLLM's additions; no field is ignored.
 
-Types are strict and unknown fields are refused: a misspelt field is an error and not a silent default.
+Types are strict and unknown fields are refused: a misspelt field is an error and not a silent default. Every list and
+every object has a limit, and a list ends at its first wrong item: pydantic collects an error for each otherwise.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.serve.api_errors import bad_request
@@ -23,14 +32,41 @@ Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Stop = Annotated[Text, Field(min_length=1, max_length=1000)]
-PromptBody = Text | list[Text] | list[TokenId] | list[list[TokenId]]
+MAX_IDS = 1 << 20
+MAX_PROMPTS = 4096
+MAX_FIELDS = 64
+MAX_BIASES = 1024
+Ids = Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)]
+PromptBody = (
+    Text
+    | Annotated[list[Text], Field(max_length=MAX_PROMPTS, fail_fast=True)]
+    | Ids
+    | Annotated[list[Ids], Field(max_length=MAX_PROMPTS, fail_fast=True)]
+)
 MAX_LOGPROBS = 20
+
+
+def _few_biases(value: Any) -> Any:
+    """The value itself; ValueError for too many, before each of them can be an error of its own."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"has {len(value)} tokens, at most {MAX_BIASES} are read")
+    return value
+
+
+Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)]
 
 
 class Body(BaseModel):
     """A request's body."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+            raise ValueError(f"an object of the body has {len(data)} fields, at most {MAX_FIELDS} are read")
+        return data
 
 
 class StreamOptions(Body):
@@ -46,11 +82,11 @@ class Sampling(Body):
     temperature: float | None = Field(1.0, ge=0, le=100)
     top_p: float | None = Field(1.0, gt=0, le=1)
     n: int | None = Field(1, ge=1, le=128)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
     seed: Seed | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    logit_bias: Annotated[Biases | None, BeforeValidator(_few_biases)] = Field(None)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
     presence_penalty: float | None = Field(0.0, ge=-2, le=2)
     user: str | None = None
@@ -60,7 +96,7 @@ class Sampling(Body):
     repetition_penalty: float | None = Field(1.0, ge=0.01, le=100)
     min_tokens: int | None = Field(0, ge=0)
     ignore_eos: bool | None = False
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = None
 
     @field_validator("logit_bias")
     @classmethod
@@ -149,7 +185,7 @@ class Message(Body):
     """A turn of a chat. Only text: no tools, no images."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], Field(max_length=1000, fail_fast=True)]
     name: str | None = None
 
     @property
@@ -161,7 +197,7 @@ class Message(Body):
 class ChatRequest(Sampling):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = False
@@ -190,8 +226,8 @@ class NextTokenRequest(Body):
     """
 
     model: str | None = None
-    prompt: Text | list[TokenId]
-    generated: list[TokenId] = []
+    prompt: Text | Ids
+    generated: Ids = []
     temperature: float | None = Field(1.0, ge=0, le=100)
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
     top_p: float | None = Field(1.0, gt=0, le=1)
@@ -216,7 +252,7 @@ class DetokenizeRequest(Body):
     """`POST /detokenize`, as vLLM has it."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Ids
 
 
 class ErrorDetail(BaseModel):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from lit_gpt.generation.complete import encode_prompt
+from lit_gpt.generation.prompts import vocabulary_size
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.serve.api_errors import ApiError, bad_request
+from lit_gpt.serve.chat_template import TemplateRenderer
 from lit_gpt.serve.prometheus import Metrics
 from lit_gpt.serve.protocol import PromptBody, Sampling
 from lit_gpt.serve.worker import Worker
@@ -19,7 +22,12 @@ from lit_gpt.tokenizer.ids import id_outside
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 _LONG_TEXT = 4096
-"""Characters from which on a text is tokenised in a thread: for shorter ones starting it takes longer."""
+"""Characters, or ids, from which on prompts are handled on a thread: for fewer starting it takes longer."""
+
+
+_TEXT_THREADS = 2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Service:
     Attributes:
         name: in requests' `model`; a name and never a path.
         worker: runs its engine.
+        templates: renders its chat template.
+        threads: for work on texts that would hold up the event loop; few, and what does not fit waits.
     """
 
     name: str
@@ -37,6 +47,17 @@ class Service:
     worker: Worker
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
+    templates: TemplateRenderer = field(default_factory=TemplateRenderer)
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_TEXT_THREADS, "text"))
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """The result of `function`, called on one of `threads`."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+
+    def close(self) -> None:
+        """End the threads and the process of the templates."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.templates.close()
 
     def check_model(self, name: str | None) -> None:
         """Refuse a request for another model.
@@ -49,8 +70,8 @@ class Service:
 
     @property
     def n_vocab(self) -> int:
-        """Ids that can be generated."""
-        return min(self.config.vocab_size, self.tokenizer.n_vocab)
+        """Ids 0 … n_vocab - 1 are those that a request may name and that can be generated."""
+        return vocabulary_size(self.config, self.tokenizer)
 
     @property
     def special_names(self) -> dict[int, str]:
@@ -67,22 +88,48 @@ class Service:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
+    async def token_texts(self, ids: list[int]) -> list[str]:
+        """`token_text` of each."""
+        if len(ids) <= _LONG_TEXT:
+            return [self.token_text(token) for token in ids]
+        return await self.in_thread(lambda: [self.token_text(token) for token in ids])
+
+    async def detokenize(self, ids: list[int]) -> str:
+        """The text of ids."""
+        decode = self.tokenizer.decode
+        return decode(ids) if len(ids) <= _LONG_TEXT else await self.in_thread(decode, ids)
+
     async def encode(self, prompts: Sequence[str | list[int]], param: str = "prompt") -> list[list[int]]:
         """Ids of each prompt, at least one each, all within the vocabulary.
 
         Raises:
             ApiError: 400.
         """
-        if sum(len(prompt) for prompt in prompts if isinstance(prompt, str)) > _LONG_TEXT:
-            encoded = await asyncio.to_thread(lambda: [self._encode(prompt) for prompt in prompts])
-        else:
-            encoded = [self._encode(prompt) for prompt in prompts]
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        self.check_length(max(map(len, texts), default=0), param)
+        if sum(map(len, prompts)) > _LONG_TEXT:
+            return await self.in_thread(self._encode_all, prompts, param)
+        return self._encode_all(prompts, param)
+
+    def check_length(self, characters: int, param: str) -> None:
+        """Refuse a text that cannot fit into the context, however it is tokenised, before it is."""
+        least = -(-characters // self.tokenizer.longest_token)
+        if least > self.config.block_size and self.tokenizer.normalization is None:
+            raise bad_request(
+                f"the prompt's {characters} characters are at least {least} tokens and exceed this model's context of "
+                f"{self.config.block_size}: shorten it",
+                param,
+                "context_length_exceeded",
+            )
+
+    def _encode_all(self, prompts: Sequence[str | list[int]], param: str) -> list[list[int]]:
+        encoded = [self._encode(prompt) for prompt in prompts]
         for ids in encoded:
             if not ids:
                 raise bad_request("the prompt is empty, and this model has no token to start from", param)
-            outside = id_outside(ids, self.config.vocab_size)
+            outside = id_outside(ids, self.n_vocab)
             if outside is not None:
-                raise bad_request(f"token id {outside} is outside the vocabulary of {self.config.vocab_size}", param)
+                raise bad_request(f"token id {outside} is outside the vocabulary of {self.n_vocab}", param)
         return encoded
 
     def _encode(self, prompt: str | list[int]) -> list[int]:
@@ -92,7 +139,7 @@ class Service:
     async def tokenize(self, text: str, specials: bool) -> list[int]:
         """Ids of a text, with what has to stand before a prompt if `specials`."""
         encode = self._encode if specials and text else self.tokenizer.encode
-        return encode(text) if len(text) <= _LONG_TEXT else await asyncio.to_thread(encode, text)
+        return encode(text) if len(text) <= _LONG_TEXT else await self.in_thread(encode, text)
 
     def check_context_length(self, prompts: Sequence[list[int]], max_tokens: int, param: str = "max_tokens") -> None:
         """Refuse what does not fit into the context.

@@ -21,7 +21,7 @@ from lit_gpt.generation.generation import Strategy
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import Output
 from lit_gpt.serve.api_errors import ApiError, bad_request
-from lit_gpt.serve.middleware import failure_location
+from lit_gpt.serve.middleware import REQUEST_ID, failure_location
 from lit_gpt.serve.prometheus import Metrics
 
 log = logging.getLogger("lit_gpt.serve")
@@ -54,6 +54,7 @@ class Job:
     Attributes:
         arrived: `time.perf_counter()` at the request's start.
         open: continuations whose end has not been read.
+        request_id: of the HTTP request, for the log.
         outputs: from the engine, in order; an `ApiError` is the last one.
         engine_ids: the engine's ids of its prompts; on the engine's thread only, as is `started`.
         started: when the first of them left the engine's queue, or None.
@@ -62,6 +63,7 @@ class Job:
 
     arrived: float
     open: int
+    request_id: str
     outputs: asyncio.Queue[JobOutput | ApiError] = field(default_factory=asyncio.Queue)
     engine_ids: list[int] = field(default_factory=list)
     started: float | None = None
@@ -100,7 +102,8 @@ class Worker:
         self._reused = 0  # prefix tokens counted so far; on the engine's thread only
         self._prompts: dict[int, EnginePrompt] = {}  # by the engine's id, as the next; on the engine's thread only
         self._unstarted: set[int] = set()
-        self._reserved = 0  # sequences; on the event loop only
+        self._reserved = 0  # sequences; on the event loop only, as are the open jobs
+        self._jobs: set[Job] = set()
         self._mean_seconds = 1.0
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # `stop_reason` and the inbox change together
@@ -178,8 +181,9 @@ class Worker:
             ApiError: 400 for what the engine refuses, 503 if the wait is too long or the engine fails, 504 if the
                 whole request takes too long.
         """
-        job = Job(arrived, len(prompts) * generation_config.num_samples)
+        job = Job(arrived, len(prompts) * generation_config.num_samples, REQUEST_ID.get())
         self._send(lambda: self._submit(job, prompts, generation_config, strategy))
+        self._jobs.add(job)
         try:
             while job.open:
                 output = await self._next(job)
@@ -188,6 +192,7 @@ class Worker:
                 job.open -= output[1].finish_reason is not None
                 yield output
         finally:
+            self._jobs.discard(job)
             if job.open:
                 with suppress(ApiError):
                     self._send(lambda: self._cancel(job))
@@ -268,9 +273,15 @@ class Worker:
                 self._prompts[engine_id] = EnginePrompt(job, i, generation_config.num_samples)
                 self._unstarted.add(engine_id)
         except UserError as error:
-            refusal = bad_request(str(error))
-            self._cancel(job)
-            self._post(lambda: job.outputs.put_nowait(refusal))
+            self._refuse(job, bad_request(str(error)))
+        except Exception as error:  # of this request alone: `Engine.submit` leaves nothing behind
+            log.error("request=%s could not be submitted: %s", job.request_id, failure_location(error))
+            self._refuse(job, ApiError(500, "the server failed: its log has the request id", code="generation_failed"))
+
+    def _refuse(self, job: Job, error: ApiError) -> None:
+        """Cancel what the job has in the engine, and end it with `error`."""
+        self._cancel(job)
+        self._post(lambda: job.outputs.put_nowait(error))
 
     def _cancel(self, job: Job) -> None:
         for engine_id in job.engine_ids:
@@ -291,6 +302,9 @@ class Worker:
             if prompt is None:  # cancelled
                 continue
             batch.append((prompt.job, prompt.index, output))
+            if output.finish_reason == "error":
+                text = "request=%s failed in the engine as its request %d: %s"
+                log.error(text, prompt.job.request_id, output.request, output.error)
             prompt.open -= output.finish_reason is not None
             if not prompt.open:
                 del self._prompts[output.request]
@@ -319,8 +333,11 @@ class Worker:
             self.stop_reason = reason
             while not self._inbox.empty():
                 self._inbox.get_nowait()
-        failure = ApiError(503, reason, code="engine_dead")
-        jobs = {prompt.job for prompt in self._prompts.values()}
         self._prompts.clear()
-        for job in jobs:
-            self._post(lambda job=job: job.outputs.put_nowait(failure))  # type: ignore[misc]
+        failure = ApiError(503, reason, code="engine_dead")
+
+        def fail_all() -> None:  # those, too, whose commands the engine has not come to
+            for job in self._jobs:
+                job.outputs.put_nowait(failure)
+
+        self._post(fail_all)

@@ -190,6 +190,31 @@ def test_very_long_runs_do_not_break_it(tokenizer: Tokenizer, unit: str) -> None
     assert tokenizer.decode_bytes(tokenizer.encode_to_numpy(text)) == text.encode()
 
 
+SPECIALS = {"<|a|>": 300, "<|a|><|b|>": 301, "<|im_end|>": 302, "<|endoftext|>": 256}
+NAMES = st.sampled_from([*SPECIALS, "<|", "|>", "a", " "])
+
+
+@given(text=st.lists(NAMES | st.text(max_size=3), max_size=12).map("".join))
+def test_names_of_special_tokens_are_those_tokens_only_if_asked_for(text: str) -> None:
+    tokenizer = Tokenizer.build("specials", BYTE.pattern, BYTE.ranks, SPECIALS)
+    ids = tokenizer.encode_with_specials(text)
+    names = {value: name for name, value in SPECIALS.items()}
+    assert "".join(names.get(token, "") or chr(token) for token in ids if token < 128 or token in names) == "".join(
+        c for c in text if ord(c) < 128
+    )
+    assert not set(tokenizer.encode(text)) & set(names)
+    if "<|a|><|b|>" not in text:  # where one name begins another, tiktoken's choice is not defined
+        assert ids == tokenizer.encoding.encode(text, allowed_special="all")
+
+
+def test_a_million_spaces_in_a_chat_do_not_break_it() -> None:
+    """tiktoken's own `encode` raises ValueError: the stack of the regular expression ends."""
+    pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+    tokenizer = Tokenizer.build("spaces", pattern, BYTE.ranks, SPECIALS)
+    text = "<|a|>" + " " * 1_000_000 + "x<|im_end|>"
+    assert tokenizer.encode_with_specials(text) == [300, *[32] * 1_000_000, ord("x"), 302]
+
+
 def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
     assert BYTE.decode(BYTE.encode("a\ud800b")) == "a\ufffdb"
 
