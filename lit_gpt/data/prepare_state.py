@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +16,7 @@ from lit_gpt.data.shard_folder import STATE_FILE, is_prepared
 from lit_gpt.data.shards import read_shard_header
 from lit_gpt.data.splits import SplitRule
 from lit_gpt.errors import UserError
+from lit_gpt.locks import Lock
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE
 
 DOWNLOADS = ".downloads"
@@ -137,18 +136,15 @@ def locked(folder: Path) -> Iterator[None]:
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        lock = Lock(folder, f"{folder}: another lit_gpt prepare is writing to it; wait for it to end")
     except OSError as error:
         raise UserError(f"{folder}: cannot be the output folder ({error.strerror}); choose another") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for path in [*folder.glob(".*.partial"), *folder.glob(f"{DOWNLOADS}/.*.partial")]:
             path.unlink()
         yield
-    except BlockingIOError as error:
-        raise UserError(f"{folder}: another lit_gpt prepare is writing to it; wait for it to end") from error
     finally:
-        os.close(descriptor)
+        lock.release(remove=True)
         if made:
             with suppress(OSError):
                 folder.rmdir()
