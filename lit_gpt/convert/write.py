@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,7 @@ from typing import IO, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lit_gpt.atomic import atomic_write, sync_folder
+from lit_gpt.atomic import atomic_write, sync_folder, temporary_path
 from lit_gpt.checkpoint.format import model_checkpoint
 from lit_gpt.console import note
 from lit_gpt.convert.hf_architectures import read_config, tensor_plan, write_config
@@ -168,12 +167,10 @@ def _with_notes(tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredT
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its name if the body succeeds, and is removed if it does not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    unfinished = temporary_path(folder)
+    unfinished.mkdir()
     try:
         yield unfinished
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(unfinished, 0o777 & ~umask)
         os.rename(unfinished, folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

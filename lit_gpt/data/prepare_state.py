@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lit_gpt.atomic import atomic_write
+from lit_gpt.atomic import atomic_write, remove_unfinished
 from lit_gpt.data.index import INDEX, Shard
 from lit_gpt.data.shard_folder import STATE_FILE, is_prepared
 from lit_gpt.data.shards import read_shard_header
@@ -140,8 +140,8 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be the output folder ({error.strerror}); choose another") from error
     try:
-        for path in [*folder.glob(".*.partial"), *folder.glob(f"{DOWNLOADS}/.*.partial")]:
-            path.unlink()
+        remove_unfinished(folder)
+        remove_unfinished(folder / DOWNLOADS)
         yield
     finally:
         lock.release(remove=True)
