@@ -183,7 +183,7 @@ def _read_jsonl(source: TextSource, on_read: OnRead) -> Iterator[str]:
         where = f"{source.name}: line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not JSON ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f'{where} is not an object such as {{"{source.text_field}": "…"}}')

@@ -73,7 +73,7 @@ class RemoteFolder:
         """
         file = self.fetch_optional(INDEX)
         if file is not None:
-            index = ShardIndex.from_json(file.read_text("utf-8"), f"{self.url}/{INDEX}")
+            index = ShardIndex.from_json(file.read_bytes(), f"{self.url}/{INDEX}")
         else:
             try:
                 index = self._retried(self.url, self._list)

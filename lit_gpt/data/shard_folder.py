@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lit_gpt.data.index import INDEX, Shard, ShardIndex
+from lit_gpt.data.index import INDEX, REMEDY, Shard, ShardIndex
 from lit_gpt.data.shards import check_hash, read_shard_header
+from lit_gpt.data.small_json import read_limited
 from lit_gpt.data.token_stream import TokenStream, check_ids, open_split
 from lit_gpt.errors import UserError
 
@@ -33,10 +34,15 @@ def index_from_headers(described: Iterable[tuple[str, Shard]], where: str) -> Sh
     return ShardIndex(next(iter(dtypes), "uint16"), tuple(shard for _, shard in found))
 
 
+def has_index(folder: Path) -> bool:
+    """Whether there is an index, be it one that cannot be read: its shards are not taken for shards without one."""
+    return os.path.lexists(folder / INDEX)
+
+
 def is_prepared(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds finished shards: an index, or shards that were never ours to index."""
     folder = Path(folder)
-    if (folder / INDEX).is_file():
+    if has_index(folder):
         return True
     return not (folder / STATE_FILE).exists() and any(Shard(path.name, 0, 0).split for path in folder.glob("*.bin"))
 
@@ -51,13 +57,13 @@ def load_index(folder: str | os.PathLike[str]) -> ShardIndex:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; make it with lit_gpt prepare TEXT --output {folder}")
     paths = {path.name: path for path in folder.glob("*.bin") if Shard(path.name, 0, 0).split}
-    if not (folder / INDEX).is_file():
+    if not has_index(folder):
         if (folder / STATE_FILE).exists():
             raise UserError(
                 f"{folder}: its preparation was not finished; run the same lit_gpt prepare again, it goes on"
             )
         return index_from_headers(map(read_shard_header, paths.values()), str(folder))
-    index = ShardIndex.from_json((folder / INDEX).read_text("utf-8"), str(folder / INDEX))
+    index = read_index(folder)
     for shard in index.shards:
         if shard.name not in paths:
             raise UserError(f"{folder / shard.name}: missing, but {INDEX} lists it; prepare the folder again")
@@ -65,6 +71,15 @@ def load_index(folder: str | os.PathLike[str]) -> ShardIndex:
     for path in paths.values():
         raise UserError(f"{path}: not listed in {INDEX}, so its tokenizer is unknown; move it to a folder of its own")
     return index
+
+
+def read_index(folder: Path) -> ShardIndex:
+    """The index of a folder that has one, not compared with the files.
+
+    Raises:
+        UserError: it cannot be read, or is no index.
+    """
+    return ShardIndex.from_json(read_limited(folder / INDEX, REMEDY), str(folder / INDEX))
 
 
 def check_against_index(shard: Shard, dtype: str, found_dtype: str, found: Shard, where: str) -> None:

@@ -136,7 +136,7 @@ def test_a_test_split_or_else_the_validation_split(tmp_path: Path) -> None:
     data = module(make_folder(tmp_path))
     data.setup("test")
     assert len(data.test_dataloader()) == 4
-    index = ShardIndex.from_json((tmp_path / "index.json").read_text(), "")
+    index = ShardIndex.from_json((tmp_path / "index.json").read_bytes(), "")
     (tmp_path / "val_000000.bin").rename(tmp_path / "test_000000.bin")
     (tmp_path / "index.json").write_text(index.to_json().replace("val_0", "test_0"))
     data = module(tmp_path)

@@ -166,7 +166,7 @@ BREAKAGES = {
         "different tokenizers are mixed",
     ),
     "unfinished": (lambda path: (path / "index.json").rename(path / STATE_FILE), "not finished"),
-    "not JSON": (lambda path: (path / "index.json").write_text("{"), "not an index"),
+    "not JSON": (lambda path: (path / "index.json").write_text("{"), "not JSON"),
     "no fields": (lambda path: (path / "index.json").write_text('{"format_version": 1}'), "not an index"),
     "newer": (lambda path: break_index(path, format_version=99), "newer than this program"),
     "odd dtype": (lambda path: break_index(path, dtype="float64"), 'dtype "float64"'),
@@ -199,7 +199,7 @@ def test_check_finds_a_damaged_byte_and_foreign_ids(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sha256"):
         check_folder(tmp_path)
     change_byte(tmp_path / "train_000000.bin", 1026)
-    dataclasses.replace(index, vocab_size=3).save(tmp_path)
+    dataclasses.replace(index, vocab_size=3, eot_id=None).save(tmp_path)
     with pytest.raises(UserError, match="token 2 is id 3, but the vocabulary ends at 2"):
         check_folder(tmp_path)
     check_ids(np.array([5], np.uint16), None, "", 0)
