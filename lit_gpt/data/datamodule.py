@@ -12,7 +12,7 @@ from lit_gpt.console import note
 from lit_gpt.data.index import ShardIndex
 from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader
 from lit_gpt.data.remote import RemoteFolder, is_remote
-from lit_gpt.data.shard_folder import is_prepared, load_index
+from lit_gpt.data.shard_folder import is_prepared, load_index, open_local_split
 from lit_gpt.data.shuffle import Shuffle
 from lit_gpt.data.token_stream import TokenStream, open_split
 from lit_gpt.errors import UserError
@@ -120,7 +120,13 @@ class TokenDataModule(L.LightningDataModule):
         elif self.spec is None and not is_remote(self._address) and (Path(self._address) / "meta.pkl").exists():
             note(f"{self.path}: its vocabulary is in meta.pkl, which is not read since a pickle can run code")
         else:
-            self.tokenizer = fallback if fallback and self.spec is None else get_tokenizer(self.spec or "gpt2")
+            chosen = fallback if fallback and self.spec is None else get_tokenizer(self.spec or "gpt2")
+            if index.tokenizer_hash not in (None, chosen.hash):
+                raise UserError(
+                    f"{self.path}: its {TOKENIZER_FILE} is missing, and its shards are of {index.tokenizer}, not of "
+                    f"{chosen.name}: put it back, or name theirs with --data.tokenizer"
+                )
+            self.tokenizer = chosen
 
     def _compare_spec(self, found: Tokenizer) -> None:
         """Refuse shards of another tokenizer than the one asked for."""
@@ -163,8 +169,11 @@ class TokenDataModule(L.LightningDataModule):
         index, where = self._load_index(), self._address
         if split not in self._streams:
             remote = self._remote
-            locate = remote.locate if remote is not None else lambda shard: Path(where) / shard.name
-            self._streams[split] = open_split(index, split, where, locate, local=remote is None)
+            self._streams[split] = (
+                open_local_split(index, split, where)
+                if remote is None
+                else open_split(index, split, where, remote.locate, local=False)
+            )
         if len(self._streams[split]) <= self.block_size:
             raise UserError(
                 f"{where}: the {split} split has {len(self._streams[split])} tokens, fewer than one block of "

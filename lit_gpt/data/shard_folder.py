@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lit_gpt.data.index import INDEX, REMEDY, Shard, ShardIndex
-from lit_gpt.data.shards import check_hash, read_shard_header
+from lit_gpt.data.shards import Tokens, check_hash, read_shard_header
 from lit_gpt.data.small_json import read_limited
 from lit_gpt.data.token_stream import TokenStream, check_ids, open_split
 from lit_gpt.errors import UserError
+from lit_gpt.locks import Lock
 
 STATE_FILE = "prepare.json"  # the state of a preparation that is under way; beside an index it means nothing
 CHECK_TOKENS = 1 << 22  # read at a time when whole shards are checked
@@ -45,6 +46,15 @@ def is_prepared(folder: str | os.PathLike[str]) -> bool:
     if has_index(folder):
         return True
     return not (folder / STATE_FILE).exists() and any(Shard(path.name, 0, 0).split for path in folder.glob("*.bin"))
+
+
+def read_lock(folder: str | os.PathLike[str]) -> Lock:
+    """A reader's lock on a folder of shards, held as long as the object: `prepare` does not replace them under it.
+
+    Raises:
+        UserError: `prepare` is writing to the folder.
+    """
+    return Lock(folder, f"{folder}: lit_gpt prepare is writing to it; wait for it to end", shared=True)
 
 
 def load_index(folder: str | os.PathLike[str]) -> ShardIndex:
@@ -101,20 +111,41 @@ def open_tokens(folder: str | os.PathLike[str], split: str) -> TokenStream:
     Raises:
         UserError: as `load_index`, and if the folder has no shard of that split.
     """
-    return open_split(load_index(folder), split, str(folder), lambda shard: Path(folder) / shard.name, local=True)
+    return open_local_split(load_index(folder), split, folder)
+
+
+def open_local_split(index: ShardIndex, split: str, folder: str | os.PathLike[str]) -> TokenStream:
+    """The tokens of one split of a folder on this machine, under a reader's lock as long as the stream exists.
+
+    Args:
+        index: of the folder, loaded before.
+        split: "train", "val" or "test".
+        folder: of the shards.
+
+    Raises:
+        UserError: no shard of that split; or `prepare` is writing to the folder, or has written since `index` was read.
+    """
+    folder = Path(folder)
+    stream = open_split(index, split, str(folder), lambda shard: folder / shard.name, local=True)
+    stream.lock = read_lock(folder)
+    if has_index(folder) and read_index(folder) != index:
+        raise UserError(f"{folder}: lit_gpt prepare has replaced its shards just now; run this again")
+    return stream
 
 
 def check_folder(
     folder: str | os.PathLike[str],
     vocab_size: int | None = None,
-    progress: Callable[[Shard], None] = lambda shard: None,
+    on_tokens: Callable[[Tokens], None] = lambda tokens: None,
+    on_shard: Callable[[Shard], None] = lambda shard: None,
 ) -> ShardIndex:
     """Read every byte: headers, counts, hashes, and that ids fit the vocabulary.
 
     Args:
         folder: on this machine.
         vocab_size: for a folder whose index does not say.
-        progress: called after each shard.
+        on_tokens: called with each part of a shard, when its ids were found to be in the vocabulary.
+        on_shard: called after each shard.
 
     Raises:
         UserError: naming the first shard that is wrong, and how.
@@ -127,5 +158,6 @@ def check_folder(
         for start in range(0, len(stream), CHECK_TOKENS):
             tokens = stream.read(start, min(CHECK_TOKENS, len(stream) - start))
             check_ids(tokens, index.vocab_size or vocab_size, shard.name, start)
-        progress(shard)
+            on_tokens(tokens)
+        on_shard(shard)
     return index

@@ -172,16 +172,17 @@ def _pread_all(descriptor: int, count: int, offset: int) -> bytes:
     return data
 
 
+def file_hash(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_hash(path: Path, shard: Shard) -> None:
     """Compare a file with its sha256, where that is known.
 
     Raises:
         UserError: if they differ.
     """
-    if shard.sha256:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != shard.sha256:
-            raise UserError(
-                f"{path}: sha256 is {found}, {INDEX} says {shard.sha256}: damaged; prepare the folder again"
-            )
+    if shard.sha256 and (found := file_hash(path)) != shard.sha256:
+        raise UserError(f"{path}: sha256 is {found}, {INDEX} says {shard.sha256}: damaged; prepare the folder again")

@@ -141,4 +141,5 @@ def fetch(source: TextSource, on_read: OnRead = lambda count: None) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source.url}: cannot be fetched ({reason}); check the address and the network") from error
     if source.size == 0:
+        source.path.unlink()  # or the next run would take it for what it wants
         raise UserError(f"{source.url}: is empty; name one that holds text")

@@ -98,7 +98,7 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
 
 
 def test_index_round_trip_and_counts(tmp_path: Path) -> None:
-    index = folder_of(tmp_path, {"train": [[1, 2], [3]], "val": [[4, 5, 6]]})
+    index = folder_of(tmp_path, {"train": [[1, 256], [256]], "val": [[4, 5, 256]]})
     assert load_index(tmp_path) == index == check_folder(tmp_path)
     stream = open_tokens(tmp_path, "train")
     assert (stream.documents, stream.text_bytes, len(stream)) == (2, 3, 3)
