@@ -78,8 +78,8 @@ def run_worker() -> None:
 def import_path() -> list[str]:
     """Where a worker looks for modules: where this process does, except in whatever folder is the current one.
 
-    An entry "" or "." of `sys.path` (an interactive session has one) is the folder of the moment, which may be a corpus with a
-    `numpy.py` in it; this package's own folder comes last, for a session that had found it by that entry.
+    An entry "" or "." of `sys.path` (an interactive session has one) is the folder of the moment, which may be a corpus
+    with a `numpy.py` in it; this package's own folder comes last, for a session that had found it by that entry.
     """
     package = Path(__file__).resolve().parents[2]
     return [*(entry for entry in sys.path if entry not in ("", ".")), str(package)]

@@ -120,7 +120,7 @@ def test_no_index_takes_more_than_bounded_memory() -> None:
     for unit in (b"[],", b"{},", b'"ab",', b"1e9,", b'{"a":' + b" " * 60 + b"1},"):
         data = b'{"format_version": 1, "shards": [' + unit * ((1 << 16) // len(unit)) + b"0]}"
         tracemalloc.start()
-        with pytest.raises(UserError, match="far too many|not an index"):
+        with pytest.raises(UserError, match=r"far too many|not an index"):
             ShardIndex.from_json(data, "index.json")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
