@@ -269,11 +269,13 @@ class TokenDataModule(L.LightningDataModule):
 
     def _identity(self) -> dict[str, Any]:
         assert self._shuffle is not None
+        versions = None if self._remote is None else self._remote.versions
         return {
             "fingerprint": self._streams["train"].fingerprint,
             "block_size": self.block_size,
             "seed": self.seed,
             "window": self._shuffle.window,
+            **({} if versions is None else {"versions": versions}),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -285,14 +287,16 @@ class TokenDataModule(L.LightningDataModule):
         if self._shuffle is None or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
             return
         for name, value in self._identity().items():
+            if name == "versions" and name not in state_dict:
+                continue  # an earlier checkpoint: it does not say
             if state_dict.get(name) != value:
                 raise UserError(self._refusal(name, state_dict.get(name), value))
         self._cursor.reset(state_dict["epoch"], state_dict["position"])
 
     def _refusal(self, name: str, saved: Any, now: Any) -> str:
-        if name == "fingerprint":
+        if name in ("fingerprint", "versions"):
             return (
-                f"{self.path}: its training tokens are not those that the run was trained on (fingerprint {now[:12]}, "
+                f"{self.path}: its training tokens are not those that the run was trained on ({name} {now[:12]}, "
                 f"the checkpoint's is {str(saved)[:12]}): name the run's data, or start a new run with --init_from"
             )
         key = "shuffle_tokens" if name == "window" else name

@@ -130,6 +130,9 @@ def _fetch_all(sources: list[TextSource]) -> list[str]:
     """Fetch what is not here yet; the hash of what each address gave."""
     downloads = [source for source in sources if source.url]
     wanted = [source for source in downloads if not source.path.exists()]
+    for source in downloads:
+        if source not in wanted:
+            note(f"{source.url}: fetched before; remove {source.path} to fetch it anew")
     if wanted:
         with _progress("fetch", None) as (on_read, _):
             for source in wanted:

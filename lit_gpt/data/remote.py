@@ -145,6 +145,13 @@ class RemoteFolder:
             system, root = self._connect()
             self._versions[shard.name] = version_of(system.info(f"{root.rstrip('/')}/{shard.name}"))
 
+    @property
+    def versions(self) -> str | None:
+        """A hash of which content the server has of the shards whose hash is not known; None if all are."""
+        if not self._versions:
+            return None
+        return hashlib.sha256("\n".join(map(" ".join, sorted(self._versions.items()))).encode()).hexdigest()
+
     # Shards -------------------------------------------------------------------------------------------------------
 
     def locate(self, shard: Shard) -> Path:

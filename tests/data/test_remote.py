@@ -335,3 +335,23 @@ def test_an_index_that_may_not_be_read_is_not_a_missing_one(
     monkeypatch.setattr(folder, "_connect", lambda: (system, root))
     with pytest.raises(UserError, match=r"index.json: may not be read \(.*Forbidden"):
         folder.load_index()
+
+
+def test_a_run_does_not_go_on_with_what_was_published_anew_without_an_index(server: Server, tmp_path: Path) -> None:
+    """Names and sizes were all that told data sets without hashes apart."""
+    (server.folder / "index.json").unlink()
+
+    def module() -> TokenDataModule:
+        data = TokenDataModule(
+            server.url, tokenizer="byte", batch_size=4, block_size=32, cache_dir=str(tmp_path / "cache")
+        )
+        data.setup("fit")
+        return data
+
+    saved = module().state_dict()
+    module().load_state_dict(saved)
+    publish(server.folder, 1_000_000_000, index=False)
+    with pytest.raises(UserError, match=r"its training tokens are not those .* \(versions "):
+        module().load_state_dict(saved)
+    del saved["versions"]
+    module().load_state_dict(saved)  # of an earlier version
