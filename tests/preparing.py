@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 CHINESE = "床前明月光，疑是地上霜。\n　　举头望明月，低头思故乡。\n"
@@ -12,8 +14,8 @@ OPTIONS = {"tokenizer": "bpe:500", "val_split": "hash:0.2", "shard_tokens": 150_
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Every file below a folder, hidden ones too, by its hash."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
+    """Every file below a folder, hidden ones too but locks, by its hash."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -31,3 +33,29 @@ def joined(texts: Iterable[tuple[str, bool]]) -> list[str]:
         documents += [""] if ends else []
     assert documents.pop() == ""
     return documents
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Run `work` in a forked process; its status as `os.waitpid` gives it."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def die_at(call: int, before: bool) -> None:
+    """From now on the `call`-th file that gets its final name is the last deed, or the one before it."""
+    replace, calls = os.replace, iter(range(1, 1000))
+
+    def fatal(*names: object) -> None:
+        last = next(calls) == call
+        if last and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*names)  # type: ignore[arg-type]
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = fatal  # type: ignore[assignment]

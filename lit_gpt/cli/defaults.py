@@ -25,10 +25,12 @@ class ExistingWeights:
     Attributes:
         header: of the checkpoint in `--ckpt_path`.
         source: what `--init_from` names.
+        asked_data: which of the data's folders and inputs the user has named, and not the checkpoint alone.
     """
 
     header: Header | None = None
     source: SourceCheckpoint | None = None
+    asked_data: frozenset[str] = frozenset()
 
     @property
     def config(self) -> GPTConfig | None:
@@ -56,7 +58,9 @@ def find_weights(subcommand: str, options: Namespace) -> ExistingWeights:
         raise UserError("--ckpt_path goes on with a run, --init_from starts from other weights: give one of them")
     if options.ckpt_path:
         path = resolve_ckpt_path(options.ckpt_path, options.trainer.default_root_dir or ".")
-        return ExistingWeights(header=read_header(path))
+        data = options.get("data") or Namespace()
+        asked = frozenset(name for name in ("path", "cache_dir") if data.get(name) is not None)
+        return ExistingWeights(header=read_header(path), asked_data=asked)
     if options.init_from:
         return ExistingWeights(source=open_source(options.init_from))
     if subcommand != "fit":

@@ -16,6 +16,8 @@ from jsonargparse import Namespace
 from lit_gpt.cli.defaults import ExistingWeights
 from lit_gpt.console import note
 from lit_gpt.data.datamodule import TokenDataModule, check_divisible
+from lit_gpt.data.remote import RemoteFolder, is_remote
+from lit_gpt.data.shard_folder import is_prepared
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -68,12 +70,38 @@ def resolve_data(options: Namespace, weights: ExistingWeights, default_vocab_siz
         UserError: if the data cannot be prepared, or does not fit the model.
     """
     options.data.block_size = options.model.config.block_size
+    if weights.header is not None:
+        _write_only_where_asked(options.data, weights.asked_data)
     data, trained_with = TokenDataModule(**options.data.as_dict()), weights.tokenizer
     decide_once("data", lambda: _prepare(data, trained_with))
     data.load_tokenizer(trained_with)
     if data.tokenizer is not None:
         _resolve_vocabulary(options, weights, data.tokenizer, default_vocab_size)
     return data.tokenizer
+
+
+def _write_only_where_asked(data: Namespace, asked: frozenset[str]) -> None:
+    """A checkpoint may come from anyone: what it names is read, and written to only if the user has named it, too.
+
+    Args:
+        data: the options, changed in place: a cache that only the checkpoint names is used if it has been before.
+        asked: which of them the user has named.
+
+    Raises:
+        UserError: shards would have to be made in a folder that only the checkpoint names.
+    """
+    path, cache = data.path, data.cache_dir
+    if path is None:
+        return
+    if is_remote(path):
+        if cache is not None and "cache_dir" not in asked and not RemoteFolder(path, cache).folder.is_dir():
+            note(f"{cache}, which the checkpoint names, holds no shards of {path}: the default cache is used")
+            data.cache_dir = None
+    elif "path" not in asked and not is_prepared(path):
+        raise UserError(
+            f"{path}, which the checkpoint names, has no token shards: give --data.path FOLDER, and --data.source TEXT "
+            "to make them there"
+        )
 
 
 def _prepare(data: TokenDataModule, trained_with: Tokenizer | None) -> str:

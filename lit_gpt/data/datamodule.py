@@ -12,7 +12,7 @@ from lit_gpt.console import note
 from lit_gpt.data.index import ShardIndex
 from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader
 from lit_gpt.data.remote import RemoteFolder, is_remote
-from lit_gpt.data.shard_folder import is_prepared, load_index
+from lit_gpt.data.shard_folder import is_prepared, load_index, open_local_split
 from lit_gpt.data.shuffle import Shuffle
 from lit_gpt.data.token_stream import TokenStream, open_split
 from lit_gpt.errors import UserError
@@ -120,7 +120,13 @@ class TokenDataModule(L.LightningDataModule):
         elif self.spec is None and not is_remote(self._address) and (Path(self._address) / "meta.pkl").exists():
             note(f"{self.path}: its vocabulary is in meta.pkl, which is not read since a pickle can run code")
         else:
-            self.tokenizer = fallback if fallback and self.spec is None else get_tokenizer(self.spec or "gpt2")
+            chosen = fallback if fallback and self.spec is None else get_tokenizer(self.spec or "gpt2")
+            if index.tokenizer_hash not in (None, chosen.hash):
+                raise UserError(
+                    f"{self.path}: its {TOKENIZER_FILE} is missing, and its shards are of {index.tokenizer}, not of "
+                    f"{chosen.name}: put it back, or name theirs with --data.tokenizer"
+                )
+            self.tokenizer = chosen
 
     def _compare_spec(self, found: Tokenizer) -> None:
         """Refuse shards of another tokenizer than the one asked for."""
@@ -163,8 +169,11 @@ class TokenDataModule(L.LightningDataModule):
         index, where = self._load_index(), self._address
         if split not in self._streams:
             remote = self._remote
-            locate = remote.locate if remote is not None else lambda shard: Path(where) / shard.name
-            self._streams[split] = open_split(index, split, where, locate, local=remote is None)
+            self._streams[split] = (
+                open_local_split(index, split, where)
+                if remote is None
+                else open_split(index, split, where, remote.locate, local=False)
+            )
         if len(self._streams[split]) <= self.block_size:
             raise UserError(
                 f"{where}: the {split} split has {len(self._streams[split])} tokens, fewer than one block of "
@@ -260,11 +269,13 @@ class TokenDataModule(L.LightningDataModule):
 
     def _identity(self) -> dict[str, Any]:
         assert self._shuffle is not None
+        versions = None if self._remote is None else self._remote.versions
         return {
             "fingerprint": self._streams["train"].fingerprint,
             "block_size": self.block_size,
             "seed": self.seed,
             "window": self._shuffle.window,
+            **({} if versions is None else {"versions": versions}),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -276,14 +287,16 @@ class TokenDataModule(L.LightningDataModule):
         if self._shuffle is None or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
             return
         for name, value in self._identity().items():
+            if name == "versions" and name not in state_dict:
+                continue  # an earlier checkpoint: it does not say
             if state_dict.get(name) != value:
                 raise UserError(self._refusal(name, state_dict.get(name), value))
         self._cursor.reset(state_dict["epoch"], state_dict["position"])
 
     def _refusal(self, name: str, saved: Any, now: Any) -> str:
-        if name == "fingerprint":
+        if name in ("fingerprint", "versions"):
             return (
-                f"{self.path}: its training tokens are not those that the run was trained on (fingerprint {now[:12]}, "
+                f"{self.path}: its training tokens are not those that the run was trained on ({name} {now[:12]}, "
                 f"the checkpoint's is {str(saved)[:12]}): name the run's data, or start a new run with --init_from"
             )
         key = "shuffle_tokens" if name == "window" else name

@@ -7,13 +7,18 @@ import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from lit_gpt.atomic import atomic_write
+from lit_gpt.data.small_json import MAX_JSON_BYTES, parse_small_json
 from lit_gpt.errors import UserError
 
 INDEX = "index.json"
 INDEX_VERSION = 1
 DTYPES = ("uint16", "uint32")
+HEADER_BYTES = 1024  # of a shard; nanoGPT's have none
+REMEDY = "prepare the folder again"
+_FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}\.bin")
 
 
 @dataclass(frozen=True)
@@ -56,36 +61,94 @@ class ShardIndex:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `index.json`, whole. It comes last: with it the folder is complete."""
+        """Write `index.json`, whole. It comes last: with it the folder is complete.
+
+        Raises:
+            UserError: so many shards that the index would be too large to be read.
+        """
+        text = self.to_json()
+        if len(text.encode()) > MAX_JSON_BYTES:
+            raise UserError(f"{folder}: {len(self.shards)} shards are too many for {INDEX}; raise --shard_tokens")
         with atomic_write(Path(folder) / INDEX, "w") as file:
-            file.write(self.to_json())
+            file.write(text)
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> ShardIndex:
+    def from_json(cls, data: bytes, where: str) -> ShardIndex:
         """Read `to_json`'s text.
 
         Args:
-            text: the file's content.
+            data: the file's content, UTF-8.
             where: its path or address, for error messages.
 
         Raises:
             UserError: if it is not such an index, or of a later version.
         """
+        values = parse_small_json(data, where, REMEDY)
         try:
-            values = json.loads(text)
-            if values["format_version"] > INDEX_VERSION:
-                raise UserError(
-                    f"{where}: format version {values['format_version']} is newer than this program's; upgrade it"
-                )
-            values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
+            version = values["format_version"]
+            if not is_count(version):
+                raise ValueError(f"format version {_shown(version)}")
+            if version > INDEX_VERSION:
+                raise UserError(f"{where}: format version {version} is newer than this program's; upgrade it")
+            values["shards"] = tuple(shard_from_json(shard) for shard in values["shards"])
             index = cls(**{field.name: values[field.name] for field in fields(cls)})
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise UserError(f"{where}: not an index of token shards ({error}); prepare the folder again") from error
-        for shard in index.shards:
-            if not shard.name.endswith(".bin") or Path(shard.name).name != shard.name:  # it may come from a server
-                raise UserError(f'{where}: "{shard.name}" is not a file name ending in .bin; prepare the folder again')
-        if index.dtype not in DTYPES:
-            raise UserError(
-                f'{where}: dtype "{index.dtype}" is not one of {", ".join(DTYPES)}; prepare the folder again'
-            )
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: not an index of token shards ({error}); {REMEDY}") from error
+        problem = _problem(index)
+        if problem is not None:
+            raise UserError(f"{where}: {problem}; {REMEDY}")
         return index
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value of JSON is a number of things: an integer from 0 to below 2^63."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def shard_from_json(values: dict[str, Any]) -> Shard:
+    """A shard from its JSON object; `Any`, since nothing is known of it yet.
+
+    Raises:
+        TypeError: it has other keys.
+        ValueError: a value that no shard can have; the message names it.
+    """
+    shard = Shard(**values)
+    name = shard.name
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):  # it may come from a server
+        raise ValueError(f"{_shown(name)} is not a file name ending in .bin")
+    for key in ("tokens", "bytes", "documents", "text_bytes"):
+        if not is_count(values.get(key, 0)):
+            raise ValueError(f"{name}: {key} {_shown(values[key])} is no count")
+    if not isinstance(shard.sha256, str) or not re.fullmatch(r"([0-9a-f]{64})?", shard.sha256):
+        raise ValueError(f"{name}: sha256 {_shown(shard.sha256)} is no hash")
+    return shard
+
+
+def _problem(index: ShardIndex) -> str | None:
+    """The first value of an index that cannot be, in words."""
+    if index.dtype not in DTYPES:
+        return f"dtype {_shown(index.dtype)} is not one of {', '.join(DTYPES)}"
+    item, seen = 2 if index.dtype == "uint16" else 4, set[str]()
+    for shard in index.shards:
+        if shard.name in seen:
+            return f'"{shard.name}" is listed twice'
+        if shard.bytes - shard.tokens * item not in (0, HEADER_BYTES):
+            return f"{shard.name}: {shard.tokens} tokens of {index.dtype} are not {shard.bytes} bytes"
+        seen.add(shard.name)
+    if index.vocab_size is not None and not (is_count(index.vocab_size) and 0 < index.vocab_size <= 1 << (8 * item)):
+        return f"vocab_size {_shown(index.vocab_size)} is not one of {index.dtype}"
+    if index.eot_id is not None and not (is_count(index.eot_id) and index.eot_id < (index.vocab_size or 1 << 32)):
+        return f"eot_id {_shown(index.eot_id)} is not in the vocabulary"
+    if index.eot_position not in (None, "before", "after"):
+        return f"eot_position {_shown(index.eot_position)} is neither before nor after"
+    for key in ("tokenizer", "tokenizer_hash"):
+        if not isinstance(getattr(index, key), str | None):
+            return f"{key} {_shown(getattr(index, key))} is not text"
+    return None
+
+
+def _shown(value: object) -> str:
+    """A value for a message, on one line and not long."""
+    return json.dumps(value)[:60]

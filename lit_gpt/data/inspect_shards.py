@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from lit_gpt.console import note
-from lit_gpt.data.index import ShardIndex
-from lit_gpt.data.shard_folder import check_folder, load_index, open_tokens
+from lit_gpt.data.index import INDEX, REMEDY, Shard, ShardIndex
+from lit_gpt.data.prepare_state import PrepareState
+from lit_gpt.data.shard_folder import check_folder, load_index, open_tokens, read_lock
+from lit_gpt.data.shards import Tokens
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer
 
@@ -21,6 +23,9 @@ WINDOW = 1 << 14  # tokens read at a time in search of a document's end
 def check(folder: str, tokenizer: str | None = None) -> ShardIndex:
     """Verify headers, counts and hashes, that ids fit the vocabulary, and that the tokenizer is the shards' own.
 
+    The index's documents and bytes of text are counted in the tokens, and the index is compared with the state of its
+    preparation, where there is one.
+
     Args:
         folder: of shards.
         tokenizer: whose vocabulary counts where the folder has no tokenizer.
@@ -28,13 +33,61 @@ def check(folder: str, tokenizer: str | None = None) -> ShardIndex:
     Raises:
         UserError: naming what is wrong.
     """
-    own = _own_tokenizer(folder)
-    known = own or (get_tokenizer(tokenizer) if tokenizer else None)
-    index = check_folder(folder, known.n_vocab if known else None, lambda shard: note(f"{shard.name} is all right"))
+    if not load_index(folder).shards:  # there is no lock in a folder of something else
+        raise UserError(f"{folder} has no token shards; make them with lit_gpt prepare TEXT --output {folder}")
+    with read_lock(folder):
+        own = _own_tokenizer(folder)
+        known = own or (get_tokenizer(tokenizer) if tokenizer else None)
+        state = PrepareState.read(Path(folder))
+        if state is not None and state.finished:
+            state.check_shards()
+        counter = TextCounter(load_index(folder), own)
+        index = check_folder(folder, known.n_vocab if known else None, counter.add, counter.check)
     if own and index.tokenizer_hash and own.hash != index.tokenizer_hash:
         path = Path(folder) / TOKENIZER_FILE
         raise UserError(f"{path}: not the tokenizer that made the shards ({index.tokenizer}); prepare it again")
     return index
+
+
+class TextCounter:
+    """Counts the documents and the bytes of text that a shard's tokens stand for, as far as they can tell."""
+
+    def __init__(self, index: ShardIndex, tokenizer: Tokenizer | None) -> None:
+        """Nothing is counted yet.
+
+        Args:
+            index: of the shards; one without a tokenizer's hash says nothing about text.
+            tokenizer: of the shards, if it is known.
+        """
+        self._eot_id = index.eot_id if index.eot_position is not None else None
+        self._documents = self._text_bytes = 0
+        self._lengths: np.ndarray | None = None
+        if tokenizer and index.tokenizer_hash == tokenizer.hash and tokenizer.normalization is None:
+            lengths = [len(tokenizer.token_bytes(token)) for token in range(tokenizer.n_vocab)]
+            self._lengths = np.array(lengths, np.int64)
+
+    def add(self, tokens: Tokens) -> None:
+        """Count tokens (n,), whose ids are in the vocabulary."""
+        if self._eot_id is not None:
+            self._documents += int(np.count_nonzero(tokens == self._eot_id))
+        if self._lengths is not None:
+            self._text_bytes += int(self._lengths[tokens].sum())
+
+    def check(self, shard: Shard) -> None:
+        """Compare with what the index says of the shard whose tokens were counted, and begin with the next.
+
+        Raises:
+            UserError: naming both counts.
+        """
+        counts = [
+            ("documents", shard.documents, self._documents, self._eot_id is not None),
+            ("bytes of text", shard.text_bytes, self._text_bytes, self._lengths is not None),
+        ]
+        for what, told, found, known in counts:
+            if known and told != found:
+                raise UserError(f"{shard.name}: {INDEX} says {told} {what}, its tokens are {found}; {REMEDY}")
+        self._documents = self._text_bytes = 0
+        note(f"{shard.name} is all right")
 
 
 def show(folder: str, tokenizer: str | None = None) -> Iterator[str]:
@@ -44,6 +97,7 @@ def show(folder: str, tokenizer: str | None = None) -> Iterator[str]:
         folder: of shards.
         tokenizer: how to decode them where the folder has no tokenizer; GPT-2's otherwise.
     """
+    load_index(folder)  # whether there is a folder at all, before its tokenizer
     decoder = _own_tokenizer(folder) or get_tokenizer(tokenizer or "gpt2")
     splits = {shard.split for shard in load_index(folder).shards}
     for split in ("train", "val", "test"):
@@ -70,3 +124,14 @@ def _first_documents(folder: str, split: str, eot_id: int | None) -> list[tuple[
     if len(ids) < len(tokens):
         documents[-1] = (documents[-1][0], False)
     return [document for document in documents if document[0].size][:DOCUMENTS]
+
+
+def summary(index: ShardIndex) -> str:
+    """Documents, bytes, tokens and bytes per token, by split and in all."""
+    lines = [f"{'':<6}{'documents':>12}{'bytes':>18}{'tokens':>18}{'bytes/token':>13}"]
+    for name in ("train", "val", "all"):
+        shards = index.shards if name == "all" else index.split(name)
+        documents, size = sum(shard.documents for shard in shards), sum(shard.text_bytes for shard in shards)
+        tokens = sum(shard.tokens for shard in shards)
+        lines.append(f"{name:<6}{documents:>12,}{size:>18,}{tokens:>18,}{size / max(tokens, 1):>13.3f}")
+    return "\n".join(lines)

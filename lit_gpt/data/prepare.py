@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,15 @@ from jsonargparse import ActionYesNo
 
 from lit_gpt.console import note
 from lit_gpt.data.index import Shard, ShardIndex
-from lit_gpt.data.inspect_shards import check, show
+from lit_gpt.data.inspect_shards import check, show, summary
 from lit_gpt.data.merge_sample import merge_sample
-from lit_gpt.data.prepare_state import DOWNLOADS, PrepareState, locked
+from lit_gpt.data.prepare_state import BEGIN_AGAIN, DOWNLOADS, PrepareState, locked
 from lit_gpt.data.readers import DOCUMENT_CHARACTERS, READERS, Text, read_texts
-from lit_gpt.data.shard_folder import load_index
-from lit_gpt.data.shards import ShardWriter, dtype_for, write_shard
+from lit_gpt.data.shard_folder import STATE_FILE, has_index, load_index, read_lock
+from lit_gpt.data.shards import ShardWriter, dtype_for, file_hash, write_shard
 from lit_gpt.data.sources import fetch, find_sources
 from lit_gpt.data.splits import MAX_COUNTED_DOCUMENTS, SplitRule, SplitText
-from lit_gpt.data.text_source import OnRead, TextSource
+from lit_gpt.data.text_source import BadText, OnRead, TextSource
 from lit_gpt.data.workers import TokenizeJob, TokenizeResult, Workers
 from lit_gpt.errors import UserError
 from lit_gpt.options import make_parser
@@ -36,6 +38,7 @@ from lit_gpt.tokenizer.train import train_tokenizer
 RULES_VERSION = 1  # raise it when the same input is to give other shards
 JOB_CHARACTERS = 1 << 19  # characters that a worker gets at a time
 BYTES_PER_WORKER = 1 << 22  # bytes of input below which another process does not pay
+Fingerprints = list[list[str | int]]  # of the sources
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -62,56 +65,79 @@ def prepare(
         overwrite: replace other shards in `output`.
 
     Raises:
-        UserError: bad input, or a full disk. After bad input nothing is left behind; what was finished when the disk
-            was full is kept, and the same call goes on from there.
+        UserError: bad input, input that cannot be read now, or a full disk. After text that is wrong for good nothing
+            is left behind; otherwise what was finished is kept, and the same call goes on from there.
     """
     rule, folder = SplitRule.parse(val_split), Path(output)
     if shard_tokens < 1 or (workers is not None and workers < 1):
         raise UserError(f"workers {workers} and shard_tokens {shard_tokens} must be at least 1")
     sources = find_sources([inputs] if isinstance(inputs, str) else inputs, folder / DOWNLOADS, text_field)
     chosen = tokenizer if is_trained(tokenizer) else get_tokenizer(tokenizer)
-    recipe = _recipe(sources, chosen, [text_field, str(rule), shard_tokens])
+    fingerprints = [source.fingerprint for source in sources]
+    recipe = _recipe(fingerprints, chosen, [text_field, str(rule), shard_tokens])
+    if not overwrite and has_index(folder):
+        with read_lock(folder):  # others may be reading it, too
+            if (index := _finished_index(PrepareState.open(folder, recipe, overwrite))) is not None:
+                return index
     with locked(folder):
         state = PrepareState.open(folder, recipe, overwrite)
-        if state.finished and state.split:
-            note(f"{folder} already holds exactly this")
-            return load_index(folder)
-        with _cleared_on_failure(state):
-            return _write_folder(state, rule, sources, chosen, workers, shard_tokens)
+        if (index := _finished_index(state)) is not None:
+            return index
+        with _kept_on_failure(state):
+            check = partial(_check_unchanged, sources, fingerprints)
+            return _write_folder(state, rule, sources, chosen, workers, shard_tokens, check)
 
 
-def _recipe(sources: list[TextSource], tokenizer: Tokenizer | str, options: list[str | int]) -> dict[str, object]:
+def _finished_index(state: PrepareState) -> ShardIndex | None:
+    """The index of a folder that holds just what is wanted already."""
+    if not state.finished or state.split is None:
+        return None
+    note(f"{state.folder} already holds exactly this")
+    return load_index(state.folder)
+
+
+def _recipe(sources: Fingerprints, tokenizer: Tokenizer | str, options: list[str | int]) -> dict[str, object]:
     """All that decides what the shards contain; an unfinished folder is gone on with if its recipe is the same."""
-    fingerprints = [source.fingerprint for source in sources]
     known = tokenizer if isinstance(tokenizer, str) else tokenizer.hash
-    return {"rules": RULES_VERSION, "sources": fingerprints, "tokenizer": known, "options": options}
+    return {"rules": RULES_VERSION, "sources": sources, "tokenizer": known, "options": options}
 
 
 @contextmanager
-def _cleared_on_failure(state: PrepareState) -> Iterator[None]:
-    """Bad input leaves nothing behind; a full disk leaves what is whole."""
+def _kept_on_failure(state: PrepareState) -> Iterator[None]:
+    """Text that is wrong for good leaves nothing behind; after anything else the finished shards are kept."""
     try:
         yield
-    except UserError:
-        state.abandon()
+    except BadText:
+        state.abandon(keep_downloads=False)
         raise
+    except UserError as error:  # a file or a server may come back, a package be installed
+        if not state.shards:
+            state.abandon(keep_downloads=True)
+            raise
+        raise UserError(f"{error} ({len(state.shards)} finished shards are kept)") from error
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         if not state.shards:
-            state.abandon()
+            state.abandon(keep_downloads=False)
         kept = f"its {len(state.shards)} finished shards are kept" if state.shards else "nothing was kept"
         raise UserError(
             f"{state.folder}: the disk is full ({error.strerror}); {kept}; free some space and run the same again"
         ) from error
 
 
-def _fetch_all(sources: list[TextSource]) -> None:
-    wanted = [source for source in sources if source.url and not source.path.exists()]
+def _fetch_all(sources: list[TextSource]) -> list[str]:
+    """Fetch what is not here yet; the hash of what each address gave."""
+    downloads = [source for source in sources if source.url]
+    wanted = [source for source in downloads if not source.path.exists()]
+    for source in downloads:
+        if source not in wanted:
+            note(f"{source.url}: fetched before; remove {source.path} to fetch it anew")
     if wanted:
         with _progress("fetch", None) as (on_read, _):
             for source in wanted:
                 fetch(source, on_read)
+    return [file_hash(source.path) for source in downloads]
 
 
 # ---------------------------------------------------------------- what has to be known before the first token
@@ -135,21 +161,28 @@ def _resolve_split(rule: SplitRule, sources: list[TextSource]) -> tuple[SplitRul
     return rule.resolve(max(documents, 1), length), length
 
 
-def _tokenizer(chosen: Tokenizer | str, sources: list[TextSource], folder: Path) -> Tokenizer:
+def _tokenizer(chosen: Tokenizer | str, sources: list[TextSource], state: PrepareState) -> Tokenizer:
     """The tokenizer, which is in the folder afterwards; one that an earlier run trained is read from there.
 
     Args:
         chosen: the tokenizer, or the spec of one that is trained on the sources.
         sources: the texts.
-        folder: the output folder.
+        state: of the output folder.
+
+    Raises:
+        UserError: finished shards were made with another.
     """
-    if isinstance(chosen, str) and (folder / TOKENIZER_FILE).exists():
-        return Tokenizer.load(folder)
+    file = state.folder / TOKENIZER_FILE
+    if isinstance(chosen, str) and state.tokenizer and file.exists():
+        found = Tokenizer.load(file)
+        state.use_tokenizer(found.hash)
+        return found
     if isinstance(chosen, str):
         with _progress(f"train {chosen}", sum(source.size for source in sources)) as (on_read, _):
             every = (text for text, _ in _texts(sources, on_read))
             chosen = train_tokenizer(chosen, every if chosen == "char" else merge_sample(sources, on_read))
-    chosen.save(folder / TOKENIZER_FILE)
+    chosen.save(file)
+    state.use_tokenizer(chosen.hash)
     return chosen
 
 
@@ -168,32 +201,65 @@ def _write_folder(
     chosen: Tokenizer | str,
     workers: int | None,
     shard_tokens: int,
+    check_unchanged: Callable[[], None],
 ) -> ShardIndex:
     """Everything that is missing in the folder, in this order: downloads, rule, tokenizer, shards, index."""
-    _fetch_all(sources)
+    state.use_downloads(_fetch_all(sources))
     if state.split is None:
         state.start(*_resolve_split(rule, sources))
-    tokenizer = _tokenizer(chosen, sources, state.folder)
-    _write_shards(state, tokenizer, sources, workers, shard_tokens)
-    return _finish(state, tokenizer)
+    tokenizer = _tokenizer(chosen, sources, state)
+    read = _write_shards(state, tokenizer, sources, workers, shard_tokens, check_unchanged)
+    return _finish(state, tokenizer, read)
+
+
+def _check_unchanged(sources: list[TextSource], fingerprints: Fingerprints) -> None:
+    """Refuse text that was changed while it was read: shards of both would be mixed. Raises UserError."""
+    for source, known in zip(sources, fingerprints):
+        if source.fingerprint != known:
+            raise UserError(f"{source.name}: changed while it was read; put it back, or {BEGIN_AGAIN}")
+
+
+@dataclass
+class _Read:
+    """How much text the input has, counted as it is read, in every run from its beginning."""
+
+    documents: int = 0
+    text_bytes: int = 0
+
+    def count(self, pieces: Iterable[SplitText]) -> Iterator[SplitText]:
+        """Pass on the pieces."""
+        for piece in pieces:
+            self.documents += piece.ends
+            self.text_bytes += len(piece.text) if piece.text.isascii() else len(piece.text.encode())
+            yield piece
 
 
 def _write_shards(
-    state: PrepareState, tokenizer: Tokenizer, sources: list[TextSource], workers: int | None, shard_tokens: int
-) -> None:
-    """Write the shards that are not there yet, a train and a validation shard at a time."""
+    state: PrepareState,
+    tokenizer: Tokenizer,
+    sources: list[TextSource],
+    workers: int | None,
+    shard_tokens: int,
+    check_unchanged: Callable[[], None],
+) -> _Read:
+    """Write the shards that are not there yet, a train and a validation shard at a time; how much was read.
+
+    Raises:
+        UserError: from `check_unchanged`, which is asked before each pair counts as finished.
+    """
     assert state.split
-    size = sum(source.size for source in sources)
+    size, read = sum(source.size for source in sources), _Read()
     dtype = dtype_for(tokenizer.n_vocab)
     count = min(workers or len(os.sched_getaffinity(0)), 1 + size // BYTES_PER_WORKER)
     with _progress("tokenize", size) as (on_read, on_text), Workers(tokenizer, dtype, count) as pool:
-        pieces = state.split.assign(_texts(sources, on_read), state.size)
+        pieces = read.count(state.split.assign(_texts(sources, on_read), state.size))
         # What finished shards hold is read again, at a hundred times the speed of tokenizing, but not tokenized.
         results = pool.map(islice(_jobs(pieces), state.jobs, None))
         while True:
             jobs, shards = _write_pair(results, state, dtype, shard_tokens, on_text)
+            check_unchanged()
             if not jobs:
-                return
+                return read
             state.add(jobs, shards)
 
 
@@ -236,16 +302,23 @@ def _write_pair(
     return jobs, [writer.shard for writer in writers.values()]
 
 
-def _finish(state: PrepareState, tokenizer: Tokenizer) -> ShardIndex:
+def _finish(state: PrepareState, tokenizer: Tokenizer, read: _Read) -> ShardIndex:
     """Write the index, which makes the folder complete.
 
     Raises:
-        UserError: nothing to train on.
+        UserError: the shards do not hold what was read.
+        BadText: nothing to train on.
     """
     shards = sorted(state.shards, key=lambda shard: shard.name)
+    held = _Read(sum(shard.documents for shard in shards), sum(shard.text_bytes for shard in shards))
+    if held != read:
+        raise UserError(
+            f"{state.folder}: its shards hold {held.documents} documents of {held.text_bytes} bytes, the input has "
+            f"{read.documents} of {read.text_bytes}: {STATE_FILE} is wrong; {BEGIN_AGAIN}"
+        )
     if not any(shard.split == "train" for shard in shards):
         why = "all of the text fell into validation" if shards else "the input holds no text"
-        raise UserError(f"nothing to train on: {why}; give more text, or a smaller --val_split such as tail:0.1")
+        raise BadText(f"nothing to train on: {why}; give more text, or a smaller --val_split such as tail:0.1")
     if not any(shard.split == "val" for shard in shards):
         note(f"no document fell into validation by {state.split}; --val_split tail:0.1 always holds some text out")
     index = ShardIndex(
@@ -262,7 +335,7 @@ def _finish(state: PrepareState, tokenizer: Tokenizer) -> ShardIndex:
     return index
 
 
-# ---------------------------------------------------------------- progress, summary, and the program
+# ---------------------------------------------------------------- progress, and the program
 
 
 @contextmanager
@@ -284,17 +357,6 @@ def _progress(what: str, total: int | None) -> Iterator[tuple[OnRead, OnRead]]:
             bar.update(task.id, rate=f"{text / 1e6 / max(task.elapsed or 0, 1e-3):.1f} MB/s")
 
         yield lambda count: bar.advance(task.id, count), on_text
-
-
-def summary(index: ShardIndex) -> str:
-    """Documents, bytes, tokens and bytes per token, by split and in all."""
-    lines = [f"{'':<6}{'documents':>12}{'bytes':>18}{'tokens':>18}{'bytes/token':>13}"]
-    for name in ("train", "val", "all"):
-        shards = index.shards if name == "all" else index.split(name)
-        documents, size = sum(shard.documents for shard in shards), sum(shard.text_bytes for shard in shards)
-        tokens = sum(shard.tokens for shard in shards)
-        lines.append(f"{name:<6}{documents:>12,}{size:>18,}{tokens:>18,}{size / max(tokens, 1):>13.3f}")
-    return "\n".join(lines)
 
 
 def _parser() -> Any:

@@ -109,7 +109,7 @@ def _parse(path: Path, line: bytes, number: int) -> str | list[int]:
         return text.removesuffix("\n").removesuffix("\r")
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: prompt {number} is not JSON ({error}): write one object a line") from error
     prompt = value.get("prompt") if isinstance(value, dict) else None
     if isinstance(prompt, str):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import IO, Any, NamedTuple
 
-from lit_gpt.data.text_source import OnRead, TextSource
+from lit_gpt.data.text_source import BadText, OnRead, TextSource
 from lit_gpt.errors import UserError, nearest
 
 PIECE_CHARACTERS = 1 << 18  # characters: long enough to keep a tokenizer busy, short enough to share among workers
@@ -37,7 +37,8 @@ def read_texts(source: TextSource, on_read: OnRead = lambda count: None) -> Iter
     """The documents of one source, in pieces; a text file is one document, a row of a table is one.
 
     Raises:
-        UserError: binary, not UTF-8 (with the byte offset), damaged, or without the field.
+        BadText: binary, not UTF-8 (with the byte offset), damaged, or without the field.
+        UserError: it cannot be read now.
     """
     try:
         reader = READERS.get(source.suffix)
@@ -46,10 +47,12 @@ def read_texts(source: TextSource, on_read: OnRead = lambda count: None) -> Iter
         else:
             for document in reader(source, on_read):
                 yield from pieces([document])
-    except FileNotFoundError as error:
-        raise UserError(f"{source.name}: vanished while it was read; run prepare again") from error
-    except PermissionError as error:
-        raise UserError(f"{source.name}: may not be read ({error.strerror}); change its permissions") from error
+    except OSError as error:  # what a read raises; the caller's own errors do not come through here
+        if error.errno is None:  # pyarrow's, for a file that it cannot decode
+            raise BadText(f"{source.name}: damaged ({' '.join(str(error).split())})") from error
+        gone = isinstance(error, FileNotFoundError)
+        why = "vanished while it was read" if gone else f"cannot be read ({error.strerror})"
+        raise UserError(f"{source.name}: {why}; make it readable and run the same again") from error
 
 
 def pieces(parts: Iterable[str]) -> Iterator[Text]:
@@ -97,15 +100,13 @@ def _characters(source: TextSource, on_read: OnRead) -> Iterator[str]:
         except UnicodeDecodeError as error:
             zero, position = data.find(b"\0"), start + error.start
             if zero < 0 or offset + zero > position:
-                raise UserError(
+                raise BadText(
                     f"{source.name}: not UTF-8 at byte {position} (0x{error.object[error.start]:02x}); "
                     "convert it, for example with iconv -f GB18030 -t UTF-8, or -f LATIN1, or -f UTF-16"
                 ) from error
             text = "\0"
         if "\0" in text:
-            raise UserError(
-                f"{source.name}: binary, not text: byte {offset + data.find(0)} is zero; name files of text"
-            )
+            raise BadText(f"{source.name}: binary, not text: byte {offset + data.find(0)} is zero; name files of text")
         yield text.removeprefix("\ufeff") if offset == 0 else text
         offset += len(data)
 
@@ -122,7 +123,7 @@ def _decompressed(source: TextSource, on_read: OnRead) -> Iterator[bytes]:
             while data := stream.read(PIECE_CHARACTERS):
                 yield data
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{source.name}: damaged or truncated gzip ({error}); fetch it again") from error
+            raise BadText(f"{source.name}: damaged or truncated gzip ({error}); fetch it again") from error
 
 
 class _CountedReads:
@@ -153,9 +154,9 @@ def _zstd(source: TextSource, raw: _CountedReads) -> Iterator[bytes]:
                 whole = frame.eof
                 data = frame.unused_data if whole else b""
     except zstandard.ZstdError as error:
-        raise UserError(f"{source.name}: damaged zstd ({error}); fetch it again") from error
+        raise BadText(f"{source.name}: damaged zstd ({error}); fetch it again") from error
     if not whole:
-        raise UserError(f"{source.name}: truncated zstd; fetch it again")
+        raise BadText(f"{source.name}: truncated zstd; fetch it again")
 
 
 # ---------------------------------------------------------------- tables
@@ -169,7 +170,7 @@ def _lines(source: TextSource, on_read: OnRead) -> Iterator[str]:
         for line in lines:
             yield line + "\n"
         if len(rest) > MAX_LINE_CHARACTERS:
-            raise UserError(
+            raise BadText(
                 f"{source.name}: a line is longer than {MAX_LINE_CHARACTERS} characters; is it really a table?"
             )
     if rest:
@@ -183,10 +184,10 @@ def _read_jsonl(source: TextSource, on_read: OnRead) -> Iterator[str]:
         where = f"{source.name}: line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error})") from error
+        except (ValueError, RecursionError) as error:
+            raise BadText(f"{where} is not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise UserError(f'{where} is not an object such as {{"{source.text_field}": "…"}}')
+            raise BadText(f'{where} is not an object such as {{"{source.text_field}": "…"}}')
         yield _text_of(row, source, where)
 
 
@@ -200,7 +201,7 @@ def _read_csv(source: TextSource, on_read: OnRead) -> Iterator[str]:
             if row:
                 yield _text_of(dict(zip(header, row)), source, f"{source.name}: line {rows.line_num}")
     except csv.Error as error:
-        raise UserError(f"{source.name}: line {rows.line_num} is not CSV ({error})") from error
+        raise BadText(f"{source.name}: line {rows.line_num} is not CSV ({error})") from error
 
 
 def _read_parquet(source: TextSource, on_read: OnRead) -> Iterator[str]:
@@ -220,7 +221,7 @@ def _read_parquet(source: TextSource, on_read: OnRead) -> Iterator[str]:
                         yield _text_of({field: value.as_py()}, source, f"{source.name}: row group {group}")
                 on_read(size * (group + 1) // groups - size * group // groups)
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{source.name}: not a parquet file, or damaged ({error})") from error
+        raise BadText(f"{source.name}: not a parquet file, or damaged ({error})") from error
 
 
 Reader = Callable[[TextSource, OnRead], Iterator[str]]
@@ -244,15 +245,13 @@ def _text_of(row: dict[str, Any], source: TextSource, where: str) -> str:
     """
     text_field = source.text_field
     if text_field not in row:
-        raise UserError(f'{where} has no field "{text_field}", name it with --text_field: {nearest(text_field, row)}')
+        raise BadText(f'{where} has no field "{text_field}", name it with --text_field: {nearest(text_field, row)}')
     text = row[text_field]
     if not isinstance(text, str):
-        raise UserError(f'{where}: field "{text_field}" is not a string but {type(text).__name__}')
+        raise BadText(f'{where}: field "{text_field}" is not a string but {type(text).__name__}')
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UserError(
-                f"{where}: a lone surrogate at character {error.start}, which is no Unicode text"
-            ) from error
+            raise BadText(f"{where}: a lone surrogate at character {error.start}, which is no Unicode text") from error
     return text

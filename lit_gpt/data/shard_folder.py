@@ -10,10 +10,12 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lit_gpt.data.index import INDEX, Shard, ShardIndex
-from lit_gpt.data.shards import check_hash, read_shard_header
+from lit_gpt.data.index import INDEX, REMEDY, Shard, ShardIndex
+from lit_gpt.data.shards import Tokens, check_hash, read_shard_header
+from lit_gpt.data.small_json import read_limited
 from lit_gpt.data.token_stream import TokenStream, check_ids, open_split
 from lit_gpt.errors import UserError
+from lit_gpt.locks import Lock
 
 STATE_FILE = "prepare.json"  # the state of a preparation that is under way; beside an index it means nothing
 CHECK_TOKENS = 1 << 22  # read at a time when whole shards are checked
@@ -33,12 +35,26 @@ def index_from_headers(described: Iterable[tuple[str, Shard]], where: str) -> Sh
     return ShardIndex(next(iter(dtypes), "uint16"), tuple(shard for _, shard in found))
 
 
+def has_index(folder: Path) -> bool:
+    """Whether there is an index, be it one that cannot be read: its shards are not taken for shards without one."""
+    return os.path.lexists(folder / INDEX)
+
+
 def is_prepared(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds finished shards: an index, or shards that were never ours to index."""
     folder = Path(folder)
-    if (folder / INDEX).is_file():
+    if has_index(folder):
         return True
     return not (folder / STATE_FILE).exists() and any(Shard(path.name, 0, 0).split for path in folder.glob("*.bin"))
+
+
+def read_lock(folder: str | os.PathLike[str]) -> Lock:
+    """A reader's lock on a folder of shards, held as long as the object: `prepare` does not replace them under it.
+
+    Raises:
+        UserError: `prepare` is writing to the folder.
+    """
+    return Lock(folder, f"{folder}: lit_gpt prepare is writing to it; wait for it to end", shared=True)
 
 
 def load_index(folder: str | os.PathLike[str]) -> ShardIndex:
@@ -51,13 +67,13 @@ def load_index(folder: str | os.PathLike[str]) -> ShardIndex:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; make it with lit_gpt prepare TEXT --output {folder}")
     paths = {path.name: path for path in folder.glob("*.bin") if Shard(path.name, 0, 0).split}
-    if not (folder / INDEX).is_file():
+    if not has_index(folder):
         if (folder / STATE_FILE).exists():
             raise UserError(
                 f"{folder}: its preparation was not finished; run the same lit_gpt prepare again, it goes on"
             )
         return index_from_headers(map(read_shard_header, paths.values()), str(folder))
-    index = ShardIndex.from_json((folder / INDEX).read_text("utf-8"), str(folder / INDEX))
+    index = read_index(folder)
     for shard in index.shards:
         if shard.name not in paths:
             raise UserError(f"{folder / shard.name}: missing, but {INDEX} lists it; prepare the folder again")
@@ -65,6 +81,15 @@ def load_index(folder: str | os.PathLike[str]) -> ShardIndex:
     for path in paths.values():
         raise UserError(f"{path}: not listed in {INDEX}, so its tokenizer is unknown; move it to a folder of its own")
     return index
+
+
+def read_index(folder: Path) -> ShardIndex:
+    """The index of a folder that has one, not compared with the files.
+
+    Raises:
+        UserError: it cannot be read, or is no index.
+    """
+    return ShardIndex.from_json(read_limited(folder / INDEX, REMEDY), str(folder / INDEX))
 
 
 def check_against_index(shard: Shard, dtype: str, found_dtype: str, found: Shard, where: str) -> None:
@@ -86,20 +111,41 @@ def open_tokens(folder: str | os.PathLike[str], split: str) -> TokenStream:
     Raises:
         UserError: as `load_index`, and if the folder has no shard of that split.
     """
-    return open_split(load_index(folder), split, str(folder), lambda shard: Path(folder) / shard.name, local=True)
+    return open_local_split(load_index(folder), split, folder)
+
+
+def open_local_split(index: ShardIndex, split: str, folder: str | os.PathLike[str]) -> TokenStream:
+    """The tokens of one split of a folder on this machine, under a reader's lock as long as the stream exists.
+
+    Args:
+        index: of the folder, loaded before.
+        split: "train", "val" or "test".
+        folder: of the shards.
+
+    Raises:
+        UserError: no shard of that split; or `prepare` is writing to the folder, or has written since `index` was read.
+    """
+    folder = Path(folder)
+    stream = open_split(index, split, str(folder), lambda shard: folder / shard.name, local=True)
+    stream.lock = read_lock(folder)
+    if has_index(folder) and read_index(folder) != index:
+        raise UserError(f"{folder}: lit_gpt prepare has replaced its shards just now; run this again")
+    return stream
 
 
 def check_folder(
     folder: str | os.PathLike[str],
     vocab_size: int | None = None,
-    progress: Callable[[Shard], None] = lambda shard: None,
+    on_tokens: Callable[[Tokens], None] = lambda tokens: None,
+    on_shard: Callable[[Shard], None] = lambda shard: None,
 ) -> ShardIndex:
     """Read every byte: headers, counts, hashes, and that ids fit the vocabulary.
 
     Args:
         folder: on this machine.
         vocab_size: for a folder whose index does not say.
-        progress: called after each shard.
+        on_tokens: called with each part of a shard, when its ids were found to be in the vocabulary.
+        on_shard: called after each shard.
 
     Raises:
         UserError: naming the first shard that is wrong, and how.
@@ -112,5 +158,6 @@ def check_folder(
         for start in range(0, len(stream), CHECK_TOKENS):
             tokens = stream.read(start, min(CHECK_TOKENS, len(stream) - start))
             check_ids(tokens, index.vocab_size or vocab_size, shard.name, start)
-        progress(shard)
+            on_tokens(tokens)
+        on_shard(shard)
     return index

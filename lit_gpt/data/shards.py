@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_gpt.atomic import atomic_write
-from lit_gpt.data.index import INDEX, Shard
+from lit_gpt.data.index import HEADER_BYTES, INDEX, Shard
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.ids import index_outside
 
@@ -27,7 +27,6 @@ Tokens = npt.NDArray[np.unsignedinteger]
 
 FORMATS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}  # dtype → (magic, version)
 DISK_DTYPES: dict[str, np.dtype[np.unsignedinteger]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-HEADER_BYTES = 1024
 MAX_TOKENS = 2**31 - 1  # the header counts in int32
 SPLITS = ("train", "val", "test")
 
@@ -50,7 +49,7 @@ def parse_shard_header(name: str, head: bytes, size: int, where: str) -> tuple[s
         The dtype and the shard (without a hash).
 
     Raises:
-        UserError: wrong magic, wrong version, or a size that does not fit the header's count.
+        UserError: wrong magic, wrong version, a negative count, or a size that does not fit the count.
     """
     magic, version, tokens = np.frombuffer(head[:12].ljust(12, b"\0"), "<i4").tolist()
     dtype = next((dtype for dtype, known in FORMATS.items() if known[0] == magic), None)
@@ -68,7 +67,7 @@ def parse_shard_header(name: str, head: bytes, size: int, where: str) -> tuple[s
             f"{where}: version {version} of magic {magic} is unknown, only {FORMATS[dtype][1]}; make it again"
         )
     expected = HEADER_BYTES + tokens * np.dtype(dtype).itemsize
-    if size != expected:
+    if tokens < 0 or size != expected:
         raise UserError(
             f"{where}: {size} bytes, but its header promises {expected}: truncated or damaged; make it again"
         )
@@ -76,9 +75,18 @@ def parse_shard_header(name: str, head: bytes, size: int, where: str) -> tuple[s
 
 
 def read_shard_header(path: Path) -> tuple[str, Shard]:
-    """`parse_shard_header` for a file on this machine."""
-    with path.open("rb") as file:
-        return parse_shard_header(path.name, file.read(HEADER_BYTES), path.stat().st_size, str(path))
+    """`parse_shard_header` for a file on this machine.
+
+    Raises:
+        UserError: as that, and if it cannot be read.
+    """
+    try:
+        if not path.is_file():  # to open a named pipe would wait for ever
+            raise FileNotFoundError(0, "not there, or not a file")
+        with path.open("rb") as file:
+            return parse_shard_header(path.name, file.read(HEADER_BYTES), path.stat().st_size, str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable or prepare it again") from error
 
 
 class ShardWriter:
@@ -164,16 +172,17 @@ def _pread_all(descriptor: int, count: int, offset: int) -> bytes:
     return data
 
 
+def file_hash(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_hash(path: Path, shard: Shard) -> None:
     """Compare a file with its sha256, where that is known.
 
     Raises:
         UserError: if they differ.
     """
-    if shard.sha256:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != shard.sha256:
-            raise UserError(
-                f"{path}: sha256 is {found}, {INDEX} says {shard.sha256}: damaged; prepare the folder again"
-            )
+    if shard.sha256 and (found := file_hash(path)) != shard.sha256:
+        raise UserError(f"{path}: sha256 is {found}, {INDEX} says {shard.sha256}: damaged; prepare the folder again")

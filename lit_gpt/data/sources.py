@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import os
 import sysconfig
-import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +114,7 @@ def _standard_library() -> list[TextSource]:
 def _download_name(url: str) -> str:
     """A file name that keeps the suffixes of what `url` names, and differs for every address."""
     stem = url.split("?")[0].split("#")[0].rstrip("/").rpartition("/")[2]
-    return f"{zlib.crc32(url.encode()):08x}-{stem[-100:]}"
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{stem[-100:]}"
 
 
 def fetch(source: TextSource, on_read: OnRead = lambda count: None) -> None:
@@ -141,4 +141,5 @@ def fetch(source: TextSource, on_read: OnRead = lambda count: None) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source.url}: cannot be fetched ({reason}); check the address and the network") from error
     if source.size == 0:
+        source.path.unlink()  # or the next run would take it for what it wants
         raise UserError(f"{source.url}: is empty; name one that holds text")

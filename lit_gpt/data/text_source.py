@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from lit_gpt.errors import UserError
 
 COMPRESSION_SUFFIXES = frozenset({".gz", ".zst"})
 
 OnRead = Callable[[int], None]
 """Called with each number of bytes read."""
+
+
+class BadText(UserError):
+    """Text that is wrong for good: reading it once more gives the same. A file that is not there may come back."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,19 @@ class TextSource:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
-        return self.path.stat().st_size
+        """Bytes on disk. Raises UserError if it is gone."""
+        return self._status().st_size
 
     @property
     def fingerprint(self) -> list[str | int]:
-        """What tells this input from another; of an address only the address."""
+        """What tells this input from another; of an address only the address. Raises UserError if it is gone."""
         if self.url:
             return [self.url]
-        status = self.path.stat()
+        status = self._status()
         return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
+
+    def _status(self) -> os.stat_result:
+        try:
+            return self.path.stat()
+        except OSError as error:
+            raise UserError(f"{self.name}: cannot be read ({error.strerror}); put it back and run again") from error

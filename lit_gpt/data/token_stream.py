@@ -17,6 +17,7 @@ import numpy as np
 from lit_gpt.data.index import Shard, ShardIndex
 from lit_gpt.data.shards import Tokens, read_tokens
 from lit_gpt.errors import UserError
+from lit_gpt.locks import Lock
 from lit_gpt.tokenizer.ids import index_outside
 
 OPEN_FILES = 64
@@ -33,7 +34,10 @@ class TokenStream:
         dtype: "uint16" or "uint32".
         documents: how many, as far as the index says (0 without one).
         text_bytes: UTF-8 bytes of the text, as far as the index says.
+        lock: held on the folder as long as the stream exists, if its opener has set one.
     """
+
+    lock: Lock | None = None
 
     def __init__(self, index: ShardIndex, split: str, locate: Callable[[Shard], Path], local: bool) -> None:
         """Open nothing yet; see `open_split`.

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -74,6 +75,16 @@ def run_worker() -> None:
         pass
 
 
+def import_path() -> list[str]:
+    """Where a worker looks for modules: where this process does, except in whatever folder is the current one.
+
+    An entry "" or "." of `sys.path` (an interactive session has one) is the folder of the moment, which may be a corpus
+    with a `numpy.py` in it; this package's own folder comes last, for a session that had found it by that entry.
+    """
+    package = Path(__file__).resolve().parents[2]
+    return [*(entry for entry in sys.path if entry not in ("", ".")), str(package)]
+
+
 class Workers:
     """`count` processes that tokenize; with one the work is done in this process.
 
@@ -125,12 +136,11 @@ class Workers:
             yield waiting.popleft().result()
 
     def _start(self) -> None:
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._of_thread.process = subprocess.Popen(
-            [sys.executable, "-c", START],
+            [sys.executable, "-P", "-c", START],  # without -P the current folder would be first on the path
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path())},
         )
         self._processes.append(self._of_thread.process)
         self._of_thread.process.stdin.write(self._setup)

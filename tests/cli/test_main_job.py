@@ -137,6 +137,20 @@ def test_fine_tuning_has_the_weights_shape_and_tokenizer_and_starts_anew(
 
 
 @pytest.mark.slow
+def test_validate_writes_to_no_folder_that_only_the_checkpoint_names(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0
+    path = Path(read_header(folder / "lightning_logs/version_0/checkpoints/last.ckpt").data["path"])
+    path.rename("moved")
+    capsys.readouterr()
+    assert main(["validate", "--ckpt_path", "last"]) == 2
+    assert "which the checkpoint names, has no token shards" in capsys.readouterr().err
+    assert not path.exists()
+    assert main(["validate", "--ckpt_path", "last", "--data.path", "moved"]) == 0
+
+
+@pytest.mark.slow
 def test_data_of_another_tokenizer_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0
     assert main(["prepare", "text.py", "--output", "other", "--tokenizer", "byte"]) == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,34 @@ def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(str(corpus), folder, **OPTIONS)
     assert len(files(folder)) == 9  # three shards a split
     return folder
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[str, bytes | None], str]]:
+    """`server("x.txt", b"…")` gives an address; "short/…" breaks off half-way, None and what is not known is 404."""
+    contents: dict[str, bytes | None] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = contents.get(self.path)
+            self.send_response(404 if data is None else 200)
+            data = data or b""
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data[: len(data) // 2] if self.path.startswith("/short") else data)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+
+        def add(name: str, data: bytes | None) -> str:
+            contents[f"/{name}"] = data
+            return f"http://127.0.0.1:{running.server_port}/{name}"
+
+        yield add
+        running.shutdown()

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.index import ShardIndex
 from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader, prefetched
+from lit_gpt.data.prepare import prepare
 from lit_gpt.data.shard_folder import open_tokens
 from lit_gpt.data.shards import write_shard
 from lit_gpt.data.shuffle import Shuffle
 from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import get_tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 
 def make_folder(folder: Path, train: int = 2000, val: int = 100, spec: str = "byte") -> Path:
@@ -136,7 +137,7 @@ def test_a_test_split_or_else_the_validation_split(tmp_path: Path) -> None:
     data = module(make_folder(tmp_path))
     data.setup("test")
     assert len(data.test_dataloader()) == 4
-    index = ShardIndex.from_json((tmp_path / "index.json").read_text(), "")
+    index = ShardIndex.from_json((tmp_path / "index.json").read_bytes(), "")
     (tmp_path / "val_000000.bin").rename(tmp_path / "test_000000.bin")
     (tmp_path / "index.json").write_text(index.to_json().replace("val_0", "test_0"))
     data = module(tmp_path)
@@ -208,3 +209,16 @@ def test_no_validation_data_is_needed_where_none_is_asked_for(tmp_path: Path) ->
         limit_val_batches=0, world_size=1, strategy=SimpleNamespace(root_device=torch.device("cpu"))
     )
     data.setup("fit")
+
+
+def test_shards_whose_tokenizer_is_lost_are_not_taken_for_anothers(tmp_path: Path) -> None:
+    """The hash in the index was compared only where there was a tokenizer.json."""
+    (tmp_path / "x.txt").write_text("to be or not to be\n" * 50)
+    prepare(str(tmp_path / "x.txt"), tmp_path / "out", "byte")
+    (tmp_path / "out/tokenizer.json").unlink()
+    other = Tokenizer.build("other", "(?s:.)", get_tokenizer("byte").ranks, {})
+    with pytest.raises(UserError, match=r"its tokenizer.json is missing, .* are of byte, not of other"):
+        TokenDataModule(str(tmp_path / "out")).load_tokenizer(other)
+    named = TokenDataModule(str(tmp_path / "out"), tokenizer="byte")
+    named.load_tokenizer()
+    assert named.tokenizer is not None and named.tokenizer.name == "byte"

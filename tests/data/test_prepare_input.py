@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,37 +13,6 @@ from preparing import CHINESE, CODE, write
 
 from lit_gpt.data.prepare import prepare
 from lit_gpt.errors import UserError
-
-
-@pytest.fixture
-def server() -> Iterator[Callable[[str, bytes], str]]:
-    """`server("x.txt", b"…")` gives an address; "short/…" breaks off half-way, what is not known is 404."""
-    contents: dict[str, bytes] = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            data = contents.get(self.path)
-            self.send_response(404 if data is None else 200)
-            data = data or b""
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data[: len(data) // 2] if self.path.startswith("/short") else data)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-
-        def add(name: str, data: bytes) -> str:
-            contents[f"/{name}"] = data
-            return f"http://127.0.0.1:{running.server_port}/{name}"
-
-        yield add
-        running.shutdown()
 
 
 def test_an_address_is_fetched_and_prepared(server: Callable[[str, bytes], str], tmp_path: Path) -> None:

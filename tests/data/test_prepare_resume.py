@@ -11,44 +11,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 from environment import ROOT
-from preparing import CODE, OPTIONS, files, write
+from preparing import CODE, OPTIONS, die_at, files, in_a_child, write
 
 from lit_gpt.data import prepare as module
 from lit_gpt.data.prepare import prepare
 from lit_gpt.data.shard_folder import load_index
 from lit_gpt.errors import UserError
-
-
-def in_a_child(work: Callable[[], object]) -> int:
-    """Run `work` in a forked process; its status as `os.waitpid` gives it."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-
-def die_at(call: int, before: bool) -> None:
-    """From now on the `call`-th file that gets its final name is the last deed, or the one before it."""
-    replace, calls = os.replace, iter(range(1, 1000))
-
-    def fatal(*names: object) -> None:
-        last = next(calls) == call
-        if last and before:
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(*names)  # type: ignore[arg-type]
-        if last:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    os.replace = fatal  # type: ignore[assignment]
 
 
 @pytest.mark.slow
@@ -66,7 +39,7 @@ def test_killed_at_every_file_it_goes_on_and_ends_the_same(corpus: Path, referen
 @pytest.mark.slow
 def test_finished_shards_are_kept_and_not_written_again(corpus: Path, reference: Path, tmp_path: Path) -> None:
     def run() -> None:
-        die_at(6, before=True)
+        die_at(7, before=True)
         prepare(str(corpus), tmp_path / "out", **OPTIONS)
 
     assert in_a_child(run) == signal.SIGKILL

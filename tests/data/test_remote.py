@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 from environment import ROOT
+from preparing import write
 
 from lit_gpt.data import remote
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.index import ShardIndex
-from lit_gpt.data.remote import RemoteFolder
+from lit_gpt.data.remote import RemoteFolder, version_of
 from lit_gpt.data.shard_folder import open_tokens
 from lit_gpt.data.shards import write_shard
 from lit_gpt.data.token_stream import open_split
@@ -63,6 +66,8 @@ class Handler(SimpleHTTPRequestHandler):
         if fault == "busy":
             return self.send_error(503)
         body = (self.server.folder / name).read_bytes()
+        if fault == "endless":
+            body *= 3
         if fault == "corrupt":
             body = body[:-1] + bytes([body[-1] ^ 1])
         self.send_response(200)
@@ -98,7 +103,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def cached(folder: RemoteFolder) -> list[str]:
-    return sorted(path.name for path in folder.folder.iterdir() if path.name not in (".lock", "index.json"))
+    """What is in the cache beside lock and index, without the hashes in the names of shards."""
+    names = (path.name for path in folder.folder.iterdir() if path.name not in (".lock", "index.json"))
+    return sorted(re.sub(r"\.[0-9a-f]{32}\.bin$", ".bin", name) for name in names)
 
 
 def test_the_same_batches_as_from_a_folder(server: Server, tmp_path: Path) -> None:
@@ -224,3 +231,128 @@ def test_several_processes_download_once(server: Server, tmp_path: Path) -> None
     processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert {server.served[name] for name in NAMES} == {1}
+
+
+# ---------------------------------------------------------------- the cache goes by content
+
+
+def publish(folder: Path, seed: int, index: bool = True) -> None:
+    """Shards of the same names and sizes with other tokens."""
+    generator, shards, tokenizer = np.random.default_rng(seed), [], get_tokenizer("byte")
+    for name in NAMES:
+        with write_shard(folder / name, "uint16") as writer:
+            writer.add(generator.integers(0, 256, 5000))
+        shards.append(writer.shard)
+        os.utime(folder / name, (seed, seed))  # the server tells whole seconds
+    if index:
+        ShardIndex("uint16", tuple(shards), "byte", tokenizer.hash, tokenizer.n_vocab).save(folder)
+
+
+def read_all(server: Server, cache: Path) -> np.ndarray:
+    folder = RemoteFolder(server.url, cache)
+    stream = open_split(folder.load_index(), "train", server.url, folder.locate, local=False)
+    return stream.read(0, len(stream))
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_what_is_published_anew_is_fetched_anew(server: Server, tmp_path: Path, index: bool) -> None:
+    """Shards went by name: a run trained on the old tokens under the new fingerprint."""
+    if not index:
+        (server.folder / "index.json").unlink()
+    read_all(server, tmp_path / "cache")
+    publish(server.folder, 1_000_000_000, index)
+    new = open_tokens(server.folder, "train")
+    for _ in range(2):
+        assert np.array_equal(read_all(server, tmp_path / "cache"), new.read(0, len(new)))
+    assert server.served[NAMES[0]] == (2 if index else 2 + 3)  # without an index each run reads the headers
+
+
+def test_without_an_index_and_a_version_nothing_is_guessed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_header = Handler.send_header
+    monkeypatch.setattr(
+        Handler, "send_header", lambda self, key, value: key == "Last-Modified" or send_header(self, key, value)
+    )
+    (server.folder / "index.json").unlink()
+    folder = RemoteFolder(server.url, tmp_path / "cache")
+    shard = folder.load_index().shards[0]
+    with pytest.raises(UserError, match=r"train_000000.bin: no index.json has its hash, .* no ETag") as caught:
+        folder.locate(shard)
+    assert "\n" not in str(caught.value) and cached(folder) == []
+
+
+def test_the_version_of_a_file_is_what_the_server_tells() -> None:
+    told = {"name": "x", "size": 5, "ETag": '"a"', "Last-Modified": "now"}
+    assert version_of(told) == version_of({**told, "Last-Modified": "later", "name": "y"})
+    assert len({version_of({**told, **change}) for change in ({}, {"ETag": "b"}, {"size": 6}, {"ETag": None})}) == 4
+    assert version_of({"size": 5}) == ""
+
+
+def test_shards_that_were_cached_by_name_are_used_if_they_are_the_right_ones(server: Server, tmp_path: Path) -> None:
+    folder = RemoteFolder(server.url, tmp_path / "cache")
+    zero, one = folder.load_index().shards[:2]
+    for shard in (zero, one):
+        (folder.folder / shard.name).write_bytes((server.folder / shard.name).read_bytes())
+    with (folder.folder / one.name).open("r+b") as file:
+        file.seek(2000)
+        file.write(b"\1\2\3")
+    for shard in (zero, one):
+        assert folder.locate(shard).read_bytes() == (server.folder / shard.name).read_bytes()
+    assert (server.served[zero.name], server.served[one.name]) == (0, 1)
+    assert cached(folder) == [zero.name, one.name] and not (folder.folder / one.name).exists()
+
+
+def test_a_server_that_sends_more_than_it_promised_fills_no_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    server.faults = {NAMES[0]: ["endless"]}
+    folder = RemoteFolder(server.url, tmp_path / "cache")
+    with pytest.raises(UserError, match="longer than it should be"):
+        folder.locate(folder.load_index().shards[0])
+    monkeypatch.setattr(remote, "MAX_JSON_BYTES", 100)
+    with pytest.raises(UserError, match=r"index.json: cannot be fetched.*longer than it should be"):
+        folder.load_index()
+
+
+def test_a_cache_that_cannot_be_written_to_is_no_missing_index(server: Server, tmp_path: Path) -> None:
+    """The PermissionError was taken for the server's: an index without hashes, and no word of it."""
+    write(tmp_path / "cache", "a file where the folder should be")
+    with pytest.raises(UserError, match=r"cannot be cached there .* --data.cache_dir"):
+        RemoteFolder(server.url, tmp_path / "cache").load_index()
+
+
+def test_an_index_that_may_not_be_read_is_not_a_missing_one(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RemoteFolder(f"file://{server.folder}", tmp_path / "cache")
+    system, root = folder._connect()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Forbidden")
+
+    monkeypatch.setattr(system, "get_file", refuse)
+    monkeypatch.setattr(folder, "_connect", lambda: (system, root))
+    with pytest.raises(UserError, match=r"index.json: may not be read \(.*Forbidden"):
+        folder.load_index()
+
+
+def test_a_run_does_not_go_on_with_what_was_published_anew_without_an_index(server: Server, tmp_path: Path) -> None:
+    """Names and sizes were all that told data sets without hashes apart."""
+    (server.folder / "index.json").unlink()
+
+    def module() -> TokenDataModule:
+        data = TokenDataModule(
+            server.url, tokenizer="byte", batch_size=4, block_size=32, cache_dir=str(tmp_path / "cache")
+        )
+        data.setup("fit")
+        return data
+
+    saved = module().state_dict()
+    module().load_state_dict(saved)
+    publish(server.folder, 1_000_000_000, index=False)
+    with pytest.raises(UserError, match=r"its training tokens are not those .* \(versions "):
+        module().load_state_dict(saved)
+    del saved["versions"]
+    module().load_state_dict(saved)  # of an earlier version

@@ -98,7 +98,7 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
 
 
 def test_index_round_trip_and_counts(tmp_path: Path) -> None:
-    index = folder_of(tmp_path, {"train": [[1, 2], [3]], "val": [[4, 5, 6]]})
+    index = folder_of(tmp_path, {"train": [[1, 256], [256]], "val": [[4, 5, 256]]})
     assert load_index(tmp_path) == index == check_folder(tmp_path)
     stream = open_tokens(tmp_path, "train")
     assert (stream.documents, stream.text_bytes, len(stream)) == (2, 3, 3)
@@ -166,7 +166,7 @@ BREAKAGES = {
         "different tokenizers are mixed",
     ),
     "unfinished": (lambda path: (path / "index.json").rename(path / STATE_FILE), "not finished"),
-    "not JSON": (lambda path: (path / "index.json").write_text("{"), "not an index"),
+    "not JSON": (lambda path: (path / "index.json").write_text("{"), "not JSON"),
     "no fields": (lambda path: (path / "index.json").write_text('{"format_version": 1}'), "not an index"),
     "newer": (lambda path: break_index(path, format_version=99), "newer than this program"),
     "odd dtype": (lambda path: break_index(path, dtype="float64"), 'dtype "float64"'),
@@ -199,7 +199,7 @@ def test_check_finds_a_damaged_byte_and_foreign_ids(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sha256"):
         check_folder(tmp_path)
     change_byte(tmp_path / "train_000000.bin", 1026)
-    dataclasses.replace(index, vocab_size=3).save(tmp_path)
+    dataclasses.replace(index, vocab_size=3, eot_id=None).save(tmp_path)
     with pytest.raises(UserError, match="token 2 is id 3, but the vocabulary ends at 2"):
         check_folder(tmp_path)
     check_ids(np.array([5], np.uint16), None, "", 0)

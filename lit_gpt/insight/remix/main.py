@@ -16,8 +16,8 @@ from lit_gpt.atomic import atomic_write
 from lit_gpt.console import note
 from lit_gpt.data.index import ShardIndex
 from lit_gpt.data.matches import Match, longest_matches
-from lit_gpt.data.shard_folder import load_index
-from lit_gpt.data.token_stream import TokenStream, open_split
+from lit_gpt.data.shard_folder import load_index, open_local_split
+from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.insight.remix.novelty import Novelty, Span, held_out_windows, longest_spans, novelty
 from lit_gpt.insight.remix.plot import check_plot, plot_novelty
@@ -134,7 +134,7 @@ def open_corpus(path: str, tokenizer: Tokenizer | None = None) -> Corpus:
         )
 
     def split(name: str) -> TokenStream:
-        return open_split(index, name, path, lambda shard: Path(path) / shard.name, local=True)
+        return open_local_split(index, name, path)
 
     others = [name for name in ("val", "test") if index.split(name)]
     return Corpus(path, index, split("train"), split(others[0]) if others else None, tokenizer)

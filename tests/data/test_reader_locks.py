@@ -1,0 +1,107 @@
+"""Readers of a folder of shards and `prepare` are kept apart, and a folder that cannot be written to can be read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environment import ROOT, RunProgram
+from preparing import CODE, files, write
+
+from lit_gpt.data.datamodule import TokenDataModule
+from lit_gpt.data.inspect_shards import check
+from lit_gpt.data.prepare import prepare
+from lit_gpt.data.prepare_state import locked
+from lit_gpt.data.shard_folder import load_index, open_local_split, open_tokens
+from lit_gpt.errors import UserError
+
+READ = """
+import sys
+from lit_gpt.data.datamodule import TokenDataModule
+data = TokenDataModule(sys.argv[1], batch_size=1, block_size=8)
+data.setup("fit")
+print("reading", flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write(tmp_path / "x.txt", CODE * 99)
+
+
+@pytest.fixture
+def folder(text: Path, tmp_path: Path) -> Path:
+    prepare(str(text), tmp_path / "out", tokenizer="byte")
+    return tmp_path / "out"
+
+
+def test_overwrite_is_refused_while_a_run_reads(folder: Path, program: RunProgram) -> None:
+    before = files(folder)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", READ, str(folder)]
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    assert reader.stdout is not None and reader.stdout.readline() == b"reading\n"
+    arguments = ("prepare", "x.txt", "--output", str(folder), "--overwrite", "--tokenizer")
+    done = program(*arguments, "char")
+    assert done.returncode == 2 and "another program is reading its shards; wait for it to end" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert files(folder) == before
+    same = program("prepare", "x.txt", "--output", str(folder), "--tokenizer", "byte")
+    assert same.returncode == 0 and "already holds exactly this" in same.stderr  # nothing is written
+    reader.communicate(b"\n")
+    assert program(*arguments, "char").returncode == 0
+
+
+def test_a_reader_is_refused_while_prepare_writes(folder: Path) -> None:
+    data = TokenDataModule(str(folder), batch_size=1, block_size=8)
+    with locked(folder):
+        for read in (lambda: open_tokens(folder, "train"), lambda: data.setup("fit"), lambda: check(str(folder))):
+            with pytest.raises(UserError, match="lit_gpt prepare is writing to it; wait for it to end") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+    data.setup("fit")
+
+
+def test_shards_that_were_replaced_after_their_index_was_read(text: Path, folder: Path) -> None:
+    index = load_index(folder)
+    prepare(str(text), folder, tokenizer="char", overwrite=True)
+    with pytest.raises(UserError, match="has replaced its shards just now"):
+        open_local_split(index, "train", folder)
+
+
+def test_a_reader_that_nothing_uses_any_more_is_none(text: Path, folder: Path) -> None:
+    stream = open_tokens(folder, "train")
+    cycle = [stream]
+    cycle.append(cycle)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="another program is reading"):
+        prepare(str(text), folder, tokenizer="char", overwrite=True)
+    del stream, cycle
+    prepare(str(text), folder, tokenizer="char", overwrite=True)
+
+
+def test_a_folder_that_cannot_be_written_to_can_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for lock in (True, False):  # one left by an earlier reader, or none
+        (folder / ".lock").touch() if lock else (folder / ".lock").unlink()
+        os_open = os.open
+
+        def read_only(path: object, flags: int, *rest: int, real: object = os_open) -> int:
+            if flags & (os.O_RDWR | os.O_CREAT):
+                raise PermissionError(13, "Permission denied")
+            return real(path, flags, *rest)  # type: ignore[operator]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", read_only)
+            assert len(open_tokens(folder, "train").read(0, 5)) == 5
+        assert (folder / ".lock").exists() is lock
+
+
+def test_a_folder_that_is_no_data_gets_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for read in (lambda: open_tokens(tmp_path / "other", "train"), lambda: check(str(tmp_path / "other"))):
+        with pytest.raises(UserError, match=r"no (train|token) shards"):
+            read()
+    assert list((tmp_path / "other").iterdir()) == []
