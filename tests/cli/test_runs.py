@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
 import string
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from environment import ROOT
 
 from lit_gpt.__main__ import main
 from lit_gpt.checkpoint.format import load_checkpoint, read_header, save_checkpoint
@@ -112,3 +118,25 @@ def test_a_checkpoint_of_another_folder_goes_on_in_that_folder(
     assert read_header(last).step == 6
     assert contents(run / CHECKPOINTS)["best.ckpt"] == best, "its score is known, whatever its folder is called"
     assert [path.name for path in (run / "lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_ctrl_c_is_status_130_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning leaves with status 1 and without a word."""
+    prepare(tmp_path / "A", monkeypatch)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lit_gpt", *FIT, "--trainer.max_steps", "1000000"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (CHECKPOINTS / "last.ckpt").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    said = errors[errors.index("curves: ") :].strip().splitlines()[1:]
+    step = read_header(CHECKPOINTS / "last.ckpt").step
+    assert said == [f"lit_gpt: interrupted after step {step}; go on with --ckpt_path {CHECKPOINTS / 'last.ckpt'}"]
+    assert not (CHECKPOINTS.parent / ".lock").exists()
