@@ -10,15 +10,20 @@ import string
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from environment import ROOT
+from jsonargparse import Namespace
 
 from lit_gpt.__main__ import main
-from lit_gpt.checkpoint.format import load_checkpoint, read_header, save_checkpoint
+from lit_gpt.checkpoint.format import Header, load_checkpoint, read_header, save_checkpoint
+from lit_gpt.cli.defaults import ExistingWeights, refuse_changed_run
+from lit_gpt.errors import UserError
 from lit_gpt.locks import Lock
+from lit_gpt.model.config import GPTConfig
 
 SETTINGS = """
 model: {preset: nano, config: {n_layer: 1, n_head: 2, n_embd: 16, block_size: 16}, schedule: {warmup: 0}}
@@ -82,6 +87,23 @@ def test_a_refused_resume_leaves_its_run_as_it_was(
 
 
 # SLOW
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_steps": -1, "max_epochs": 2}, "trainer.max_epochs=2: the run of x.ckpt has made 3 epochs already"),
+        ({"max_steps": 11, "max_epochs": None}, "trainer.max_steps=11: the run of x.ckpt has made 12 optimizer steps"),
+        ({"max_steps": 12, "max_epochs": 3}, ""),
+        ({"max_steps": -1, "max_epochs": -1}, ""),
+        ({"max_steps": -1, "max_epochs": None}, ""),
+    ],
+)
+def test_a_run_is_not_made_shorter_than_it_is(limits: dict[str, int | None], message: str) -> None:
+    header = Header(Path("x.ckpt"), GPTConfig(), None, None, {}, {}, step=12, epoch=3)
+    options = Namespace(trainer=Namespace(**limits), model=Namespace(optimizer=Namespace(name="adamw")))
+    with pytest.raises(UserError, match=f"^{re.escape(message)}") if message else nullcontext():
+        refuse_changed_run("fit", options, ExistingWeights(header))
+
+
 def test_a_run_that_is_in_use_refuses_a_second_writer(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run / "lightning_logs")
     more = [*FIT, "--ckpt_path", "last", "--trainer.max_steps", "6"]
