@@ -79,6 +79,10 @@ class Lock:
         os.close(self._descriptor)
         self._descriptor = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """A copy, in this process or another, holds nothing: it would close a descriptor that is not its own."""
+        return {**self.__dict__, "_descriptor": None}
+
     def __enter__(self) -> Lock:
         return self
 

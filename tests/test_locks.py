@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -84,6 +85,16 @@ def test_a_forked_process_shares_the_lock_and_does_not_free_it(tmp_path: Path) -
     with pytest.raises(InUse):
         Lock(tmp_path, "held")
     lock.release()
+
+
+def test_a_copy_holds_and_frees_nothing(tmp_path: Path) -> None:
+    """Callbacks travel to the processes of a run by pickle."""
+    with Lock(tmp_path, "held") as lock:
+        copy = pickle.loads(pickle.dumps(lock))
+        assert not copy.held
+        copy.release(remove=True)
+        with pytest.raises(InUse):
+            Lock(tmp_path, "held")
 
 
 def test_a_removed_lock_file_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_gpt.checkpoint.lightning_io import AtomicCheckpointIO
 from lit_gpt.cli.defaults import (
@@ -30,6 +31,7 @@ from lit_gpt.cli.defaults import (
 )
 from lit_gpt.cli.predict import Prediction, add_predict_arguments
 from lit_gpt.cli.resolve import check_machine, resolve_compile_option, resolve_data, resolve_precision_option
+from lit_gpt.console import note
 from lit_gpt.convert.recognise import open_source
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.data.datamodule import TokenDataModule
@@ -41,8 +43,15 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train import run_folder
 from lit_gpt.train.callbacks.checkpoints import LastCheckpoint
 from lit_gpt.train.callbacks.defaults import default_callbacks, progress_bar
+from lit_gpt.train.callbacks.run_paths import path_from_here, saved_path
 from lit_gpt.train.callbacks.samples import Samples
-from lit_gpt.train.lightning_fixes import SAVE_CONFIG_OPTIONS, CheckpointKeepsFlags, silence_lightning
+from lit_gpt.train.callbacks.stop_signals import ExitOnSigterm
+from lit_gpt.train.lightning_fixes import (
+    SAVE_CONFIG_OPTIONS,
+    CheckpointKeepsFlags,
+    keyboard_interrupts,
+    silence_lightning,
+)
 from lit_gpt.train.module import LitGPT
 from lit_gpt.train.precision import TrainerPrecision
 from lit_gpt.train.rank_zero import decide_once
@@ -188,9 +197,25 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         if self.prediction is not None and self.prediction.already_done():
             return
         try:
-            super()._run_subcommand(subcommand)
+            with keyboard_interrupts():
+                super()._run_subcommand(subcommand)
+        except SIGTERMException as stopped:
+            if self.trainer.is_global_zero:
+                self._say_stopped(stopped)
+            raise
         finally:
             self._free_run_folder()
+
+    def _say_stopped(self, stopped: SIGTERMException) -> None:
+        """One line about a run that a signal has stopped."""
+        line = "lit_gpt: " + ("interrupted" if stopped.code == 130 else "stopped by SIGTERM")
+        if self.name == "fit":
+            saved = next(
+                (saved_path(c) for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), ""
+            )
+            onward = f"go on with --ckpt_path {path_from_here(saved)}" if saved else "nothing was saved"
+            line += f" after step {self.trainer.global_step}; {onward}"
+        note(line)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our logger and our way of writing checkpoints; what it refuses is bad input."""
@@ -224,7 +249,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
     def _callbacks(self) -> list[Callback]:
         """What runs beside the Trainer, less what a flag has switched off."""
         options = self.options.trainer
-        wanted = default_callbacks() if self.name == "fit" else []
+        wanted: list[Callback] = default_callbacks() if self.name == "fit" else [ExitOnSigterm()]
         if options.enable_checkpointing is False:
             wanted = [callback for callback in wanted if not isinstance(callback, ModelCheckpoint)]
         return wanted if options.enable_progress_bar is False else [*wanted, progress_bar()]

@@ -27,7 +27,13 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.fsdp import shard
-from lit_gpt.train.lightning_fixes import begin_next_epoch, clip_module_gradients, log_scalars, total_steps
+from lit_gpt.train.lightning_fixes import (
+    begin_next_epoch,
+    clip_module_gradients,
+    log_scalars,
+    repeat_unfinished_validation,
+    total_steps,
+)
 from lit_gpt.train.lm_metrics import LanguageModelMetric, byte_lengths, count_bytes
 from lit_gpt.train.optim import OptimizerConfig, make_optimizer, skip_step_where
 from lit_gpt.train.schedule import ScheduleConfig
@@ -291,3 +297,4 @@ class LitGPT(L.LightningModule):
         align_progress(checkpoint, self.trainer.accumulate_grad_batches)
         if "loops" in checkpoint:
             begin_next_epoch(checkpoint["loops"]["fit_loop"])
+            repeat_unfinished_validation(checkpoint["loops"]["fit_loop"])

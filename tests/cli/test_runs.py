@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
 import string
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from environment import ROOT
+from jsonargparse import Namespace
 
 from lit_gpt.__main__ import main
-from lit_gpt.checkpoint.format import load_checkpoint, read_header, save_checkpoint
+from lit_gpt.checkpoint.format import Header, load_checkpoint, read_header, save_checkpoint
+from lit_gpt.cli.defaults import ExistingWeights, refuse_changed_run
+from lit_gpt.errors import UserError
 from lit_gpt.locks import Lock
+from lit_gpt.model.config import GPTConfig
 
 SETTINGS = """
 model: {preset: nano, config: {n_layer: 1, n_head: 2, n_embd: 16, block_size: 16}, schedule: {warmup: 0}}
@@ -76,6 +87,23 @@ def test_a_refused_resume_leaves_its_run_as_it_was(
 
 
 # SLOW
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_steps": -1, "max_epochs": 2}, "trainer.max_epochs=2: the run of x.ckpt has made 3 epochs already"),
+        ({"max_steps": 11, "max_epochs": None}, "trainer.max_steps=11: the run of x.ckpt has made 12 optimizer steps"),
+        ({"max_steps": 12, "max_epochs": 3}, ""),
+        ({"max_steps": -1, "max_epochs": -1}, ""),
+        ({"max_steps": -1, "max_epochs": None}, ""),
+    ],
+)
+def test_a_run_is_not_made_shorter_than_it_is(limits: dict[str, int | None], message: str) -> None:
+    header = Header(Path("x.ckpt"), GPTConfig(), None, None, {}, {}, step=12, epoch=3)
+    options = Namespace(trainer=Namespace(**limits), model=Namespace(optimizer=Namespace(name="adamw")))
+    with pytest.raises(UserError, match=f"^{re.escape(message)}") if message else nullcontext():
+        refuse_changed_run("fit", options, ExistingWeights(header))
+
+
 def test_a_run_that_is_in_use_refuses_a_second_writer(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run / "lightning_logs")
     more = [*FIT, "--ckpt_path", "last", "--trainer.max_steps", "6"]
@@ -112,3 +140,25 @@ def test_a_checkpoint_of_another_folder_goes_on_in_that_folder(
     assert read_header(last).step == 6
     assert contents(run / CHECKPOINTS)["best.ckpt"] == best, "its score is known, whatever its folder is called"
     assert [path.name for path in (run / "lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_ctrl_c_is_status_130_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning leaves with status 1 and without a word."""
+    prepare(tmp_path / "A", monkeypatch)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lit_gpt", *FIT, "--trainer.max_steps", "1000000"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (CHECKPOINTS / "last.ckpt").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    said = errors[errors.index("curves: ") :].strip().splitlines()[1:]
+    step = read_header(CHECKPOINTS / "last.ckpt").step
+    assert said == [f"lit_gpt: interrupted after step {step}; go on with --ckpt_path {CHECKPOINTS / 'last.ckpt'}"]
+    assert not (CHECKPOINTS.parent / ".lock").exists()

@@ -18,7 +18,7 @@ class RunCheckpoint(ModelCheckpoint):
     """A checkpoint under one name, written over whole by `AtomicCheckpointIO`: there is no moment without a good file.
 
     Nothing is saved on an exception before training has begun: a resume that fails half-way, with the loops restored
-    and the optimizer not, would replace the good file that it was to go on from.
+    and the optimizer not, would replace the good file that it was to go on from. Nor is a half-made update.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -52,7 +52,13 @@ class RunCheckpoint(ModelCheckpoint):
         self._last_global_step_saved = trainer.global_step
 
     def _should_save_on_exception(self, trainer: L.Trainer) -> bool:
-        return self._has_begun and super()._should_save_on_exception(trainer)
+        return self._has_begun and not _is_updating(trainer) and super()._should_save_on_exception(trainer)
+
+
+def _is_updating(trainer: L.Trainer) -> bool:
+    """Whether the exception came in the middle of an optimizer step, with some weights moved and others not."""
+    steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    return getattr(trainer.lightning_module, "stepped", False) and steps.ready > steps.completed
 
 
 def _is_same(one: Path, other: Path) -> bool:

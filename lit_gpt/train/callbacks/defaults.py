@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lit_gpt.train.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_gpt.train.callbacks.non_finite import NonFiniteStop
 from lit_gpt.train.callbacks.run_summary import RunSummary
-from lit_gpt.train.callbacks.sigterm import SigtermStop
+from lit_gpt.train.callbacks.stop_signals import StopOnSignal
 from lit_gpt.train.callbacks.throughput import Throughput
 
 
@@ -17,7 +17,7 @@ def default_callbacks() -> list[Callback]:
         Throughput(),
         NonFiniteStop(),
         RunSummary(),
-        SigtermStop(),
+        StopOnSignal(),
         BestCheckpoint(),
         LastCheckpoint(),
     ]

@@ -58,6 +58,8 @@ class Samples(Callback):
         tensorboards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if trainer.sanity_checking or trainer.state.fn != "fit" or pl_module.tokenizer is None or not tensorboards:
             return
+        if trainer.received_sigterm:  # who stops the run does not wait for texts
+            return
         for index, (text,) in enumerate(self.generate(trainer, pl_module, self.prompts, 1)):
             for tensorboard in tensorboards:
                 if trainer.is_global_zero:  # four blanks make Markdown show the text as it is

@@ -1,0 +1,61 @@
+"""A run that receives signals, for the tests: `python stop_driver.py FOLDER '{"where": "validation", …}'`.
+
+The keys: `where` the signals come (`train`, `validation`), the `signals` in order, the `rank` that receives them,
+`devices`, `ckpt_path`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from training import Batches, module, trainer
+
+from lit_gpt.train.callbacks.defaults import default_callbacks
+
+
+class Signals(Callback):
+    """Sends signals to its own process in the second step, or in the second batch of the second validation."""
+
+    def __init__(self, folder: Path, where: str, signals: list[int], rank: int) -> None:
+        self.folder, self.where, self.signals, self.rank = folder, where, signals, rank
+
+    def send(self, trainer: L.Trainer) -> None:
+        if trainer.global_rank == self.rank:
+            for number in self.signals:
+                os.kill(os.getpid(), number)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.where == "train" and trainer.global_step == 7:
+            self.send(trainer)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        with open(self.folder / f"validated_{trainer.global_rank}.txt", "a") as file:
+            file.write(f"{trainer.global_step} {batch_idx}\n")
+        if self.where == "validation" and trainer.global_step == 12 and batch_idx == 1:
+            self.send(trainer)
+
+
+def main(folder: Path, where: str = "", signals: list[int] = [], rank: int = 0, **asked: Any) -> None:  # noqa: B006
+    folder.mkdir(exist_ok=True)
+    run = trainer(
+        folder,
+        max_epochs=3,
+        devices=asked.get("devices", 1),
+        strategy="ddp" if "devices" in asked else "auto",
+        enable_checkpointing=True,
+        enable_progress_bar=True,
+        callbacks=[Signals(folder, where, signals, rank), *default_callbacks()],
+    )
+    run.fit(module(), Batches(24, 4), Batches(32, 4, seed=1), ckpt_path=asked.get("ckpt_path"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), **json.loads(sys.argv[2]))
