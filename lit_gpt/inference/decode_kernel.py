@@ -92,7 +92,7 @@ class FusedDecode(nn.Module):
         is_fp32 = dtype is torch.float32
         y = x.clone(memory_format=contiguous) if is_fp32 else x.to(torch.float32, memory_format=contiguous)
         strides = keys.stride()[:3]  # of layers, slots and heads
-        layout = native.KVCache(keys.data_ptr(), values.data_ptr(), *strides, keys.dtype is torch.bfloat16)
+        layout = native.CacheLayout(keys.data_ptr(), values.data_ptr(), *strides, keys.dtype is torch.bfloat16)
         addresses = y.data_ptr(), slots.data_ptr(), lengths.data_ptr(), scratch.data_ptr()
         self._decode(stack, ctypes.byref(layout), *addresses, n_slots, threads)
         return y if is_fp32 else y.to(dtype)
@@ -132,7 +132,9 @@ class FusedDecode(nn.Module):
         held: list[Tensor] = []
         rotation = (config.block_size, 2, config.head_size // 2)
         stack = native.Stack(
-            blocks=(native.Block * config.n_layer)(*(self._describe_block(block, held) for block in self._blocks)),
+            blocks=(native.BlockLayout * config.n_layer)(
+                *(self._describe_block(block, held) for block in self._blocks)
+            ),
             rotation=_pointer(self._rope, "the rotary table", rotation, held),
             n_layer=config.n_layer,
             C=config.n_embd,
@@ -147,10 +149,10 @@ class FusedDecode(nn.Module):
         stack.held = held
         return stack
 
-    def _describe_block(self, block: Block, held: list[Tensor]) -> native.Block:
+    def _describe_block(self, block: Block, held: list[Tensor]) -> native.BlockLayout:
         config = self._config
         norms = {"ln_1": block.ln_1, "ln_2": block.ln_2, "q_norm": block.attn.q_norm, "k_norm": block.attn.k_norm}
-        described = native.Block()
+        described = native.BlockLayout()
         for name, norm in norms.items():
             shape = (config.n_embd if name.startswith("ln") else config.head_size,)
             setattr(described, name, _pointer(getattr(norm, "weight", None), name, shape, held))

@@ -39,7 +39,7 @@ class Linear(ctypes.Structure):
     _fields_ = [*[(name, _POINTER) for name in ("weight", "scale", "offset", "bias")], ("I", _LONG), ("O", _LONG)]
 
 
-class Block(ctypes.Structure):
+class BlockLayout(ctypes.Structure):
     """A block."""
 
     _fields_ = [
@@ -57,14 +57,14 @@ class Stack(ctypes.Structure):
 
     held: list[Tensor]
     _fields_ = [
-        ("blocks", ctypes.POINTER(Block)),
+        ("blocks", ctypes.POINTER(BlockLayout)),
         ("rotation", _POINTER),
         *[(name, _LONG) for name in ("n_layer", "C", "H", "K", "D", "F", "activation", "rmsnorm")],
         ("eps", _FLOAT),
     ]
 
 
-class KVCache(ctypes.Structure):
+class CacheLayout(ctypes.Structure):
     """Keys and values: their addresses, and strides in elements."""
 
     _fields_ = [
@@ -152,7 +152,7 @@ def _check_abi(library: ctypes.CDLL) -> None:
     """
     if (version := library.abi_version()) != ABI_VERSION:
         raise Unavailable(f"the compiled library has ABI {version}, and {ABI_VERSION} is expected")
-    for struct in (Linear, Block, Stack, KVCache):
+    for struct in (Linear, BlockLayout, Stack, CacheLayout):
         offsets = {f"{struct.__name__}.{name}": getattr(struct, name).offset for name, *_ in struct._fields_}
         for name, here in {**offsets, struct.__name__: ctypes.sizeof(struct)}.items():
             if (there := library.layout_bytes(name.encode())) != here:

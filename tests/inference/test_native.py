@@ -62,9 +62,9 @@ def test_a_struct_with_a_field_more_is_refused(fresh: None, monkeypatch: pytest.
 
 @needs_kernels
 def test_a_struct_in_another_order_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = [native.KVCache._fields_[i] for i in (1, 0, 2, 3, 4, 5)]
-    monkeypatch.setattr(native, "KVCache", type("KVCache", (ctypes.Structure,), {"_fields_": fields}))
-    check_unusable("the compiled library has KVCache.values at another offset: 8 bytes, not 0")
+    fields = [native.CacheLayout._fields_[i] for i in (1, 0, 2, 3, 4, 5)]
+    monkeypatch.setattr(native, "CacheLayout", type("CacheLayout", (ctypes.Structure,), {"_fields_": fields}))
+    check_unusable("the compiled library has CacheLayout.values at another offset: 8 bytes, not 0")
 
 
 @needs_kernels
@@ -87,7 +87,7 @@ def test_a_changed_struct_in_the_source_is_refused(
     monkeypatch.setattr(kernel_library, "SOURCES", tmp_path / "csrc")
     monkeypatch.setattr(kernel_library, "FLAGS", ("-O0", *kernel_library.FLAGS[1:]))  # it is never run
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    check_unusable("the compiled library has KVCache.layer_stride at another offset: 24 bytes, not 16")
+    check_unusable("the compiled library has CacheLayout.layer_stride at another offset: 24 bytes, not 16")
 
 
 @needs_kernels

@@ -21,21 +21,21 @@ struct Linear {
     long I, O;
 };
 
-struct Block {
+struct BlockLayout {
     const float *ln_1, *ln_1_bias, *ln_2, *ln_2_bias;  // (C), biases may be null
     const float *q_norm, *k_norm;                      // (D) or null
     Linear c_attn, attn_c_proj, c_fc, c_gate, mlp_c_proj;  // c_gate.weight may be null
 };
 
 struct Stack {
-    const Block *blocks;
+    const BlockLayout *blocks;
     const float *rotation;  // (positions, 2, D / 2): cosines and sines; or null
     long n_layer, C, H, K, D, F, activation, rmsnorm;
     float eps;
 };
 
 // Keys and values: the strides of layers, slots and heads in elements; those (S, D) of one head are contiguous.
-struct KVCache {
+struct CacheLayout {
     void *keys, *values;
     long layer_stride, slot_stride, head_stride;
     long bf16;  // or fp32
@@ -63,14 +63,14 @@ extern "C" long layout_bytes(const char *name) {
     } layout[] = {
         SIZE(Linear), FIELD(Linear, weight), FIELD(Linear, scale), FIELD(Linear, offset), FIELD(Linear, bias),
         FIELD(Linear, I), FIELD(Linear, O),
-        SIZE(Block), FIELD(Block, ln_1), FIELD(Block, ln_1_bias), FIELD(Block, ln_2), FIELD(Block, ln_2_bias),
-        FIELD(Block, q_norm), FIELD(Block, k_norm), FIELD(Block, c_attn), FIELD(Block, attn_c_proj),
-        FIELD(Block, c_fc), FIELD(Block, c_gate), FIELD(Block, mlp_c_proj),
+        SIZE(BlockLayout), FIELD(BlockLayout, ln_1), FIELD(BlockLayout, ln_1_bias), FIELD(BlockLayout, ln_2), FIELD(BlockLayout, ln_2_bias),
+        FIELD(BlockLayout, q_norm), FIELD(BlockLayout, k_norm), FIELD(BlockLayout, c_attn), FIELD(BlockLayout, attn_c_proj),
+        FIELD(BlockLayout, c_fc), FIELD(BlockLayout, c_gate), FIELD(BlockLayout, mlp_c_proj),
         SIZE(Stack), FIELD(Stack, blocks), FIELD(Stack, rotation), FIELD(Stack, n_layer), FIELD(Stack, C),
         FIELD(Stack, H), FIELD(Stack, K), FIELD(Stack, D), FIELD(Stack, F), FIELD(Stack, activation),
         FIELD(Stack, rmsnorm), FIELD(Stack, eps),
-        SIZE(KVCache), FIELD(KVCache, keys), FIELD(KVCache, values), FIELD(KVCache, layer_stride),
-        FIELD(KVCache, slot_stride), FIELD(KVCache, head_stride), FIELD(KVCache, bf16),
+        SIZE(CacheLayout), FIELD(CacheLayout, keys), FIELD(CacheLayout, values), FIELD(CacheLayout, layer_stride),
+        FIELD(CacheLayout, slot_stride), FIELD(CacheLayout, head_stride), FIELD(CacheLayout, bf16),
     };
 #undef SIZE
 #undef FIELD

@@ -272,9 +272,9 @@ void attend(const float *q, const Element *keys, const Element *values, float *y
 // The new tokens' keys and values into the cache, and their queries over all that is there: qkv (B, (H + 2K) · D) → y
 // (B, H · D). scores: `n_scores` floats of scratch for each thread.
 template <typename Element>
-INLINE void attention(const Stack &s, long layer, const KVCache &cache, const long *slots, const long *lengths,
+INLINE void attention(const Stack &s, long layer, const CacheLayout &cache, const long *slots, const long *lengths,
                       float *qkv, float *y, float *scores, long n_scores, long B) {
-    const Block &block = s.blocks[layer];
+    const BlockLayout &block = s.blocks[layer];
     const long D = s.D, group = s.H / s.K, width = (s.H + 2 * s.K) * D;
 #pragma omp for
     for (long i = 0; i < B * s.K; i++) {
@@ -317,7 +317,7 @@ struct DecodeScratch {
         long longest = 0, quantized = 0;
         for (long b = 0; b < B; b++) longest = lengths[b] > longest ? lengths[b] : longest;
         for (long layer = 0; layer < s.n_layer; layer++) {
-            const Block &block = s.blocks[layer];
+            const BlockLayout &block = s.blocks[layer];
             for (auto l : {&block.c_attn, &block.attn_c_proj, &block.c_fc, &block.c_gate, &block.mlp_c_proj}) {
                 long need = linear_scratch_bytes(l, B);
                 quantized = need > quantized ? need : quantized;
@@ -356,7 +356,7 @@ extern "C" void linear_forward(const Linear *l, const float *x, float *y, uint8_
 
 // All blocks on x (B, C), in place: one new token for each of `slots`, which hold `lengths` tokens.
 // scratch: decode_scratch_bytes.
-extern "C" void decode(const Stack *stack, const KVCache *cache, float *x, const long *slots, const long *lengths,
+extern "C" void decode(const Stack *stack, const CacheLayout *cache, float *x, const long *slots, const long *lengths,
                        uint8_t *scratch, long B, int threads) {
     const Stack &s = *stack;
     const DecodeScratch parts(s, lengths, B, threads);
@@ -370,7 +370,7 @@ extern "C" void decode(const Stack *stack, const KVCache *cache, float *x, const
     };
 #pragma omp parallel num_threads(threads) if (threads > 1)
     for (long layer = 0; layer < s.n_layer; layer++) {
-        const Block &block = s.blocks[layer];
+        const BlockLayout &block = s.blocks[layer];
 #pragma omp for
         for (long b = 0; b < B; b++) normalize(x + b * C, block.ln_1, block.ln_1_bias, h + b * C, C, s.rmsnorm, s.eps);
         linear(block.c_attn, h, quantized_rows, B, [=](long b, long R, long o, TileMask mask, Vector v) {
