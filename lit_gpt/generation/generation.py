@@ -275,9 +275,9 @@ class Generation:
         message might quote a text.
         """
         log.error("request %d, continuation %d failed", self.request_id, self.index, exc_info=error)
-        place = f"{type(error).__name__} at {self.position}: the log says where it was raised"
+        reason = f"{type(error).__name__} at {self.position}: the log says where it was raised"
         with suppress(Exception):  # a second exception of the same generation: the first one is reported
-            self.stop("error", str(error) if isinstance(error, UserError) else place)
+            self.stop("error", str(error) if isinstance(error, UserError) else reason)
         if not self.closed:
             self._close(forget=True)
 
