@@ -91,7 +91,7 @@ def clip_module_gradients(parameters: Iterable[Tensor], clip_val: float | None, 
 
     Lightning's own clipping refuses fused AdamW under bf16-mixed, as if there were a gradient scaler: its issue 21435,
     pull request 21436. With a release that has that, `LightningModule.clip_gradients` clips as well; this stays as
-    long as the norm is to be looked at without being computed twice.
+    long as the norm is to be checked without being computed twice.
 
     Args:
         parameters: with their gradients.

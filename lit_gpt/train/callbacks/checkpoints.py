@@ -34,7 +34,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Keep the best score where the run goes on in its folder, but names it otherwise, as from another directory.
 
         Lightning compares names: it would forget the score, so that the first validation, however bad, would be the
-        best; and it would take the file under its old name for an older one, and remove it.
+        best; and it would remove the file, as an older one, under its old name.
         """
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         here = str(self.dirpath)
@@ -86,7 +86,7 @@ class LastCheckpoint(RunCheckpoint):
     """`last.ckpt`: the state after each validation, at the end, and when a run is interrupted.
 
     Attributes:
-        lock: on the run's folder, if who started the run holds it, which only rank 0 can. Else it is taken here.
+        lock: on the run's folder, if who started the run holds it, which only rank 0 can. Else it is acquired here.
     """
 
     def __init__(self) -> None:

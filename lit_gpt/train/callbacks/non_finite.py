@@ -29,7 +29,7 @@ class NonFiniteStop(Callback):
     """Stops a run whose numbers are no numbers any more, and keeps it from replacing its last good checkpoint.
 
     The module skips steps with a non-finite gradient, which are counted here. Loss and gradient are checked on the
-    device in every step; the host asks only when something is logged, validated or saved, and looks at the weights
+    device in every step; the host asks only when something is logged, validated or saved, and checks the weights
     when something is saved.
 
     Attributes:
