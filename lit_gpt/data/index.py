@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lit_gpt.atomic import atomic_write
-from lit_gpt.data.small_json import MAX_JSON_BYTES, parse_small_json
+from lit_gpt.data.small_json import MAX_JSON_BYTES, parse_small_json, shown
 from lit_gpt.errors import UserError
 
 INDEX = "index.json"
@@ -18,7 +18,7 @@ INDEX_VERSION = 1
 DTYPES = ("uint16", "uint32")
 HEADER_BYTES = 1024  # of a shard; nanoGPT's have none
 REMEDY = "prepare the folder again"
-_FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}\.bin")
+_FILE_NAME = re.compile(r"[^/\\]{1,200}\.bin")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ShardIndex:
         except UserError:
             raise
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{where}: not an index of token shards ({error}); {REMEDY}") from error
+            raise UserError(f"{where}: not an index of token shards ({shown(error)}); {REMEDY}") from error
         problem = _problem(index)
         if problem is not None:
             raise UserError(f"{where}: {problem}; {REMEDY}")
@@ -116,7 +116,7 @@ def shard_from_json(values: dict[str, Any]) -> Shard:
     """
     shard = Shard(**values)
     name = shard.name
-    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):  # it may come from a server
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name) or not name.isprintable():  # a server's, perhaps
         raise ValueError(f"{_shown(name)} is not a file name ending in .bin")
     for key in ("tokens", "bytes", "documents", "text_bytes"):
         if not is_count(values.get(key, 0)):
@@ -144,8 +144,9 @@ def _problem(index: ShardIndex) -> str | None:
     if index.eot_position not in (None, "before", "after"):
         return f"eot_position {_shown(index.eot_position)} is neither before nor after"
     for key in ("tokenizer", "tokenizer_hash"):
-        if not isinstance(getattr(index, key), str | None):
-            return f"{key} {_shown(getattr(index, key))} is not text"
+        value = getattr(index, key)
+        if value is not None and not (isinstance(value, str) and value.isprintable() and len(value) < 1000):
+            return f"{key} {_shown(value)} is not a line of text"
     return None
 
 

@@ -16,7 +16,7 @@ from lit_gpt.atomic import atomic_write, remove_unfinished
 from lit_gpt.data.index import INDEX, Shard, is_count, shard_from_json
 from lit_gpt.data.shard_folder import STATE_FILE, check_against_index, is_prepared, read_index
 from lit_gpt.data.shards import check_hash, read_shard_header
-from lit_gpt.data.small_json import parse_small_json, read_limited
+from lit_gpt.data.small_json import parse_small_json, read_limited, shown
 from lit_gpt.data.splits import SplitRule
 from lit_gpt.errors import UserError
 from lit_gpt.locks import InUse, Lock
@@ -99,7 +99,7 @@ class PrepareState:
         try:
             return cls._from_values(folder, values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not the state of a preparation ({error}); {BEGIN_AGAIN}") from error
+            raise UserError(f"{path}: not the state of a preparation ({shown(error)}); {BEGIN_AGAIN}") from error
 
     @classmethod
     def _from_values(cls, folder: Path, values: dict[str, Any]) -> PrepareState:

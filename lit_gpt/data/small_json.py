@@ -57,3 +57,8 @@ def parse_small_json(data: bytes, where: str, remedy: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{where}: not a JSON object but {type(values).__name__}; {remedy}")
     return values
+
+
+def shown(error: BaseException | str) -> str:
+    """A text that may hold something of the file, for a message: one line, nothing that steers a terminal, not long."""
+    return "".join(character if character.isprintable() else "�" for character in str(error)[:200])

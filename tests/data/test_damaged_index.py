@@ -86,7 +86,15 @@ VALUES = {
     "vocabulary of text": (top(vocab_size="257"), 'vocab_size "257"'),
     "end of text": (top(eot_id=257), "eot_id 257 is not in the vocabulary"),
     "position": (top(eot_position="between"), "neither before nor after"),
-    "tokenizer": (top(tokenizer=5), "tokenizer 5 is not text"),
+    "tokenizer": (top(tokenizer=5), "tokenizer 5 is not a line of text"),
+    "tokenizer of two lines": (top(tokenizer="a\nb"), r"tokenizer .a\\nb. is not a line of text"),
+    "a key of two lines": (
+        shard(**{"a\nb\x1b[2J": 1}),
+        "an unexpected keyword argument 'a�b�.2J'",
+    ),
+    "a long key": (shard(**{"a" * 9999: 1}), "an unexpected keyword argument 'aaa"),
+    "a name that steers the terminal": (shard(name="train_\x9b2J.bin"), "is not a file name"),
+    "half of a pair": (shard(name="train_\ud800.bin"), "is not a file name"),
     "dtype": (top(dtype=["uint16"]), "is not one of uint16"),
     "version": (top(format_version=-1), "format version -1"),
 }
