@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lit_gpt.checkpoint.format import KEY, read_header
 from lit_gpt.convert import nanogpt, textbooks
 from lit_gpt.convert.hf import open_hf
-from lit_gpt.convert.hub import fetch_description, fetch_weights
+from lit_gpt.convert.hub import cached_folder, fetch_description, fetch_weights
 from lit_gpt.convert.pickles import load_torch, stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.weights import TensorEntry, model_shapes, to_our_names
@@ -66,6 +66,19 @@ def load_source(source: str, dtype: str | torch.dtype | None = None) -> tuple[GP
     """
     opened = open_source(source).to(dtype)
     return opened.load(), opened.tokenizer
+
+
+def files_of_source(source: str) -> list[Path]:
+    """The files here that `source` of `open_source` is made of, in the order of their names; none of what is not here.
+
+    A Hugging Face id is the folder of its commit in the cache.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and _HUB_ID.fullmatch(source):
+        path = cached_folder(source) or path
+    if path.is_dir():
+        return sorted(item for item in path.iterdir() if item.is_file())
+    return [path] if path.is_file() else []
 
 
 def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> SourceCheckpoint:
