@@ -7,8 +7,6 @@ makes it complete: shape, tokenizer, precision. It is always read with `weights_
 from __future__ import annotations
 
 import os
-import pickle
-import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +16,9 @@ import torch
 from torch import Tensor
 
 from lit_gpt.atomic import atomic_write
-from lit_gpt.errors import UserError
+from lit_gpt.checkpoint.limits import check_fits, check_plain
+from lit_gpt.checkpoint.torch_file import check_tensors, load_torch_file
+from lit_gpt.errors import UserError, brief
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -26,6 +26,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 FORMAT_VERSION = 1
 KEY = "lit_gpt"
 _PREFIX = "model."
+_SHOWN_FAULTS = 20
 
 
 @dataclass(frozen=True)
@@ -67,44 +68,66 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """Read everything but the weights, in milliseconds whatever the model's size.
 
     Raises:
-        UserError: if the file is missing, truncated, not a checkpoint of ours or of a newer format.
+        UserError: if the file is missing, damaged, not a checkpoint of ours, of a newer format, or describes a larger
+            model than it holds.
     """
-    checkpoint = load_checkpoint(path, "meta")
+    return header_of(load_checkpoint(path, "meta"), path)
+
+
+def header_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Header:
+    """The header of what `load_checkpoint` gave.
+
+    Raises:
+        UserError: if the config is wrong, or describes a larger model than the file holds.
+    """
     entry = checkpoint[KEY]
+    try:
+        config = GPTConfig.from_dict(entry["config"])
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}") from None
+    shapes = [tuple(tensor.shape) for tensor in _weights_of(checkpoint["state_dict"]).values()]
+    check_fits(config, shapes, f"checkpoint {path}")
     return Header(
         path=Path(path),
-        config=GPTConfig.from_dict(entry["config"]),
+        config=config,
         tokenizer=entry["tokenizer"],
         precision=entry.get("precision"),
         hyper_parameters=checkpoint.get("hyper_parameters") or {},
         data=checkpoint.get("datamodule_hyper_parameters") or {},
-        step=checkpoint.get("global_step", 0),
-        epoch=checkpoint.get("epoch", 0),
+        step=checkpoint.get("global_step") or 0,
+        epoch=checkpoint.get("epoch") or 0,
     )
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The model's tensors by the names of `GPT.state_dict`, mapped from the file rather than copied."""
-    state = load_checkpoint(path)["state_dict"]
+    return _weights_of(load_checkpoint(path)["state_dict"])
+
+
+def _weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[GPT, Tokenizer | None]:
     """The model (on the CPU, in the dtype it was saved in, in eval mode) and its tokenizer.
 
+    The weights are copied into memory: what is written to the file later does not reach a model in use.
+
     Raises:
         UserError: as `read_header`, or if the weights do not fit the shape that the file itself states.
     """
-    header = read_header(path)
-    model = build_model(header.config, read_weights(path), str(path))
-    return model, None if header.tokenizer is None else Tokenizer.from_dict(header.tokenizer)
+    checkpoint = load_checkpoint(path)
+    header = header_of(checkpoint, path)
+    tokenizer = None if header.tokenizer is None else Tokenizer.from_dict(header.tokenizer, str(path))
+    model = build_model(header.config, _weights_of(checkpoint["state_dict"]), str(path))
+    return copy_weights(model), tokenizer
 
 
 def build_model(config: GPTConfig, weights: dict[str, Tensor], source: str) -> GPT:
     """A GPT in eval mode that uses `weights` as they are, without a second copy in memory.
 
     Raises:
-        UserError: listing every missing, unexpected and misshapen tensor of `source`.
+        UserError: listing what is missing, unexpected and misshapen of `source`.
     """
     with torch.device("meta"):
         model = GPT(config)
@@ -116,11 +139,18 @@ def build_model(config: GPTConfig, weights: dict[str, Tensor], source: str) -> G
     return model.eval()
 
 
+def copy_weights(model: GPT) -> GPT:
+    """`model`, with weights of its own in memory instead of those mapped from a file."""
+    for parameter in model.parameters():  # a tied weight once
+        parameter.data = parameter.data.clone()
+    return model
+
+
 def check_weights(model: GPT, weights: dict[str, Tensor], source: str) -> None:
     """Compare `weights` with the model's names and shapes.
 
     Raises:
-        UserError: listing every missing, unexpected and misshapen tensor.
+        UserError: listing missing, unexpected and misshapen tensors.
     """
     wanted = model.state_dict()
     faults = [f"{name} is missing" for name in wanted if name not in weights]
@@ -131,7 +161,13 @@ def check_weights(model: GPT, weights: dict[str, Tensor], source: str) -> None:
         if name in weights and weights[name].shape != tensor.shape
     ]
     if faults:
-        raise UserError(f"the weights in {source} do not fit the model: {'; '.join(faults)}")
+        raise UserError(f"the weights in {source} do not fit the model: {list_faults(faults)}")
+
+
+def list_faults(faults: list[str]) -> str:
+    """The first faults in one line, and how many more there are."""
+    shown = "; ".join(faults[:_SHOWN_FAULTS])
+    return f"{shown}; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else shown
 
 
 def save_model(path: str | os.PathLike[str], model: GPT, tokenizer: Tokenizer | None) -> None:
@@ -162,28 +198,52 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> dict[s
     """The checkpoint's dict, tensors mapped from the file (or without data, on the meta device).
 
     Raises:
-        UserError: if the file is missing, truncated, not a checkpoint of ours or of a newer format.
+        UserError: if the file is missing, damaged, not a checkpoint of ours or of a newer format.
     """
     path = Path(path)
     if not path.is_file():
         where = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {where}: give the path of a .ckpt file, or `last` for the newest run")
-    try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it wants to run {wanted.group(1)}" if wanted else "it holds more than plain values and tensors"
-        raise UserError(f"checkpoint {path} is refused: {what}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError):
-        raise UserError(f"checkpoint {path} is truncated or no checkpoint: use another, or write it again") from None
+    checkpoint = load_torch_file(path, device)
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"{path} is not a lit_gpt checkpoint: `lit_gpt convert` reads those of other projects")
-    found = checkpoint[KEY].get("format_version")
+    _check_entries(checkpoint, path)
+    checkpoint[KEY].setdefault("tokenizer", None)
+    return checkpoint
+
+
+_ENTRIES: dict[str, tuple[type, ...]] = {
+    "hyper_parameters": (dict, type(None)),
+    "datamodule_hyper_parameters": (dict, type(None)),
+    "global_step": (int, type(None)),
+}
+_OUR_ENTRIES: dict[str, tuple[type, ...]] = {
+    "config": (dict,),
+    "tokenizer": (dict, type(None)),
+    "precision": (str, type(None)),
+}
+
+
+def _check_entries(checkpoint: dict[str, Any], path: Path) -> None:
+    """Check the types of all entries that are read here, and that the tensors are no more than the file.
+
+    Raises:
+        UserError: naming the entry.
+    """
+    ours = checkpoint[KEY]
+    found = ours.get("format_version") if isinstance(ours, dict) else None
     if found != FORMAT_VERSION:
         raise UserError(
-            f"checkpoint {path} has format version {found}, this lit_gpt reads {FORMAT_VERSION}: upgrade it"
+            f"checkpoint {path} has format version {brief(found)}, this lit_gpt reads {FORMAT_VERSION}: upgrade it"
         )
-    return checkpoint
+    for entries, wanted in ((ours, _OUR_ENTRIES), (checkpoint, _ENTRIES)):
+        for name, types in wanted.items():
+            value = entries.get(name)
+            if not isinstance(value, types):
+                kind = "missing" if value is None else f"a {type(value).__name__}"
+                raise UserError(f"checkpoint {path}: its {name} is {kind}: use another, or write it again")
+            check_plain(value, f"checkpoint {path}: its {name}")
+    check_tensors(checkpoint.get("state_dict"), path.stat().st_size, f"checkpoint {path}: its state_dict")
 
 
 def resolve_ckpt_path(ckpt_path: str, root: str | os.PathLike[str] = ".") -> Path:

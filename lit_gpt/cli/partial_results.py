@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lit_gpt.atomic import atomic_write
 from lit_gpt.errors import UserError
+from lit_gpt.locks import Lock
 
 
 class PartialResults:
@@ -22,20 +24,47 @@ class PartialResults:
         """Results of the run with the fingerprint `run`."""
         self.output = Path(output)
         self._run = run
+        self._total: int | None = None
+        self._lock: Lock | None = None
+
+    def reserve(self) -> None:
+        """Exclude every other run that writes to the same output, until `release` or the end of the process.
+
+        Raises:
+            UserError: if another run holds it, or nothing can be written there.
+        """
+        if self.output.is_dir():
+            raise UserError(f"{self.output} is a folder: name a .jsonl file in it")
+        try:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            refusal = f"another run writes to {self.output}: wait for its end, or name another file"
+            self._lock = Lock(self.output, refusal)
+        except OSError as error:
+            raise UserError(f"{self.output} cannot be written ({error.strerror or error}): name another file") from None
+
+    def release(self) -> None:
+        """Let other runs write to the output; nothing if it is not reserved."""
+        if self._lock is not None:
+            self._lock.release(remove=True)
+            self._lock = None
 
     def path(self, rank: int) -> Path:
         """The file of one rank."""
         return self.output.with_name(f"{self.output.name}.partial{'' if rank == 0 else f'.{rank}'}")
 
     def _paths(self) -> list[Path]:
-        return sorted(self.output.parent.glob(f"{self.output.name}.partial*"))
+        """The files that exist. Names are compared, not matched as a glob: `res[1].jsonl` is a name."""
+        name = re.compile(rf"{re.escape(self.output.name)}\.partial(\.\d+)?")
+        folder = self.output.parent
+        return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
 
     def finished(self, resume: bool, total: int) -> set[int]:
         """Prompts, of `total`, that need not be done again.
 
         Raises:
-            UserError: if a run would be overwritten, or was begun with other prompts or settings.
+            UserError: if a run would be overwritten, or was begun with other prompts, settings or weights.
         """
+        self._total = total
         if self.output.exists() and resume:
             return set(range(total))
         if self.output.exists():
@@ -50,16 +79,19 @@ class PartialResults:
         """(prompt, offset, length in bytes) of every prompt whose lines are all there."""
         with path.open("rb") as file:
             head = file.readline()
-            if head.endswith(b"\n") and json.loads(head).get("run") != self._run:
+            if head.endswith(b"\n") and _parse(path, head).get("run") != self._run:
                 raise UserError(f"{path} was begun with other prompts, settings or weights: delete it to begin anew")
             offset = end = len(head)
             for line in file:
                 if not line.endswith(b"\n"):  # killed in the middle of it
                     return
                 end += len(line)
-                record = json.loads(line)
-                if record["sample"] + 1 == record["samples"]:
-                    yield record["index"], offset, end - offset
+                record = _parse(path, line)
+                index, sample, samples = (record.get(name) for name in ("index", "sample", "samples"))
+                if not (isinstance(index, int) and isinstance(sample, int) and isinstance(samples, int)):
+                    raise UserError(_damaged(path))
+                if sample + 1 == samples:
+                    yield index, offset, end - offset
                     offset = end
 
     def append(self, rank: int) -> IO[bytes]:
@@ -96,9 +128,33 @@ class PartialResults:
                 file.close()
 
     def finish(self) -> None:
-        """Write the output, whole and in order, and drop the partial files."""
+        """Write the output, whole and in order, and drop the partial files.
+
+        Raises:
+            RuntimeError: if results are missing; what is there stays.
+        """
+        done = {index for path in self._paths() for index, _, _ in self._groups(path)}
+        if self._total is not None and len(done) < self._total:
+            raise RuntimeError(
+                f"{self.path(0)} has the results of {len(done)} of {self._total} prompts: go on with --resume"
+            )
         with atomic_write(self.output) as file:
             for lines in self.merged():
                 file.write(lines)
         for path in self._paths():
             path.unlink()
+
+
+def _parse(path: Path, line: bytes) -> dict[str, Any]:
+    """A line of `path`. Raises UserError if it is no JSON object."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(_damaged(path))
+    return record
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged: delete it to begin anew"

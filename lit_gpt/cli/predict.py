@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from lit_gpt.cli.partial_results import PartialResults
 from lit_gpt.cli.prediction_writer import PredictionWriter
 from lit_gpt.console import note
+from lit_gpt.convert.recognise import files_of_source
 from lit_gpt.data.prompts import FILE_PREFIX, PromptDataset, PromptRecord
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import encode_prompt
@@ -24,6 +24,7 @@ from lit_gpt.generation.trace import Tracer
 from lit_gpt.insight.trace_view import TraceWriter
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.train.rank_zero import is_rank_zero
 
 _BATCH = 64
 """Prompts of one `predict_step`; the engine works on as many of them at once as it has slots for."""
@@ -79,8 +80,10 @@ class Prediction:
         self._partial: PartialResults | None = None
         finished: set[int] = set()
         if options.output is not None:
-            self._partial = PartialResults(options.output, run_fingerprint(prompts, self.generation_config, source))
-            finished = self._partial.finished(options.resume, len(prompts))
+            precision = [options.precision, options.get("trainer.precision"), options.get("trainer.accelerator")]
+            run = run_fingerprint(prompts, self.generation_config, source, precision)
+            self._partial = PartialResults(options.output, run)
+            finished = _reserved(self._partial, options.resume, len(prompts))
         elif options.resume:
             raise UserError("--resume goes on with a file of results: name it with --output")
         left = [index for index in range(len(prompts)) if index not in finished]
@@ -104,6 +107,7 @@ class Prediction:
             return False
         if not self._partial.output.exists():
             self._partial.finish()
+        self._partial.release()
         note(f"{self._partial.output} is complete")
         return True
 
@@ -121,9 +125,37 @@ def check_prompts(
         check_prompt(f"prompt {position + 1}", ids, config, generation_config, tokenizer)
 
 
-def run_fingerprint(prompts: PromptDataset, generation_config: GenerationConfig, source: str) -> str:
-    """What identifies a run: its prompts, its settings and the weights it uses (a file by size and time)."""
-    path = Path(source)
-    stat = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
-    values = [prompts.fingerprint, generation_config.to_dict(), source, stat]
+def _reserved(partial: PartialResults, resume: bool, total: int) -> set[int]:
+    """The prompts, of `total`, that are done already; no other run can write to the output from here on.
+
+    Rank 0 holds the lock for all: the other ranks of a run write to the same output.
+
+    Raises:
+        UserError: if another run writes there, or the output is in the way.
+    """
+    if is_rank_zero():
+        partial.reserve()
+    try:
+        return partial.finished(resume, total)
+    except BaseException:
+        partial.release()
+        raise
+
+
+def run_fingerprint(
+    prompts: PromptDataset, generation_config: GenerationConfig, source: str, precision: Sequence[str | None]
+) -> str:
+    """What identifies a run: its prompts, its settings, its precision and the weights it uses.
+
+    Weights, and those of a draft, are known by the names, sizes and times of their files.
+    """
+    sources = [source, *filter(None, [generation_config.draft_checkpoint])]
+    weights = [[name, *_file_versions(name)] for name in sources]
+    values = [prompts.fingerprint, generation_config.to_dict(), list(precision), weights]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _file_versions(source: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file that `source` is made of."""
+    stats = [(path.name, path.stat()) for path in files_of_source(source)]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

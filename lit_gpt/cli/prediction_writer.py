@@ -120,10 +120,15 @@ class PredictionWriter(BasePredictionWriter):
             shutil.rmtree(self._partial.output.parent)
         elif trainer.is_global_zero:
             self._partial.finish()
+            self._partial.release()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was; what is written stays, for --resume."""
         self._progress.stop()
+        if self._file is not None:
+            self._file.close()
+        if self._partial is not None:
+            self._partial.release()
 
 
 def to_records(prompt: PromptRecord, completions: list[Completion]) -> list[dict[str, Any]]:

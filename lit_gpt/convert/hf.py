@@ -9,13 +9,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from lit_gpt.checkpoint.limits import check_fits
 from lit_gpt.convert.hf_architectures import ARCHITECTURES, HINTS, read_config, tensor_plan
-from lit_gpt.convert.json_object import read_json
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.tokenizer_json import read_tokenizer
 from lit_gpt.convert.weights import StoredTensor, to_our_names
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, brief
 from lit_gpt.model.config import GPTConfig
+from lit_gpt.tokenizer.json_object import read_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -48,6 +49,7 @@ def open_hf(
         fetch_weights()
     model_type = values["model_type"]
     stored = _with_base_prefix(model_type, stored_safetensors(folder))
+    check_fits(config, [tensor.shape for tensor in stored.values()], name)
     config, stored = _without_zero_biases(values, config, stored)
     ignored = r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$"
     weights = to_our_names(config, tensor_plan(model_type, config), stored, name, ignored, "lm_head.weight")
@@ -71,6 +73,7 @@ def _without_zero_biases(
     if not isinstance(hints, dict):
         return config, stored
     bare = GPTConfig.from_dict({**config.to_dict(), **hints})
+    check_fits(bare, [tensor.shape for tensor in stored.values()], f"config.json: {HINTS}")
     wanted = {name for entry in tensor_plan(values["model_type"], bare) for name in entry.theirs}
     extra = [n for entry in tensor_plan(values["model_type"], config) for n in entry.theirs if n not in wanted]
     if any(name in stored and stored[name].read().count_nonzero() for name in extra):
@@ -109,9 +112,9 @@ def weight_map(index: Path) -> dict[str, str]:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise UserError(f"{index} has no weight_map: get it again")
-    for shard in set(where.values()):
+    for shard in where.values():
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise UserError(f"{index} is refused: it names {shard!r}, which is no file of its folder")
+            raise UserError(f"{index} is refused: it names {brief(shard)}, which is no file of its folder")
     return where
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from lit_gpt.convert.hf_config import (
+    SCHEMA,
     LlamaVariant,
     Requirements,
     gpt2_requirements,
@@ -22,8 +23,9 @@ from lit_gpt.convert.hf_config import (
     write_gpt2,
     write_llama,
 )
+from lit_gpt.convert.schema import check_schema
 from lit_gpt.convert.weights import NameTable, TensorEntry, tensor_entries
-from lit_gpt.errors import UserError, nearest
+from lit_gpt.errors import UserError, brief, nearest
 from lit_gpt.model.config import GPTConfig
 
 GPT2_TABLE: NameTable = {
@@ -139,16 +141,20 @@ def read_config(values: dict[str, Any], where: str) -> GPTConfig:
     Raises:
         UserError: naming the field that is missing or asks for what this project does not do.
     """
+    check_schema(values, SCHEMA, where)
     model_type = values.get("model_type")
     if model_type not in ARCHITECTURES:
         raise UserError(
-            f"{where}: model_type {model_type!r} is not supported: {nearest(str(model_type), ARCHITECTURES)}"
+            f"{where}: model_type {brief(model_type)} is not supported: {nearest(str(model_type)[:80], ARCHITECTURES)}"
         )
     refuse(values, where, "quantization_config", None)
     try:
         return ARCHITECTURES[model_type].read(values, where)
     except KeyError as error:
         raise UserError(f"{where} lacks {error}: get it again") from None
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
 
 
 def write_config(config: GPTConfig, where: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_gpt.errors import UserError
+from lit_gpt.convert.schema import COUNT, NUMBER, SWITCH, TEXT
+from lit_gpt.errors import UserError, brief
 from lit_gpt.model.config import GPTConfig
 
 ACTIVATIONS = {
@@ -20,6 +21,37 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu2",
 }
+_ROPE = {
+    "rope_type": TEXT,
+    "type": TEXT,
+    "rope_theta": NUMBER,
+    "factor": NUMBER,
+    "low_freq_factor": NUMBER,
+    "high_freq_factor": NUMBER,
+    "original_max_position_embeddings": NUMBER,
+    "partial_rotary_factor": NUMBER,
+}
+_COUNTS = (
+    *("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "n_inner", "max_position_embeddings", "head_dim"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size"),
+    *("sliding_window", "max_window_layers"),
+)
+_NUMBERS = (
+    *("layer_norm_epsilon", "rms_norm_eps", "resid_pdrop", "attention_dropout", "initializer_range", "rope_theta"),
+    "partial_rotary_factor",
+)
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+SCHEMA = {
+    **dict.fromkeys(_COUNTS, COUNT),
+    **dict.fromkeys(_NUMBERS, NUMBER),
+    **dict.fromkeys(_SWITCHES, SWITCH),
+    **dict.fromkeys(("model_type", "activation_function", "hidden_act"), TEXT),
+    "layer_types": ([str], None),
+    "rope_parameters": (_ROPE, None),
+    "rope_scaling": (_ROPE, None),
+    "eos_token_id": (int, [int], None),
+}
+"""Types of the fields that are read; which of them an architecture needs is in its function."""
 Requirements = dict[str, tuple[Any, ...]]
 """Field of `GPTConfig` → the values that an architecture can express."""
 
@@ -51,7 +83,7 @@ def refuse(values: dict[str, Any], where: str, field: str, *allowed: Any) -> Non
     """Raise UserError if `field` is there and has none of the `allowed` values."""
     value = values.get(field)
     if value is not None and value not in allowed:
-        raise UserError(f"{where}: {field}={value!r} is not supported: convert a model without it")
+        raise UserError(f"{where}: {field}={brief(value)} is not supported: convert a model without it")
 
 
 def read_gpt2(values: dict[str, Any], where: str) -> GPTConfig:
@@ -170,7 +202,7 @@ def _read_rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any
     kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
     given.pop("type", None)
     if kind not in ("default", "linear", "llama3"):
-        raise UserError(f"{where}: {field} of rope_type {kind!r} is not supported: default, linear and llama3 are")
+        raise UserError(f"{where}: {field} of rope_type {brief(kind)} is not supported: default, linear and llama3 are")
     if given.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{where}: {field} with partial_rotary_factor is not supported: convert a model without it")
     if kind == "default":

@@ -43,6 +43,12 @@ def fetch_description(repository: str) -> Path:
     return folder
 
 
+def cached_folder(repository: str) -> Path | None:
+    """The folder, named by its commit, in which the cache has this repository; None if it has not."""
+    cached = try_to_load_from_cache(repository, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def fetch_weights(repository: str, folder: Path) -> None:
     """Download the safetensors into `folder`, which `fetch_description` gave; what is cached is not loaded again.
 

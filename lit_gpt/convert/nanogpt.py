@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.checkpoint.limits import check_fits
 from lit_gpt.console import note
 from lit_gpt.convert.pickles import load_plain_pickle, stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint, named_tokenizer
 from lit_gpt.convert.weights import NameTable, tensor_entries, to_our_names
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, brief
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import CHARACTERS, EVERY_BYTE, Tokenizer
 
@@ -47,6 +48,7 @@ def open_nanogpt(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | 
     """
     config = nanogpt_config(path, checkpoint["model_args"])
     stored = strip_prefix(stored_tensors(path, "model"), "_orig_mod.")  # torch.compile's prefix
+    check_fits(config, [tensor.shape for tensor in stored.values()], str(path))
     weights = to_our_names(config, list(tensor_entries(config, TABLE)), stored, str(path), _MASK, "lm_head.weight")
     meta = path.with_name("meta.pkl")
     if tokenizer is None and meta.is_file():
@@ -100,8 +102,10 @@ def character_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path} holds no characters with their ids (stoi): give nanoGPT's own meta.pkl")
     odd = next((text for text in table if len(text) != 1), None)
     if odd is not None:
-        raise UserError(f"{path} holds {odd!r}, which is not one character: only character vocabularies are converted")
-    ranks = {character.encode(): number for character, number in table.items()}
+        raise UserError(
+            f"{path} holds {brief(odd)}, which is not one character: only character vocabularies are converted"
+        )
+    ranks = {character.encode("utf-8", "surrogatepass"): number for character, number in table.items()}
     free = max(ranks.values(), default=-1) + 1
     absent = (byte for byte in EVERY_BYTE if byte not in ranks)
     ranks.update({byte: free + i for i, byte in enumerate(absent)})

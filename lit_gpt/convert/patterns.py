@@ -38,7 +38,7 @@ def is_byte_level(pre_tokenizer: dict[str, Any] | None) -> bool:
 def _parts(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
     if pre_tokenizer is None:
         return []
-    return pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    return (pre_tokenizer.get("pretokenizers") or []) if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
 
 
 def read_pattern(pre_tokenizer: dict[str, Any] | None, where: str) -> str:
@@ -66,8 +66,8 @@ def read_pattern(pre_tokenizer: dict[str, Any] | None, where: str) -> str:
 
 
 def _read_split(split: dict[str, Any], where: str) -> str:
-    pattern = split["pattern"].get("Regex")
-    kept = (split["behavior"], split.get("invert", False))
+    pattern = (split.get("pattern") or {}).get("Regex")
+    kept = (split.get("behavior"), split.get("invert", False))
     if pattern is None or kept not in (("Isolated", False), ("Removed", True)):
         raise UserError(f"{where}: the pre_tokenizer Split {kept} is not supported: choose another model")
     return _KNOWN.get(pattern, pattern)

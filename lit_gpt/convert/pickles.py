@@ -2,92 +2,57 @@
 
 from __future__ import annotations
 
+import io
 import pickle
-import re
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
+from lit_gpt.checkpoint.torch_file import (
+    MAX_PICKLE_BYTES,
+    called_names,
+    check_tensors,
+    load_checked_file,
+    load_torch_file,
+)
 from lit_gpt.convert.weights import StoredTensor
 from lit_gpt.errors import UserError
 
 
-def load_torch(path: Path) -> Any:
-    """What `torch.save` wrote to `path`: plain values, and tensors mapped from the file rather than copied.
+def stored_tensors(path: Path, *keys: str) -> dict[str, StoredTensor]:
+    """The tensors of the state dict that lies under `keys` in the file at `path`; what is no tensor is left out.
 
     Raises:
-        UserError: if the file wants to run code, naming what; or is damaged or something else.
+        UserError: if the file is refused, or there is no state dict, or its tensors claim more than the file holds.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of a file that is refused in a moment
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        wanted = named.group(1) if named else _wanted(path)
-        if wanted is None:
-            raise UserError(f"{path} is no checkpoint, or a damaged one: get it again") from None
-        raise UserError(
-            f"{path} is refused: to read it would run {wanted}; "
-            "save its plain tensors (a state_dict) with torch.save and convert that"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError):
-        raise UserError(f"{path} is no checkpoint, or a damaged one: get it again") from None
+    version = _version(path)
 
-
-class _Placeholder(dict[Any, Any]):
-    """Stands for whatever a pickle makes."""
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __setstate__(self, _: Any) -> None: ...
-
-
-class _FirstCallUnpickler(pickle.Unpickler):
-    """Makes nothing; stops at the first thing that is not torch's and is to be called."""
-
-    def find_class(self, module: str, name: str) -> type:
-        if module.partition(".")[0] in ("torch", "collections"):
-            return _Placeholder
-        raise UserError(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> None: ...
-
-
-def _wanted(path: Path) -> str | None:
-    """What a plain pickle, which torch's message does not describe, would call; None if it is no pickle at all."""
-    try:
-        with open(path, "rb") as file:
-            _FirstCallUnpickler(file).load()
-    except UserError as error:
-        return str(error)
-    except Exception:  # a damaged pickle can raise nearly anything
-        pass
-    return None
-
-
-def stored_tensors(path: Path, *keys: str) -> dict[str, StoredTensor]:
-    """The tensors of the state dict that lies under `keys` in the file at `path`; what is no tensor is left out."""
-
-    def descend() -> dict[str, Any]:
-        values = load_torch(path)
+    def descend(values: Any) -> dict[str, Any]:
         for key in keys:
-            values = values[key]
+            values = values.get(key) if isinstance(values, dict) else None
+        if not isinstance(values, dict):
+            raise UserError(f"{path} has no dict of tensors under {'/'.join(keys)}: get it again")
         return values
 
     def reader(name: str) -> Any:
         # Mapped anew for each tensor: what is done with leaves memory with it.
-        return lambda: descend()[name]
+        def read() -> Tensor:
+            if _version(path) != version:
+                raise UserError(f"{path} changed while it was read: start again")
+            return descend(load_checked_file(path))[name]
 
-    return {
-        name: StoredTensor(tuple(tensor.shape), tensor.dtype, reader(name))
-        for name, tensor in descend().items()
-        if isinstance(tensor, Tensor)
-    }
+        return read
+
+    tensors = {n: tensor for n, tensor in descend(load_torch_file(path)).items() if isinstance(tensor, Tensor)}
+    check_tensors(tensors, version[1], str(path))
+    return {name: StoredTensor(tuple(tensor.shape), tensor.dtype, reader(name)) for name, tensor in tensors.items()}
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced or written to."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -107,8 +72,9 @@ def load_plain_pickle(path: Path) -> Any:
         UserError: if it wants to run anything, naming what, or is damaged.
     """
     try:
-        with open(path, "rb") as file:
-            return _PlainUnpickler(file).load()
+        content = path.read_bytes() if path.stat().st_size <= MAX_PICKLE_BYTES else b""
+        list(called_names(io.BytesIO(content)))  # raises for what would take more memory than the file
+        return _PlainUnpickler(io.BytesIO(content)).load()
     except UserError as error:
         raise UserError(f"{path} is refused: {error}") from None
     except Exception:  # a damaged pickle can raise nearly anything

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_gpt.checkpoint.format import KEY, read_header
+from lit_gpt.checkpoint.torch_file import load_torch_file
 from lit_gpt.convert import nanogpt, textbooks
 from lit_gpt.convert.hf import open_hf
-from lit_gpt.convert.hub import fetch_description, fetch_weights
-from lit_gpt.convert.pickles import load_torch, stored_tensors, strip_prefix
+from lit_gpt.convert.hub import cached_folder, fetch_description, fetch_weights
+from lit_gpt.convert.pickles import stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.weights import TensorEntry, model_shapes, to_our_names
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, brief
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 if TYPE_CHECKING:
@@ -68,6 +69,19 @@ def load_source(source: str, dtype: str | torch.dtype | None = None) -> tuple[GP
     return opened.load(), opened.tokenizer
 
 
+def files_of_source(source: str) -> list[Path]:
+    """The files here that `source` of `open_source` is made of, in the order of their names; none of what is not here.
+
+    A Hugging Face id is the folder of its commit in the cache.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and _HUB_ID.fullmatch(source):
+        path = cached_folder(source) or path
+    if path.is_dir():
+        return sorted(item for item in path.iterdir() if item.is_file())
+    return [path] if path.is_file() else []
+
+
 def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> SourceCheckpoint:
     if (folder / "config.json").is_file():
         return open_hf(folder, source, tokenizer)
@@ -80,7 +94,7 @@ def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> Sour
 def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None) -> SourceCheckpoint:
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UserError(f"{path} is part of a Hugging Face folder: give the folder, {path.parent}")
-    checkpoint = load_torch(path)
+    checkpoint = load_torch_file(path)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, no checkpoint: save model.state_dict()")
     if KEY in checkpoint:
@@ -91,9 +105,11 @@ def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None) -> S
         return textbooks.open_transformer_book(path, checkpoint, tokenizer)
     if textbooks.is_raschka(checkpoint):
         return textbooks.open_raschka(path, checkpoint, tokenizer, n_head)
-    found = ", ".join(map(str, list(checkpoint)[:4])) or "nothing"
+    found = ", ".join(
+        name if isinstance(name, str) and len(name) < 80 else brief(name) for name in list(checkpoint)[:4]
+    )
     raise UserError(
-        f"{path} is no checkpoint that is known here (it holds {found} …): known are lit_gpt's, nanoGPT's, "
+        f"{path} is no checkpoint that is known here (it holds {found or 'nothing'}): known are lit_gpt's, nanoGPT's, "
         '"LLMs from scratch" and the transformer book\'s, and Hugging Face folders'
     )
 
@@ -102,7 +118,7 @@ def _open_ours(path: Path, tokenizer: Tokenizer | None) -> SourceCheckpoint:
     """A checkpoint of ours. Lightning's module calls the model `model`."""
     header = read_header(path)
     if tokenizer is None and header.tokenizer is not None:
-        tokenizer = Tokenizer.from_dict(header.tokenizer)
+        tokenizer = Tokenizer.from_dict(header.tokenizer, str(path))
     stored = {
         name.removeprefix("model."): tensor
         for name, tensor in stored_tensors(path, "state_dict").items()

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.checkpoint.limits import check_fits
 from lit_gpt.convert.pickles import stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint, named_tokenizer
 from lit_gpt.convert.weights import NameTable, StoredTensor, tensor_entries, to_our_names
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, brief
 from lit_gpt.model.config import PRESETS, GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
@@ -41,7 +42,7 @@ _H_PARAMS = ("context_length", "d_model", "num_blocks", "num_heads", "max_token_
 def is_raschka(checkpoint: dict[str, Any]) -> bool:
     """Whether this is a state dict of "LLMs from scratch", bare or beside its optimizer."""
     state = checkpoint.get("model_state_dict", checkpoint)
-    return isinstance(state, dict) and any(name.endswith("tok_emb.weight") for name in state)
+    return isinstance(state, dict) and any(isinstance(name, str) and name.endswith("tok_emb.weight") for name in state)
 
 
 def open_raschka(
@@ -61,6 +62,7 @@ def open_raschka(
     keys = ("model_state_dict",) if "model_state_dict" in checkpoint else ()
     stored = strip_prefix(stored_tensors(path, *keys), "_orig_mod.")
     config = _raschka_config(path, stored, n_head)
+    check_fits(config, [tensor.shape for tensor in stored.values()], str(path))
     weights = to_our_names(config, list(tensor_entries(config, RASCHKA_TABLE)), stored, str(path), r"\.att\.mask$")
     if tokenizer is None and config.vocab_size == GPTConfig().vocab_size:
         tokenizer = named_tokenizer("gpt2", config.vocab_size)
@@ -69,13 +71,17 @@ def open_raschka(
 
 def _raschka_config(path: Path, stored: dict[str, StoredTensor], n_head: int | None) -> GPTConfig:
     width, hidden = _shape(path, stored, "tok_emb.weight"), _shape(path, stored, "trf_blocks.0.ff.layers.0.weight")
+    numbers = [name.split(".")[1] for name in stored if name.startswith("trf_blocks.")]
+    odd = next((number for number in numbers if not (number.isascii() and number.isdigit() and len(number) < 7)), None)
+    if odd is not None:
+        raise UserError(f"{path} has a block numbered {brief(odd)}: it is no state dict of the book's GPTModel")
     heads = n_head or _HEADS_OF_WIDTH.get(width[1])
     if heads is None:
         raise UserError(f"{path} does not say how many heads its width of {width[1]} has: lit_gpt convert --n_head N")
     return GPTConfig(
         vocab_size=width[0],
         block_size=_shape(path, stored, "pos_emb.weight")[0],
-        n_layer=1 + max(int(name.split(".")[1]) for name in stored if name.startswith("trf_blocks.")),
+        n_layer=1 + max(map(int, numbers)),
         n_head=heads,
         n_embd=width[1],
         intermediate_size=None if hidden[0] == 4 * width[1] else hidden[0],
@@ -122,6 +128,7 @@ def open_transformer_book(path: Path, checkpoint: dict[str, Any], tokenizer: Tok
         dropout=values.get("dropout", 0.0),
     )
     stored = strip_prefix(stored_tensors(path, "model_state_dict"), "_orig_mod.")
+    check_fits(config, [tensor.shape for tensor in stored.values()], str(path))
     plan = list(tensor_entries(config, transformer_book_table(config)))
     weights = to_our_names(config, plan, stored, str(path), r"\.mha\.heads\.\d+\.(mask|tril)$")
     tokenizer = tokenizer or named_tokenizer("cl100k_base", config.vocab_size)

@@ -17,10 +17,37 @@ import tokenizers
 
 from lit_gpt.console import note
 from lit_gpt.convert import patterns
-from lit_gpt.convert.json_object import read_json
-from lit_gpt.errors import UserError
+from lit_gpt.convert.schema import SWITCH, TEXT, check_schema
+from lit_gpt.errors import UserError, brief
+from lit_gpt.tokenizer.json_object import read_json, read_text
 from lit_gpt.tokenizer.tokenizer import Tokenizer, byte_alphabet
+from lit_gpt.tokenizer.vocabulary import is_panic
 
+_STEP = {
+    "type": str,
+    "add_prefix_space": SWITCH,
+    "use_regex": SWITCH,
+    "individual_digits": SWITCH,
+    "pattern": ({"Regex": TEXT, "String": TEXT}, None),
+    "behavior": TEXT,
+    "invert": SWITCH,
+}
+_PROCESSOR = {"type": TEXT, "single": ([{"SpecialToken": ({"id": str}, None)}], None)}
+_SCHEMA = {
+    "model": ({"type": TEXT}, None),
+    "pre_tokenizer": ({**_STEP, "pretokenizers": ([_STEP], None)}, None),
+    "normalizer": ({"type": str, "normalizers": ([{"type": str}], None)}, None),
+    "post_processor": ({**_PROCESSOR, "processors": ([_PROCESSOR], None)}, None),
+    "added_tokens": ([{"content": str, "id": int}], None),
+}
+_MODEL_SCHEMA = {"vocab": {str: int}, "merges": [(str, [str])]}
+_TOKEN = (str, {"content": str}, None)
+_SIDE_SCHEMA = {
+    "eos_token": _TOKEN,
+    "bos_token": _TOKEN,
+    "chat_template": (str, [{"name": str, "template": str}], None),
+}
+"""Types of what is read of `tokenizer.json`, of its model, and of `tokenizer_config.json`."""
 LETTER_OF = {byte: letter for letter, byte in byte_alphabet().items()}
 BYTE_OF = byte_alphabet()
 
@@ -60,12 +87,13 @@ def _details(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What stands beside the vocabulary: end of text, whether a BOS is wanted, and the chat template."""
     side = folder / "tokenizer_config.json"
     values = read_json(side) if side.is_file() else {}
+    check_schema(values, _SIDE_SCHEMA, str(side))
     template = values.get("chat_template")
     if isinstance(template, list):
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        template = read_text(folder / "chat_template.jinja")
     eos_ids = config.get("eos_token_id")
     return {
         "eos": _content(values.get("eos_token")),
@@ -81,7 +109,7 @@ def _content(token: Any) -> str | None:
 
 def _from_vocab_and_merges(folder: Path) -> dict[str, Any]:
     """GPT-2's two files as the `tokenizer.json` that they stand for."""
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    lines = read_text(folder / "merges.txt").split("\n")
     merges = [line for line in lines if line and not line.startswith("#version")]
     vocabulary = read_json(folder / "vocab.json")
     end = "<|endoftext|>"
@@ -106,8 +134,10 @@ def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: st
     Raises:
         UserError: if it is not byte-level BPE, or a text was found for which the ids differ.
     """
+    check_schema(values, _SCHEMA, where)
     model = values.get("model") or {}
     _check_model(values, model, where)
+    check_schema(model, _MODEL_SCHEMA, where)
     pattern = patterns.read_pattern(values.get("pre_tokenizer"), where)
     vocabulary: dict[str, int] = model["vocab"]
     specials, end = _specials(values, details, vocabulary)
@@ -124,10 +154,8 @@ def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: st
             chat_template=details["chat_template"],
             end_of_text=end,
         )
-    except UserError:
-        raise
-    except Exception as error:  # tiktoken's own, for a pattern it cannot compile or ids given twice
-        raise UserError(f"{where} cannot be a tiktoken encoding: {' '.join(str(error).split())}") from None
+    except UserError as error:
+        raise UserError(f"{where} cannot be a tiktoken encoding: {error}") from None
     _check_same_ids(tokenizer, hub_tokenizer(values, where), where)
     return tokenizer
 
@@ -147,8 +175,10 @@ def hub_tokenizer(values: dict[str, Any], where: str) -> tokenizers.Tokenizer:
     """The same vocabulary in Hugging Face's own library. Raises UserError if it cannot read it."""
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(values))
-    except Exception as error:  # the library raises bare exceptions
-        raise UserError(f"{where} is damaged ({error}): get it again") from None
+    except BaseException as error:  # the library raises bare exceptions
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise UserError(f"{where} is damaged ({' '.join(str(error).split())[:200]}): get it again") from None
 
 
 def _check_model(values: dict[str, Any], model: dict[str, Any], where: str) -> None:
@@ -176,14 +206,14 @@ def _bytes(letters: str, where: str) -> bytes:
         return bytes(BYTE_OF[letter] for letter in letters)
     except KeyError:
         raise UserError(
-            f"{where}: the token {letters!r} is no string of bytes: the vocabulary is not byte-level"
+            f"{where}: the token {brief(letters)} is no string of bytes: the vocabulary is not byte-level"
         ) from None
 
 
 def _normalization(normalizer: dict[str, Any] | None, where: str) -> str | None:
     if normalizer is None:
         return None
-    parts = normalizer.get("normalizers", []) if normalizer["type"] == "Sequence" else [normalizer]
+    parts = (normalizer.get("normalizers") or []) if normalizer["type"] == "Sequence" else [normalizer]
     kinds = [part["type"] for part in parts]
     if kinds not in ([], ["NFC"]):
         raise UserError(f"{where}: the normalizer {'+'.join(kinds)} is not supported, only NFC: choose another model")
@@ -193,7 +223,7 @@ def _normalization(normalizer: dict[str, Any] | None, where: str) -> str | None:
 def _bos_id(values: dict[str, Any], details: dict[str, Any], specials: dict[str, int]) -> int | None:
     """The token that the model was trained to see first, if its tokenizer puts one in front of every text."""
     processor = values.get("post_processor") or {}
-    for part in processor.get("processors", [processor]):
+    for part in processor.get("processors") or [processor]:
         first = (part.get("single") or [{}])[0] if part.get("type") == "TemplateProcessing" else {}
         if "SpecialToken" in first:
             return specials.get(first["SpecialToken"]["id"])
@@ -204,11 +234,15 @@ def _check_merges(model: dict[str, Any], ranks: dict[bytes, int], where: str) ->
     """Merging by rank equals merging by list only if the list goes up in the ids of what it makes."""
     last = -1
     for merge in model["merges"]:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2:
+            raise UserError(f"{where}: the merge {brief(merge)} is no pair: get it again")
+        left, right = pair
         made = ranks.get(_bytes(left, where) + _bytes(right, where))
         if made is None or made < last:
             raise UserError(
-                f"{where}: the merge of {left!r} and {right!r} is out of the order of ids: choose another model"
+                f"{where}: the merge of {brief(left)} and {brief(right)} is out of the order of ids: "
+                "choose another model"
             )
         last = made
 
@@ -216,8 +250,16 @@ def _check_merges(model: dict[str, Any], ranks: dict[bytes, int], where: str) ->
 def _check_same_ids(ours: Tokenizer, theirs: tokenizers.Tokenizer, where: str) -> None:
     """Try both on probe texts and on the text of every token."""
     texts = [*probe_texts(), *_texts_of_tokens(ours)]
-    for text, encoding in zip(texts, theirs.encode_batch_fast(texts, add_special_tokens=False)):
-        mine = ours.encode(text)
+    try:
+        encodings = theirs.encode_batch_fast(texts, add_special_tokens=False)
+        all_ours = [ours.encode(text) for text in texts]
+    except BaseException as error:  # a pattern that never ends, or a vocabulary with gaps where one of them has none
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise UserError(
+            f"{where} fails on a text ({' '.join(str(error).split())[:200]}): choose another model"
+        ) from None
+    for text, encoding, mine in zip(texts, encodings, all_ours):
         if mine != encoding.ids:
             raise UserError(
                 f"{where} cannot be a tiktoken encoding with the same ids: {text[:40]!r} is {encoding.ids[:8]} there, "

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lit_gpt.checkpoint.format import list_faults
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
@@ -143,7 +144,7 @@ def to_our_names(
         tied_head: their name of the head, which in a tied model may be stored as well and must equal the embedding.
 
     Raises:
-        UserError: listing every missing, unexpected and misshapen tensor.
+        UserError: listing missing, unexpected and misshapen tensors.
     """
     faults: list[str] = []
     used: set[str] = set()
@@ -158,7 +159,7 @@ def to_our_names(
             faults.append(f"{tied_head} differs from {wte}, though the config says that they are tied")
     faults += [f"{name} is unexpected" for name in stored if name not in used and not re.search(ignored, name)]
     if faults:
-        raise UserError(f"{source} does not hold the model that it describes: {'; '.join(faults)}")
+        raise UserError(f"{source} does not hold the model that it describes: {list_faults(faults)}")
     return {entry.ours: _assemble(entry, [stored[name] for name in entry.theirs]) for entry in plan}
 
 

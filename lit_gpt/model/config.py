@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lit_gpt.errors import UserError, nearest
+from lit_gpt.errors import UserError, brief, nearest
 
 Position = Literal["learned", "sinusoidal", "rope"]
 Norm = Literal["layernorm", "rmsnorm"]
@@ -83,24 +83,46 @@ class GPTConfig:
             UserError: naming the field, its value and the remedy.
         """
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            _positive(name, getattr(self, name))
+            _check_count(name, getattr(self, name))
         for name in ("n_kv_head", "head_dim", "intermediate_size", "padded_vocab_size"):
             if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
+                _check_count(name, getattr(self, name))
         for name, kinds in (("mlp", get_args(MLPKind)), ("norm", get_args(Norm)), ("position", get_args(Position))):
             value = getattr(self, name)
-            if value not in kinds:
-                raise UserError(f"{name}={value!r} is unknown: {nearest(str(value), kinds)}")
+            if not isinstance(value, str) or value not in kinds:
+                raise UserError(f"{name}={brief(value)} is unknown: {nearest(_name(value), kinds)}")
+        self._check_switches_and_numbers()
         self._check_heads()
         if self.padded_vocab_size is not None and self.padded_vocab_size < self.vocab_size:
             raise UserError(
                 f"padded_vocab_size={self.padded_vocab_size} is below vocab_size={self.vocab_size}: raise it"
             )
+        _check_rope_scaling(self.rope_scaling)
+        table = self.position_table_bytes()
+        if table > _MAX_TABLE_BYTES:
+            most = self.block_size * _MAX_TABLE_BYTES // table
+            raise UserError(
+                f"block_size={self.block_size} needs a table of {table / 2**30:.0f} GiB with position={self.position}: "
+                f"choose at most {most}"
+            )
+
+    def _check_switches_and_numbers(self) -> None:
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name}={brief(getattr(self, name))} must be true or false")
+        for name in ("norm_eps", "rope_theta", "dropout", "init_std"):
+            _check_number(name, getattr(self, name))
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout={self.dropout} is not a probability below 1: choose a value in [0, 1)")
-        if self.logit_softcap is not None and self.logit_softcap <= 0:
-            raise UserError(f"logit_softcap={self.logit_softcap} must be positive: leave it out for none")
-        _check_rope_scaling(self.rope_scaling)
+        for name in ("norm_eps", "init_std"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.rope_theta <= 0:
+            raise UserError(f"rope_theta={self.rope_theta} must be positive: 10000 is usual")
+        if self.logit_softcap is not None:
+            _check_number("logit_softcap", self.logit_softcap)
+            if self.logit_softcap <= 0:
+                raise UserError(f"logit_softcap={self.logit_softcap} must be positive: leave it out for none")
 
     def _check_heads(self) -> None:
         if self.head_dim is None and self.n_embd % self.n_head:
@@ -142,6 +164,17 @@ class GPTConfig:
         mlp = (3 if self.mlp == "swiglu" else 2) * self.n_embd * self.mlp_size
         return self.n_layer * (qkv + proj + mlp) + self.n_embd * self.vocab_rows
 
+    def least_weights(self) -> int:
+        """A lower bound of the number of weights that a file of the model holds: its matrices, without biases."""
+        learned = self.block_size * self.n_embd if self.position == "learned" else 0
+        untied = 0 if self.tie_embeddings else self.n_embd * self.vocab_rows
+        return self.matmul_weights() + learned + untied
+
+    def position_table_bytes(self) -> int:
+        """Size of the table of positions that is computed, and not among the weights; 0 for learned positions."""
+        width = {"learned": 0, "sinusoidal": self.n_embd, "rope": self.head_size}[self.position]
+        return 4 * self.block_size * width
+
     def forward_flops_per_token(self, context: int | None = None) -> float:
         """FLOPs of one token's forward pass at a context of `context` tokens (`block_size` if None).
 
@@ -163,10 +196,12 @@ class GPTConfig:
         Raises:
             UserError: for an unknown key (with the nearest right name) or a wrong value.
         """
+        if not isinstance(values, dict):
+            raise UserError(f"the model's config is {brief(values)}, no mapping of names to values")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise UserError(f'unknown model config key "{key}": {nearest(key, known)}')
+                raise UserError(f'unknown model config key "{_name(key)}": {nearest(_name(key), known)}')
         return cls(**values)
 
     @classmethod
@@ -189,24 +224,65 @@ def preset_values(preset: str) -> dict[str, Any]:
     return dict(PRESETS[preset])
 
 
-def _positive(name: str, value: Any) -> None:
+_SWITCHES = (
+    "norm_bias",
+    "qk_norm",
+    "qkv_bias",
+    "proj_bias",
+    "mlp_bias",
+    "head_bias",
+    "tie_embeddings",
+    "zero_init_proj",
+)
+_MAX_COUNT = 1 << 31
+_MAX_TABLE_BYTES = 1 << 30
+_ROPE_SCALING = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Kind of scaling → the numbers that it needs."""
+
+
+def _name(value: object) -> str:
+    return value[:80] if isinstance(value, str) else brief(value)
+
+
+def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name}={value!r} must be a whole number of at least 1")
+        raise UserError(f"{name}={brief(value)} must be a whole number of at least 1")
+    if value >= _MAX_COUNT:
+        raise UserError(f"{name}={brief(value)} is too large: choose a number below {_MAX_COUNT}")
 
 
-def _check_rope_scaling(scaling: dict[str, Any] | None) -> None:
+def _check_number(name: str, value: Any) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not -_MAX_COUNT < value < _MAX_COUNT:  # NaN is in no range
+        raise UserError(f"{name}={brief(value)} must be a number")
+
+
+def _check_rope_scaling(scaling: Any) -> None:
     if scaling is None:
         return
-    needs = {
-        "linear": {"factor"},
-        "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-    }
-    kind = scaling.get("rope_type")
-    if kind not in needs:
-        raise UserError(f"rope_scaling of rope_type {kind!r} is not supported: use {' or '.join(needs)}")
-    missing = needs[kind] - scaling.keys()
+    kind = scaling.get("rope_type") if isinstance(scaling, dict) else scaling
+    if not isinstance(kind, str) or kind not in _ROPE_SCALING:
+        raise UserError(f"rope_scaling of rope_type {brief(kind)} is not supported: use {' or '.join(_ROPE_SCALING)}")
+    known = {"rope_type", *_ROPE_SCALING["llama3"]}
+    missing = [name for name in _ROPE_SCALING[kind] if name not in scaling]
     if missing:
         raise UserError(f"rope_scaling of rope_type {kind} lacks {', '.join(sorted(missing))}")
+    for name, value in scaling.items():
+        if name not in known:
+            raise UserError(f'unknown key "{_name(name)}" in rope_scaling: {nearest(_name(name), known)}')
+        if name == "rope_type":
+            continue
+        _check_number(f"rope_scaling.{name}", value)
+        if value <= 0:
+            raise UserError(f"rope_scaling.{name}={value} must be positive")
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise UserError(
+            f"rope_scaling.high_freq_factor={scaling['high_freq_factor']} must be above "
+            f"low_freq_factor={scaling['low_freq_factor']}"
+        )
 
 
 # Each part has earned its place in an ablation, or costs nothing: docs/benchmarks.md

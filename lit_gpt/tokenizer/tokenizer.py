@@ -23,8 +23,10 @@ import numpy as np
 import tiktoken
 
 from lit_gpt.atomic import atomic_write
-from lit_gpt.errors import UserError, nearest
+from lit_gpt.errors import UserError, brief, nearest
+from lit_gpt.tokenizer.json_object import parse_json, read_limited
 from lit_gpt.tokenizer.tiktoken_files import named_encoding
+from lit_gpt.tokenizer.vocabulary import MAX_TOKENS, build_encoding
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"  # its name beside the shards
@@ -32,6 +34,20 @@ FORMAT = "lit_gpt.tokenizer"
 EVERY_BYTE = [bytes([value]) for value in range(256)]
 # One character is one piece, and a piece that has a rank is one token before any merge is tried.
 CHARACTERS = r"(?s:.)"
+
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "pattern": (str,),
+    "ranks": (str,),
+    "specials": (dict,),
+    "end_of_text": (str, type(None)),
+    "bos_id": (int, type(None)),
+    "normalization": (str, type(None)),
+    "chat_template": (str, type(None)),
+    "hash": (str,),
+}
+"""What a stored tokenizer holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +75,15 @@ class Tokenizer:
 
     def __post_init__(self) -> None:
         if self.normalization not in (None, "NFC"):
-            raise UserError(f'tokenizer "{self.name}": normalization "{self.normalization}" is not known, only "NFC"')
+            raise UserError(
+                f'tokenizer "{self.name}": normalization {brief(self.normalization)} is not known, only "NFC"'
+            )
         # Without one of them `encode` dies with a panic that `except Exception` does not catch.
         missing = [value for value in EVERY_BYTE if value not in self.ranks]
         if missing:
             raise UserError(f'tokenizer "{self.name}" lacks {len(missing)} of the 256 bytes, {missing[0]!r} first')
+        if self.bos_id is not None and not 0 <= self.bos_id < self.n_vocab:
+            raise UserError(f'tokenizer "{self.name}": bos_id {brief(self.bos_id)} is none of its {self.n_vocab} ids')
 
     @classmethod
     def build(
@@ -77,9 +97,11 @@ class Tokenizer:
             ranks: token → id; of two neighbours the pair with the lowest id is merged first.
             specials: name → id of the tokens that no text becomes.
             details: the remaining fields of `Tokenizer`.
+
+        Raises:
+            UserError: for parts of which no encoding can be made.
         """
-        encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
-        return cls(name, encoding, **details)
+        return cls(name, build_encoding(name, pattern, ranks, specials), **details)
 
     @property
     def pattern(self) -> str:
@@ -173,7 +195,11 @@ class Tokenizer:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise UserError(f"{origin}: not a tokenizer of lit_gpt; lit_gpt convert reads other projects' tokenizers")
         if values.get("version") != 1:
-            raise UserError(f"{origin}: version {values.get('version')} of the format; this lit_gpt reads version 1")
+            raise UserError(f"{origin}: version {brief(values.get('version'))} of the format; this lit_gpt reads 1")
+        for key, types in _FIELDS.items():
+            value = values.get(key)
+            if key not in values or not isinstance(value, types) or isinstance(value, bool):
+                raise UserError(f"{origin}: damaged, its {key} is {brief(value)}; write it again")
         try:
             details = {key: values[key] for key in ("end_of_text", "bos_id", "normalization", "chat_template")}
             ranks = _parse_ranks(values["ranks"])
@@ -181,8 +207,8 @@ class Tokenizer:
             found = _hash(values["pattern"], values["ranks"], values["specials"], values["normalization"])
         except UserError as error:
             raise UserError(f"{origin}: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{origin}: damaged ({type(error).__name__}: {error}); write it again") from error
+        except ValueError as error:  # of base64, of a number, of a lone surrogate
+            raise UserError(f"{origin}: damaged ({' '.join(str(error).split())[:200]}); write it again") from None
         if found != values.get("hash"):
             raise UserError(f"{origin}: damaged, its content does not have the hash it names; write it again")
         tokenizer.__dict__["hash"] = found  # so that the property does not compute it again
@@ -206,11 +232,13 @@ class Tokenizer:
         path = Path(path)
         path = path / TOKENIZER_FILE if path.is_dir() else path
         try:
-            values = json.loads(path.read_bytes())
+            values = parse_json(read_limited(path))
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}; name a {TOKENIZER_FILE} written by lit_gpt") from error
         except ValueError as error:
-            raise UserError(f"{path}: not JSON ({error}); name a {TOKENIZER_FILE} written by lit_gpt") from error
+            raise UserError(
+                f"{path}: not JSON ({str(error)[:200]}); name a {TOKENIZER_FILE} written by lit_gpt"
+            ) from error
         return cls.from_dict(values, str(path))
 
     def _encode(self, text: str) -> np.ndarray:
@@ -319,5 +347,11 @@ def _hash(pattern: str, ranks: str, specials: dict[str, int], normalization: str
 
 
 def _parse_ranks(text: str) -> dict[bytes, int]:
-    pairs = (line.split() for line in text.splitlines())
-    return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+    """Token → id. Raises ValueError for another text than `_ranks_text` makes."""
+    if text.count("\n") > MAX_TOKENS:
+        raise ValueError(f"more than {MAX_TOKENS} tokens")
+    pairs = [line.split() for line in text.splitlines()]
+    ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+    if len(ranks) < len(pairs):
+        raise ValueError(f"{len(pairs) - len(ranks)} of its tokens are there twice")
+    return ranks

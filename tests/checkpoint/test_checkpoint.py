@@ -53,7 +53,7 @@ def test_the_header_is_read_without_the_weights(checkpoint: Path, tiny_config: G
     assert header.tokenizer is not None
 
 
-def test_a_mapped_model_can_be_trained_without_touching_the_file(checkpoint: Path) -> None:
+def test_a_model_can_be_trained_without_touching_its_file(checkpoint: Path) -> None:
     before = checkpoint.read_bytes()
     model, _ = load_model(checkpoint)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason(tmp_path: Path, checkp
     torch.save(newer, tmp_path / "newer.ckpt")
     for name, message in (
         ("cut.ckpt", "truncated"),
-        ("text.ckpt", "truncated or no checkpoint"),
+        ("text.ckpt", "truncated, damaged or no checkpoint"),
         ("other.ckpt", "not a lit_gpt checkpoint"),
         ("newer.ckpt", "format version 99"),
         ("absent.ckpt", "does not exist"),

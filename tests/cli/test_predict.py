@@ -20,10 +20,12 @@ from lit_gpt.__main__ import main
 from lit_gpt.api import load
 from lit_gpt.checkpoint.format import save_model
 from lit_gpt.cli.partial_results import PartialResults
+from lit_gpt.cli.predict import run_fingerprint
 from lit_gpt.cli.prediction_writer import to_line, to_records
 from lit_gpt.data.prompts import PromptDataset
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import Completion
+from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
@@ -198,3 +200,83 @@ def test_only_whole_prompts_count_as_finished(tmp_path: Path) -> None:
     assert [(line["index"], line["sample"]) for line in read(tmp_path / "out.jsonl")] == [
         (i, j) for i in range(3) for j in range(2)
     ]
+
+
+def finish_a_run(output: Path, prompts: int = 3) -> None:
+    partial = PartialResults(output, "run")
+    partial.finished(resume=False, total=prompts)
+    with partial.append(0) as file:
+        for prompt in PromptDataset(["a"] * prompts):
+            file.write(b"".join(map(to_line, to_records(prompt, [Completion("x")]))))
+    partial.finish()
+
+
+def test_two_runs_with_one_output_do_not_empty_it(ckpt: Path, inside: Any, tmp_path: Path) -> None:
+    first = PartialResults(tmp_path / "out.jsonl", "run")
+    first.reserve()
+    words = ("predict", "--ckpt_path", ckpt, "--start", "a", "--max_new_tokens", 1, "--output", "out.jsonl")
+    refused = inside(*words)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "another run writes to out.jsonl: wait for its end, or name another file" in refused.stderr
+    first.release()
+    assert inside(*words).returncode == 0
+    assert len(read(tmp_path / "out.jsonl")) == 1
+    second = inside(*words)
+    assert (second.returncode, "exists already and is complete" in second.stderr) == (2, True)
+    assert list(tmp_path.glob(".*")) == []  # no lock file is left behind
+
+
+@pytest.mark.parametrize("name", ["res[1].jsonl", "a*.jsonl", "?.jsonl", "[!a].jsonl"])
+def test_an_output_whose_name_is_a_glob_pattern_is_not_empty(name: str, tmp_path: Path) -> None:
+    (tmp_path / "res1.jsonl.partial").write_text("of another run\n")
+    (tmp_path / f"{name}.partial.bak").write_text("the user's\n")
+    finish_a_run(tmp_path / name)
+    assert len(read(tmp_path / name)) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [name, f"{name}.partial.bak", "res1.jsonl.partial"]
+    )
+
+
+def test_an_output_with_results_missing_is_not_written(tmp_path: Path) -> None:
+    partial = PartialResults(tmp_path / "out.jsonl", "run")
+    assert partial.finished(resume=False, total=2) == set()
+    (prompt,) = PromptDataset(["a"])
+    with partial.append(0) as file:
+        file.write(b"".join(map(to_line, to_records(prompt, [Completion("x")]))))
+    with pytest.raises(RuntimeError, match="has the results of 1 of 2 prompts: go on with --resume"):
+        partial.finish()
+    assert not (tmp_path / "out.jsonl").exists()
+    assert partial.finished(resume=True, total=2) == {0}
+
+
+@pytest.mark.parametrize(
+    "line", [b"null", b"{", b'{"index": "0", "sample": 0, "samples": 1}', b'{"sample": 1}', b"[" * 9999, b"\xff"]
+)
+def test_a_damaged_partial_file_is_refused_in_one_line(line: bytes, tmp_path: Path) -> None:
+    partial = PartialResults(tmp_path / "out.jsonl", "run")
+    for content in (b'{"run": "run"}\n' + line + b"\n", line + b"\n"):
+        partial.path(0).write_bytes(content)
+        with pytest.raises(UserError, match=r"out\.jsonl\.partial (is damaged|was begun)"):
+            partial.finished(resume=True, total=1)
+
+
+def test_resume_refuses_changed_precision_and_changed_weights_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "draft.ckpt"):
+        (folder / name).write_bytes(b"old")
+    prompts = PromptDataset(["a"])
+    settings = GenerationConfig(strategy="speculative", draft=str(tmp_path / "draft.ckpt"))
+
+    def fingerprint(precision: str = "auto") -> str:
+        return run_fingerprint(prompts, settings, str(folder), [precision])
+
+    seen = {fingerprint(), fingerprint("int8")}
+    assert fingerprint() in seen
+    (folder / "model.safetensors").write_bytes(b"longer")
+    seen.add(fingerprint())
+    os.utime(folder / "config.json", ns=(0, 0))
+    seen.add(fingerprint())
+    (tmp_path / "draft.ckpt").write_bytes(b"new")
+    seen.add(fingerprint())
+    assert len(seen) == 5
