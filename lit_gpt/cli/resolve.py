@@ -31,6 +31,10 @@ from lit_gpt.train.rank_zero import decide_once, is_rank_zero
 def check_machine(subcommand: str, options: Namespace) -> None:
     """Refuse what this machine or the batch cannot do, before the data is prepared. Raises UserError."""
     trainer, data = options.trainer, options.get("data")
+    if subcommand == "predict" and trainer.precision not in ("auto", "32-true", None):
+        raise UserError(
+            f"trainer.precision={trainer.precision} is for training: predict has --precision fp32, bf16 or int8 instead"
+        )
     for name in ("num_nodes", "accumulate_grad_batches"):
         if trainer[name] < 1:
             raise UserError(f"trainer.{name}={trainer[name]} must be at least 1")
@@ -147,8 +151,8 @@ def resolve_precision_option(subcommand: str, options: Namespace, weights: Exist
         The precision with its reason, and on the rank that timed it with the timings.
     """
     trainer, header = options.trainer, weights.header
-    if subcommand == "predict" and trainer.precision in ("auto", None):
-        trainer.precision = "32-true"  # `--precision` says how the weights are held; autocast only costs time here
+    if subcommand == "predict":
+        trainer.precision = "32-true"  # `--precision` says how the weights are held; the other one is refused above
     if header is not None and header.precision is not None and trainer.precision in ("auto", None):
         trainer.precision = header.precision
     if trainer.precision == "auto" and subcommand != "fit":

@@ -64,17 +64,10 @@ class FusedDecode(nn.Module):
     def supports(self, cache: CacheStep) -> bool:
         """Whether the kernels have the cache's dtype and layout, and every new token's position is the model's."""
         keys, values = cache.stores
-        return (
-            keys.dtype in _CACHE_DTYPES
-            and values.dtype is keys.dtype
-            and keys.is_cpu
-            and values.is_cpu
-            and keys.is_contiguous()
-            and values.is_contiguous()
-            and max(cache.starts) < self._config.block_size
-        )
+        is_known = keys.dtype in _CACHE_DTYPES and keys.is_contiguous() and values.is_contiguous()
+        return is_known and max(cache.starts) < self._config.block_size
 
-    def forward(self, x: Tensor, cache: CacheStep) -> Tensor:
+    def __call__(self, x: Tensor, cache: CacheStep) -> Tensor:
         """(B, 1, C) → (B, 1, C), in fp32 whatever the dtype of x, and returned in that; writes the new keys and values.
 
         Raises:
@@ -84,37 +77,41 @@ class FusedDecode(nn.Module):
         if self._stack is None:
             self._stack = self._describe()
         keys, values = cache.stores
-        slots = torch.tensor(cache.slots, dtype=torch.long)
-        lengths = torch.tensor(cache.starts, dtype=torch.long)
-        n_slots, threads, stack = len(slots), torch.get_num_threads(), ctypes.byref(self._stack)
-        scratch = torch.empty(self._scratch_bytes(stack, lengths.data_ptr(), n_slots, threads), dtype=torch.uint8)
+        numbers = torch.tensor((cache.slots, cache.starts), dtype=torch.long)  # (2, B), one operation
+        n_slots, threads, stack = len(cache.slots), torch.get_num_threads(), ctypes.byref(self._stack)
+        slots = numbers.data_ptr()
+        lengths = slots + n_slots * numbers.itemsize
+        scratch = torch.empty(self._scratch_bytes(stack, lengths, n_slots, threads), dtype=torch.uint8)
         dtype, contiguous = x.dtype, torch.contiguous_format
         is_fp32 = dtype is torch.float32
         y = x.clone(memory_format=contiguous) if is_fp32 else x.to(torch.float32, memory_format=contiguous)
         strides = keys.stride()[:3]  # of layers, slots and heads
         layout = native.CacheLayout(keys.data_ptr(), values.data_ptr(), *strides, keys.dtype is torch.bfloat16)
-        addresses = y.data_ptr(), slots.data_ptr(), lengths.data_ptr(), scratch.data_ptr()
+        addresses = y.data_ptr(), slots, lengths, scratch.data_ptr()
         self._decode(stack, ctypes.byref(layout), *addresses, n_slots, threads)
         return y if is_fp32 else y.to(dtype)
 
     def _check(self, x: Tensor, cache: CacheStep) -> None:
         """Raise ValueError where the kernels would read or write what is not x's or the cache's."""
         (keys, values), slots, starts = cache.stores, cache.slots, cache.starts
-        n_layer, n_slots, n_heads, capacity, width = keys.shape
+        n_layer, n_slots, n_heads, capacity, width = shape = keys.shape
         fits = (
             type(x) is Tensor
             and x.is_cpu
             and x.shape == (len(slots), 1, self._config.n_embd)
-            and len(starts) == len(slots)
-            and self.supports(cache)
-            and values.shape == keys.shape
             and (n_layer, n_heads, width) == self._cache_shape
+            and values.shape == shape
+            and values.dtype is keys.dtype
+            and keys.is_cpu
+            and values.is_cpu
+            and self.supports(cache)
+            and native.is_stored(keys)
+            and native.is_stored(values)
+            and len(starts) == len(slots)
             and min(slots) >= 0
             and max(slots) < n_slots
             and min(starts) >= 0
             and max(starts) < capacity
-            and native.is_stored(keys)
-            and native.is_stored(values)
         )
         if not fits:
             found = f"{x.dtype} {tuple(x.shape)} on {x.device} and keys {keys.dtype} {tuple(keys.shape)}"

@@ -109,8 +109,9 @@ def pointer(tensor: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtyp
 
 def is_stored(tensor: Tensor) -> bool:
     """Whether the storage of a contiguous tensor has all of it: a storage can be resized under its tensors."""
-    storage = tensor.untyped_storage()
-    return storage.nbytes() >= tensor.storage_offset() * tensor.itemsize + tensor.nbytes
+    missing = tensor.nbytes - tensor.untyped_storage().nbytes()
+    offset = tensor.storage_offset()
+    return missing <= 0 if offset == 0 else missing + offset * tensor.itemsize <= 0
 
 
 @functools.cache

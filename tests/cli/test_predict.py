@@ -157,6 +157,16 @@ def test_bad_input_is_one_line_before_any_work(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true", "64-true"])
+def test_the_precision_of_training_is_refused(ckpt: Path, inside: Any, tmp_path: Path, precision: str) -> None:
+    run = inside(
+        "predict", "--ckpt_path", ckpt, "--start", "a", "--output", "out.jsonl", "--trainer.precision", precision
+    )
+    assert run.returncode == 2 and run.stdout == "" and not list(tmp_path.iterdir())
+    message = f"trainer.precision={precision} is for training: predict has --precision fp32, bf16 or int8 instead"
+    assert message in run.stderr and len(run.stderr.splitlines()) == 1
+
+
 def test_prompt_files(tmp_path: Path) -> None:
     lines = tmp_path / "a.txt"
     lines.write_bytes("one\r\n\n 二 \nlast".encode())

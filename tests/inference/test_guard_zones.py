@@ -185,6 +185,7 @@ SHAPES = st.fixed_dictionaries({
 })  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_kernels
 @settings(max_examples=40, deadline=None)
 @given(
@@ -214,6 +215,7 @@ EXACT: dict[str, Callable[[int], None]] = {  # here the scratch is used to its l
 }
 
 
+@pytest.mark.slow
 @needs_kernels
 @torch.inference_mode()
 def test_scratch_that_is_too_small_by_four_bytes_is_noticed() -> None:
