@@ -26,6 +26,8 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 FORMAT_VERSION = 1
 KEY = "lit_gpt"
 _PREFIX = "model."
+_COMPILED_PREFIX = "_orig_mod."
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SHOWN_FAULTS = 20
 
 
@@ -105,7 +107,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
+    ours = ((name.removeprefix(_PREFIX), tensor) for name, tensor in state.items() if name.startswith(_PREFIX))
+    return {name.removeprefix(_COMPILED_PREFIX): tensor for name, tensor in ours}
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[GPT, Tokenizer | None]:
@@ -147,7 +150,7 @@ def copy_weights(model: GPT) -> GPT:
 
 
 def check_weights(model: GPT, weights: dict[str, Tensor], source: str) -> None:
-    """Compare `weights` with the model's names and shapes.
+    """Compare `weights` with the model's names and shapes, and with the types that a model can have.
 
     Raises:
         UserError: listing missing, unexpected and misshapen tensors.
@@ -159,6 +162,11 @@ def check_weights(model: GPT, weights: dict[str, Tensor], source: str) -> None:
         f"{name} is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
         if name in weights and weights[name].shape != tensor.shape
+    ]
+    faults += [
+        f"{name} is {str(tensor.dtype).removeprefix('torch.')}, not a float of 16 bits or more"
+        for name, tensor in weights.items()
+        if tensor.dtype not in _DTYPES
     ]
     if faults:
         raise UserError(f"the weights in {source} do not fit the model: {list_faults(faults)}")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_gpt.checkpoint.format import KEY, read_header
+from lit_gpt.checkpoint.format import KEY, load_model, read_header
 from lit_gpt.checkpoint.torch_file import load_torch_file
 from lit_gpt.convert import nanogpt, textbooks
 from lit_gpt.convert.hf import open_hf
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lit_gpt.model.gpt import GPT
 
+OURS = "lit_gpt"
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -65,8 +66,10 @@ def load_source(source: str, dtype: str | torch.dtype | None = None) -> tuple[GP
     Raises:
         UserError: as `open_source`, or for an unknown dtype.
     """
-    opened = open_source(source).to(dtype)
-    return opened.load(), opened.tokenizer
+    opened = open_source(source)
+    if opened.kind == OURS and dtype is None:
+        return load_model(opened.name)  # in one pass; a source reads its description anew for each tensor
+    return opened.to(dtype).load(), opened.tokenizer
 
 
 def files_of_source(source: str) -> list[Path]:
@@ -128,7 +131,7 @@ def _open_ours(path: Path, tokenizer: Tokenizer | None) -> SourceCheckpoint:
     weights = to_our_names(
         header.config, plan, strip_prefix(stored, "_orig_mod."), str(path), tied_head="lm_head.weight"
     )
-    return SourceCheckpoint(str(path), "lit_gpt", header.config, tokenizer, weights)
+    return SourceCheckpoint(str(path), OURS, header.config, tokenizer, weights)
 
 
 def _chosen_tokenizer(spec: str) -> Tokenizer:

@@ -117,6 +117,7 @@ def test_a_config_of_other_types_or_of_a_larger_model(
         (("state_dict",), {3: torch.zeros(1)}, "something else than tensors"),
         (("state_dict", "model.wte.weight"), torch.zeros(1, 1).expand(10**5, 10**5), "claims more than the file"),
         (("state_dict",), dict.fromkeys(map(str, range(9)), torch.zeros(1000, 10)), "claims more than the file"),
+        (("state_dict", "model.ln_f.weight"), torch.ones(16, dtype=torch.int8), "ln_f.weight is int8, not a float"),
         (("global_step",), "3", "its global_step is a str"),
         (("hyper_parameters",), [1], "its hyper_parameters is a list"),
         (("hyper_parameters",), {"x": nested(100)}, "more or deeper values"),
