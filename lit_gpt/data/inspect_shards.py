@@ -46,6 +46,9 @@ def check(folder: str, tokenizer: str | None = None) -> ShardIndex:
     if own and index.tokenizer_hash and own.hash != index.tokenizer_hash:
         path = Path(folder) / TOKENIZER_FILE
         raise UserError(f"{path}: not the tokenizer that made the shards ({index.tokenizer}); prepare it again")
+    if own and index.tokenizer_hash and (index.vocab_size, index.eot_id) != (own.n_vocab, own.eot_id):
+        told, found = (index.vocab_size, index.eot_id), (own.n_vocab, own.eot_id)
+        raise UserError(f"{folder}: {INDEX} says (vocab_size, eot_id) = {told}, its tokenizer {found}; {REMEDY}")
     return index
 
 

@@ -142,6 +142,15 @@ def test_check_counts_documents_and_text_in_the_tokens(reference: Path, key: str
         check(str(folder))
 
 
+def test_check_compares_the_vocabulary_with_the_tokenizer(reference: Path, tmp_path: Path) -> None:
+    """Found by the fuzz: a digit more in vocab_size passed."""
+    folder = Path(shutil.copytree(reference, tmp_path / "out"))
+    values = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**values, "vocab_size": 5000}))
+    with pytest.raises(UserError, match=r"index.json says .* = \(5000, 499\), its tokenizer \(500, 499\)"):
+        check(str(folder))
+
+
 def test_check_finds_a_lost_shard(reference: Path, tmp_path: Path) -> None:
     """One that is gone with its line of the index was not noticed."""
     folder = Path(shutil.copytree(reference, tmp_path / "out"))
