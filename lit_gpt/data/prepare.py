@@ -76,22 +76,19 @@ def prepare(
     fingerprints = [source.fingerprint for source in sources]
     recipe = _recipe(fingerprints, chosen, [text_field, str(rule), shard_tokens])
     if not overwrite and has_index(folder):
-        with read_lock(folder):  # others may be reading it, too
-            if (index := _finished_index(PrepareState.open(folder, recipe, overwrite))) is not None:
-                return index
+        with read_lock(folder):  # others may be reading it, too; without --overwrite there is nothing to write
+            return _finished_index(PrepareState.open(folder, recipe, overwrite))
     with locked(folder):
         state = PrepareState.open(folder, recipe, overwrite)
-        if (index := _finished_index(state)) is not None:
-            return index
+        if state.finished and state.split:
+            return _finished_index(state)
         with _kept_on_failure(state):
             check = partial(_check_unchanged, sources, fingerprints)
             return _write_folder(state, rule, sources, chosen, workers, shard_tokens, check)
 
 
-def _finished_index(state: PrepareState) -> ShardIndex | None:
+def _finished_index(state: PrepareState) -> ShardIndex:
     """The index of a folder that holds just what is wanted already."""
-    if not state.finished or state.split is None:
-        return None
     note(f"{state.folder} already holds exactly this")
     return load_index(state.folder)
 
