@@ -41,7 +41,8 @@ def test_a_run_of_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     shutil.copy(FIXTURES / "text.txt", "text.txt")
     shutil.copy(FIXTURES / "modern.ckpt", "old.ckpt")
-    options = "--trainer.max_steps 310 --trainer.val_check_interval 5 --trainer.check_val_every_n_epoch null "
+    options = "--data.path tokens --data.source text.txt "
+    options += "--trainer.max_steps 310 --trainer.val_check_interval 5 --trainer.check_val_every_n_epoch null "
     options += "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.num_sanity_val_steps 0"
     assert main(["fit", "--ckpt_path", "old.ckpt", *options.split()]) == 0
     assert read_header(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").step == 310
