@@ -1,4 +1,4 @@
-"""What makes a `tiktoken.Encoding`, checked before: on what it does not expect it ends in a panic, no exception."""
+"""Checks of what a `tiktoken.Encoding` is made of: on what it does not expect it ends in a panic, no exception."""
 
 from __future__ import annotations
 
