@@ -232,6 +232,7 @@ def test_hostile_checkpoints_of_other_projects(content: Checkpoint, tmp_path: Pa
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_program_ends_with_status_2(good: Path, tmp_path: Path, program: RunProgram) -> None:
     checkpoint = torch.load(good, weights_only=True)
     checkpoint["lit_gpt"]["config"]["norm_eps"] = "1e-5"
@@ -280,6 +281,7 @@ def test_fuzz_bytes_of_a_checkpoint(data: st.DataObject, good: Path, tmp_path: P
     read_or_refuse(path)
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data())
 def test_fuzz_values_of_a_checkpoint(

@@ -45,6 +45,7 @@ def figures(printed: str) -> dict[str, float]:
     return {name: float(value) for name, value in (line.split() for line in printed.splitlines())}
 
 
+@pytest.mark.slow
 def test_fit_alone_prepares_trains_validates_samples_and_leaves_a_checkpoint_that_is_enough(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ def test_fit_alone_prepares_trains_validates_samples_and_leaves_a_checkpoint_tha
     assert texts[0].count("世") >= 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_fixes_the_model_but_not_the_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0
     last = folder / "lightning_logs/version_0/checkpoints/last.ckpt"

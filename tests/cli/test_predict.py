@@ -132,6 +132,7 @@ def test_a_killed_run_resumes_and_redoes_nothing(ckpt: Path, inside: Any, tmp_pa
     assert (again.returncode, "is complete" in again.stderr) == (0, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

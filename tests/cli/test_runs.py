@@ -66,6 +66,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -104,6 +105,7 @@ def test_a_run_is_not_made_shorter_than_it_is(limits: dict[str, int | None], mes
         refuse_changed_run("fit", options, ExistingWeights(header))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_in_use_refuses_a_second_writer(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run / "lightning_logs")
     more = [*FIT, "--ckpt_path", "last", "--trainer.max_steps", "6"]
@@ -121,6 +123,7 @@ def test_a_run_that_is_in_use_refuses_a_second_writer(run: Path, capsys: pytest.
 
 
 # SLOW
+@pytest.mark.slow
 def test_a_checkpoint_of_another_folder_goes_on_in_that_folder(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +145,7 @@ def test_a_checkpoint_of_another_folder_goes_on_in_that_folder(
     assert [path.name for path in (run / "lightning_logs").iterdir()] == ["version_0"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_status_130_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning leaves with status 1 and without a word."""
     prepare(tmp_path / "A", monkeypatch)

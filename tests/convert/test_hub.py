@@ -199,6 +199,7 @@ def test_whole_then_cached_then_offline(
     assert is_tiny(tmp_path / "c.ckpt", tiny_model)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(hub: Repository, convert: Any, tmp_path: Path, tiny_model: GPT) -> None:
     """The connection breaks in the middle of the weights: the rest is asked for, not the whole again."""
     hub.cut["model.safetensors"] = 20_000
@@ -211,6 +212,7 @@ def test_interrupted_and_resumed(hub: Repository, convert: Any, tmp_path: Path, 
     assert any(asked and not asked.startswith("bytes=0-") for asked in hub.gets()), hub.gets()
 
 
+@pytest.mark.slow
 def test_shards_are_fetched_by_the_index(hub: Repository, convert: Any, tmp_path: Path, tiny_model: GPT) -> None:
     content = hub.files.pop("model.safetensors")
     (tmp_path / "whole.safetensors").write_bytes(content)
@@ -261,6 +263,7 @@ def test_what_is_not_supported_is_not_downloaded(hub: Repository, convert: Any) 
     assert hub.gets() == []
 
 
+@pytest.mark.slow
 def test_a_repository_without_safetensors(hub: Repository, convert: Any) -> None:
     del hub.files["model.safetensors"]
     refused(convert("a.ckpt"), "has no model.safetensors")

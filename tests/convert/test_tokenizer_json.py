@@ -122,6 +122,7 @@ def test_same_ids_on_any_text(both: tuple[Any, Tokenizer], text: str) -> None:
     assert ours.decode(ids) == wanted
 
 
+@pytest.mark.slow
 def test_digits_that_are_digits_to_one_library_only() -> None:
     """`Digits` cuts before some characters that the class N does not hold; a merge with the space would show it."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -239,6 +240,7 @@ def made(spec: str) -> Tokenizer:
     return train_tokenizer(spec, CORPUS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["byte", "char", "bpe:500", *STYLES])
 def test_ours_in_transformers_and_back(spec: str, tmp_path: Path) -> None:
     """A folder that we write gives the same ids in AutoTokenizer, and comes back with the same hash."""

@@ -47,6 +47,7 @@ def change_state(folder: Path, **changes: object) -> None:
     (folder / "prepare.json").write_text(json.dumps({**values, "sha256": _hash(values)}))
 
 
+@pytest.mark.slow
 def test_a_damaged_state_never_gives_another_folder(
     unfinished: Path, corpus: Path, reference: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def failing(unfinished: Path, corpus: Path, tmp_path: Path) -> tuple[Path, Path]
     return texts, folder
 
 
+@pytest.mark.slow
 def test_a_source_that_vanishes_for_a_moment_costs_no_finished_shard(
     unfinished: Path, corpus: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def test_two_at_once_do_not_write_to_one_folder(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- a full disk, a dead worker
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_is_whole_and_goes_on(corpus: Path, reference: Path, tmp_path: Path) -> None:
     limit = (reference / "train_000000.bin").stat().st_size
 

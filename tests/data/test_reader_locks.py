@@ -39,6 +39,7 @@ def folder(text: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_overwrite_is_refused_while_a_run_reads(folder: Path, program: RunProgram) -> None:
     before = files(folder)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -73,6 +74,7 @@ def test_shards_that_were_replaced_after_their_index_was_read(text: Path, folder
         open_local_split(index, "train", folder)
 
 
+@pytest.mark.slow
 def test_a_reader_that_nothing_uses_any_more_is_none(text: Path, folder: Path) -> None:
     stream = open_tokens(folder, "train")
     cycle = [stream]

@@ -125,6 +125,7 @@ def test_the_same_batches_as_from_a_folder(server: Server, tmp_path: Path) -> No
     assert {server.served[name] for name in NAMES} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["busy", "drop", "truncate", "stall", "corrupt"])
 def test_a_fault_that_passes(server: Server, tmp_path: Path, fault: str) -> None:
     server.faults = {name: [fault] for name in ("index.json", "train_000001.bin")}
@@ -138,6 +139,7 @@ def test_a_fault_that_passes(server: Server, tmp_path: Path, fault: str) -> None
     assert server.served["train_000001.bin"] == 2 and server.served["train_000000.bin"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -254,6 +256,7 @@ def read_all(server: Server, cache: Path) -> np.ndarray:
     return stream.read(0, len(stream))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [True, False])
 def test_what_is_published_anew_is_fetched_anew(server: Server, tmp_path: Path, index: bool) -> None:
     """Shards went by name: a run trained on the old tokens under the new fingerprint."""
@@ -338,6 +341,7 @@ def test_an_index_that_may_not_be_read_is_not_a_missing_one(
         folder.load_index()
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_what_was_published_anew_without_an_index(server: Server, tmp_path: Path) -> None:
     """Names and sizes were all that told data sets without hashes apart."""
     (server.folder / "index.json").unlink()

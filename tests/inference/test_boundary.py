@@ -81,6 +81,7 @@ def test_fp32_asks_for_no_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert layer(torch.randn(2, 24)).shape == (2, 48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @torch.inference_mode()

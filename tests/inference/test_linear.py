@@ -359,6 +359,7 @@ def validation_loss(model: GPT, data: Tensor) -> float:
     return (output.loss_sum / output.n_targets).item()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
 def test_low_precision_costs_at_most_half_a_percent_of_validation_loss(

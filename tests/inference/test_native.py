@@ -74,6 +74,7 @@ def test_a_struct_with_a_field_less_is_refused(fresh: None, monkeypatch: pytest.
     check_unusable("the compiled library has Linear at another size: 48 bytes, not 40")
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_changed_struct_in_the_source_is_refused(
     fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -143,6 +143,7 @@ def checkpoint(folder: Path, path: Path, steps: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_model_that_remembers_and_one_that_does_not(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

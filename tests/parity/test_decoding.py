@@ -122,6 +122,7 @@ def test_greedy_ids_are_identical_for_200_tokens(pair: tuple[Any, GPT], penalty:
         assert one.ids == expected.sequences[0, len(prompt) :].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [2, 5])
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.0])
 def test_beam_search_results_and_scores_are_identical(

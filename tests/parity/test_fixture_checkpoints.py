@@ -37,6 +37,7 @@ def test_log_probabilities_are_what_they_were(gpt: tuple[str, Generator]) -> Non
     assert found == pytest.approx(EXPECTED["results"][f"{name} fp32 logprobs"], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_a_run_of_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(FIXTURES / "text.txt", "text.txt")

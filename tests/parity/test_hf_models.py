@@ -91,6 +91,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_there_and_back(name: str, tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ class Raschka(nn.Module):
         return self.out_head(self.final_norm(self.trf_blocks(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("around", [True, False], ids=["with optimizer", "bare"])
 @torch.no_grad()

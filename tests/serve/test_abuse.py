@@ -93,6 +93,7 @@ def assert_right(answer: dict[str, Any], good: dict[str, Any]) -> None:
         assert found == pytest.approx(wanted, abs=1e-9)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=40,
     deadline=None,

@@ -46,6 +46,7 @@ HOSTILE: list[tuple[str, type[BaseModel], Any]] = [
 """(name, model, body): a small error for each of its items would be many."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "body"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
 def test_a_body_of_bad_items_makes_a_handful_of_errors(model: type[BaseModel], body: Any) -> None:
     text = json.dumps(body).encode()
@@ -140,6 +141,7 @@ def test_all_bodies_together_have_a_limit() -> None:
     asyncio.run(use())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
 def test_tokenize_and_detokenize_take_capacity_as_the_rest_does(start: Start, path: str) -> None:
     server = start(seconds=0.05, max_slots=1, limits=Limits(max_queue=0))

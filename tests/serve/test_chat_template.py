@@ -27,6 +27,7 @@ def renderer() -> Iterator[TemplateRenderer]:
     renderer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [
@@ -70,6 +71,7 @@ def test_a_module_in_the_current_folder_is_not_run(
     assert not (tmp_path / "was-run").exists()
 
 
+@pytest.mark.slow
 def test_others_are_answered_while_a_template_does_not_end(start: Start, chat_tokenizer: Tokenizer) -> None:
     server = start(tokenizer=replace(chat_tokenizer, chat_template=ENDLESS))
     server.service.templates.seconds = 0.5

@@ -48,6 +48,7 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data", [b"", b"GET /health HT", BEGUN, BEGUN + b"\r\n{"], ids=["none", "line", "head", "body"]
 )
@@ -62,6 +63,7 @@ def test_idle_connections_lock_nobody_out(start: Start, data: bytes) -> None:
     assert server.metric('requests_rejected_total{reason="too_many_connections"}') > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", b"GET /health HT", BEGUN], ids=["none", "line", "head"])
 def test_headers_have_a_time_limit(start: Start, data: bytes) -> None:
     server = start(connections=ConnectionLimits(header_seconds=0.3))
@@ -70,6 +72,7 @@ def test_headers_have_a_time_limit(start: Start, data: bytes) -> None:
     assert server.metric('requests_rejected_total{reason="slow_headers"}') == 2
 
 
+@pytest.mark.slow
 def test_headers_of_a_second_request_have_it_too(start: Start) -> None:
     """A byte ends uvicorn's own limit of the time between requests."""
     server = start(connections=ConnectionLimits(header_seconds=0.3))
@@ -83,6 +86,7 @@ def test_headers_of_a_second_request_have_it_too(start: Start) -> None:
         assert is_closed(connection)
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_being_answered_is_not_closed_for_a_new_one(start: Start) -> None:
     server = start(seconds=0.05, connections=ConnectionLimits(max_connections=2, header_seconds=0.3))
     body = {"prompt": "a", "max_tokens": 20, "ignore_eos": True}
@@ -101,6 +105,7 @@ def test_a_connection_that_is_being_answered_is_not_closed_for_a_new_one(start: 
     assert server.get("/health").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_loses_its_connection(start: Start) -> None:
     limits = ConnectionLimits(header_seconds=0.3, close_seconds=0.3)
     server = start(connections=limits, max_slots=1)

@@ -46,6 +46,7 @@ def test_an_id_beyond_the_tokenizer_of_a_padded_model_is_refused(
     assert padded.post("/v1/completions", {"prompt": [65, 256], "repetition_penalty": 1.2}).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["strategy", "sampler", "submit", "stop"])
 def test_an_exception_ends_its_own_request_and_is_logged_with_its_id(
     start: Start, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

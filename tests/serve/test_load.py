@@ -31,6 +31,7 @@ def disconnect_after(server: Serving, body: dict[str, Any], seconds: float) -> N
         time.sleep(seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_disconnects_frees_its_slot(start: Start, stream: bool) -> None:
     server = start(seconds=0.05, max_slots=1)
@@ -83,6 +84,7 @@ def test_a_full_queue_refuses_with_retry_after(start: Start) -> None:
     assert server.post("/v1/completions", {"prompt": ["a", "b"], "n": 2}).json()["error"]["param"] == "n"
 
 
+@pytest.mark.slow
 def test_limits_of_waiting_and_of_the_whole_request(start: Start) -> None:
     server = start(seconds=0.05, max_slots=1, limits=Limits(queue_seconds=0.3, request_seconds=1.2))
     body = {"prompt": "a", "max_tokens": 90, "ignore_eos": True}
@@ -137,6 +139,7 @@ def test_a_failed_engine_fails_all_requests(start: Start, caplog: pytest.LogCapt
     assert "RuntimeError" in caplog.text and "secret" not in caplog.text
 
 
+@pytest.mark.slow
 def test_draining_finishes_what_runs(start: Start) -> None:
     server = start(seconds=0.02, max_slots=2)
     body = {"prompt": "a", "max_tokens": 40, "ignore_eos": True}

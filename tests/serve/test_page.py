@@ -27,7 +27,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-pytestmark = pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"{CHROMIUM} is not there")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"{CHROMIUM} is not there")]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,6 @@ def prompt(page: Any, text: str) -> None:
     page.wait_for_selector("#flip:not([disabled])")
 
 
-@pytest.mark.slow
 def test_flips_write_the_completion_of_that_seed(words: Serving, visit: Callable[..., Any]) -> None:
     """Flipping five times writes what a completion with the same seed writes; bars and line are the server's."""
     page = visit(words)
@@ -175,7 +174,6 @@ def test_sliders_reshape_and_show_what_is_cut(words: Serving, visit: Callable[..
     assert generated(page) == greedy
 
 
-@pytest.mark.slow
 def test_two_seeds_side_by_side_and_running(words: Serving, visit: Callable[..., Any]) -> None:
     page = visit(words)
     prompt(page, "HELLO")

@@ -127,6 +127,7 @@ def test_resumed_on_one_rank(base: Path, name: str) -> None:
     assert_same_bits(base / whole, base / name)
 
 
+@pytest.mark.slow
 def test_an_epoch_repeats_nothing(base: Path) -> None:
     for run, first in [("whole", 0), ("whole", EPOCH), ("limited", 0)]:
         seen = [row for step in range(first, first + EPOCH) for row in samples(base / run)[step]]

@@ -54,6 +54,7 @@ def metrics(folder: Path, column: str) -> dict[int, float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(TERM, 143), (INT, 130)])
 def test_a_run_stopped_in_a_validation_begins_it_again(number: int, status: int, tmp_path: Path) -> None:
     """It waited for the whole validation and one more step; resumed, it skipped that validation."""
@@ -84,6 +85,7 @@ def test_ctrl_c_ends_after_the_step_and_saves_it(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "put back"
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
     done = start(tmp_path, where="train", signals=[INT, INT])
     assert done.returncode == 130
@@ -92,6 +94,7 @@ def test_a_second_ctrl_c_ends_at_once_with_the_last_checkpoint_whole(tmp_path: P
     load_checkpoint(last_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_within_a_batch_of_validation(tmp_path: Path) -> None:
     done = start(tmp_path, where="validation", signals=[TERM], rank=1, devices=2)
     assert done.returncode == 143, done.stderr[-2000:]
