@@ -13,6 +13,7 @@ import torch
 from environment import ROOT, RunProgram
 from hypothesis import settings
 
+from lit_gpt.inference import native
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 
@@ -22,6 +23,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 settings.register_profile("lit_gpt", deadline=None)  # a slow machine is not a wrong result
 settings.load_profile("lit_gpt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `kernels` skip, saying why, where there are none."""
+    marked = [item for item in items if "kernels" in item.keywords]
+    if marked and native.load() is None:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"kernels: {native.status()}"))
 
 
 @pytest.fixture

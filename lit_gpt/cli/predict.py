@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from torch.utils.data import DataLoader, Subset
@@ -21,6 +20,7 @@ from lit_gpt.generation.complete import encode_prompt
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.prompts import check_prompt
 from lit_gpt.generation.trace import Tracer
+from lit_gpt.inference.prepare import InferencePrecision
 from lit_gpt.insight.trace_view import TraceWriter
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -28,8 +28,6 @@ from lit_gpt.train.rank_zero import is_rank_zero
 
 _BATCH = 64
 """Prompts of one `predict_step`; the engine works on as many of them at once as it has slots for."""
-
-InferencePrecision = Literal["auto", "fp32", "bf16", "int8"]
 
 
 def add_predict_arguments(parser: ArgumentParser) -> None:

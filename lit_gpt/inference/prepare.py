@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import nn
 
@@ -10,7 +12,8 @@ from lit_gpt.inference.decode_kernel import FusedDecode
 from lit_gpt.inference.linear import fast_linear
 from lit_gpt.model.gpt import GPT
 
-INFERENCE_PRECISIONS = ("auto", "fp32", "bf16", "int8")
+InferencePrecision = Literal["auto", "fp32", "bf16", "int8"]
+INFERENCE_PRECISIONS = get_args(InferencePrecision)
 
 
 def prepare_for_inference(model: GPT, precision: str = "auto") -> GPT:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.inference import native
 from lit_gpt.inference.decode_kernel import FusedDecode
 from lit_gpt.inference.kernel_linear import KernelInt8Linear, KernelLinear
 from lit_gpt.inference.prepare import prepare_for_inference
@@ -16,7 +15,7 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.kv_cache import CacheStep, KVCache
 
-pytestmark = pytest.mark.skipif(native.load() is None, reason=f"kernels: {native.status()}")
+pytestmark = pytest.mark.kernels
 
 CONFIG = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=4, n_embd=32)
 kinds = pytest.mark.parametrize("kind", [KernelLinear, KernelInt8Linear])

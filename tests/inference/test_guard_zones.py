@@ -21,15 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lit_gpt.inference import native
 from lit_gpt.inference.decode_kernel import FusedDecode
 from lit_gpt.inference.kernel_linear import KernelInt8Linear, KernelLinear
 from lit_gpt.inference.prepare import prepare_for_inference
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.kv_cache import KVCache
-
-needs_kernels = pytest.mark.skipif(native.load() is None, reason=f"kernels: {native.status()}")
 
 ROOT = Path(__file__).parents[2]
 GUARD = 4096 + 8
@@ -163,7 +160,7 @@ def check_decode(config: GPTConfig, precision: str, lengths: list[int], seed: in
     assert torch.equal(before.nan_to_num(7), cache.k.nan_to_num(7)), "more of the cache was written than the new keys"
 
 
-@needs_kernels
+@pytest.mark.kernels
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 150), st.integers(1, 40), st.booleans(), st.booleans(), st.integers(0, 2**31))
 def test_a_linear_layer_stays_within_its_memory(
@@ -186,7 +183,7 @@ SHAPES = st.fixed_dictionaries({
 
 
 @pytest.mark.slow
-@needs_kernels
+@pytest.mark.kernels
 @settings(max_examples=40, deadline=None)
 @given(
     SHAPES,
@@ -216,7 +213,7 @@ EXACT: dict[str, Callable[[int], None]] = {  # here the scratch is used to its l
 
 
 @pytest.mark.slow
-@needs_kernels
+@pytest.mark.kernels
 @torch.inference_mode()
 def test_scratch_that_is_too_small_by_four_bytes_is_noticed() -> None:
     """In a process of its own: memory is overwritten there."""
@@ -229,7 +226,7 @@ def test_scratch_that_is_too_small_by_four_bytes_is_noticed() -> None:
     assert run.stdout.splitlines() == noticed, run.stderr
 
 
-@needs_kernels
+@pytest.mark.kernels
 @torch.inference_mode()
 def test_the_number_of_threads_changes_no_bit_of_the_kernels() -> None:
     torch.manual_seed(0)

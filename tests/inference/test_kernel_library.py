@@ -16,7 +16,7 @@ from environment import ROOT
 from lit_gpt.inference import kernel_library, native
 from lit_gpt.inference.kernel_library import Unavailable, compiled_library
 
-pytestmark = pytest.mark.skipif(native.load() is None, reason=f"kernels: {native.status()}")
+pytestmark = pytest.mark.kernels
 
 CONTENT = b"what the compiler made"
 

@@ -27,7 +27,6 @@ from lit_gpt.model.kv_cache import KVCache
 from lit_gpt.train.precision import cpu_has_bf16
 
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no VNNI")
-needs_kernels = pytest.mark.skipif(native.load() is None, reason=f"kernels: {native.status()}")
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 
 ODD_SHAPES = [
@@ -43,7 +42,9 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "load", lambda: None)
 
 
-@pytest.fixture(params=[pytest.param("kernels", marks=needs_kernels), pytest.param("PyTorch", marks=needs_onednn)])
+@pytest.fixture(
+    params=[pytest.param("kernels", marks=pytest.mark.kernels), pytest.param("PyTorch", marks=needs_onednn)]
+)
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which layers are used: those of our kernels, or PyTorch's where there are no kernels."""
     if request.param == "PyTorch":
@@ -186,7 +187,7 @@ def test_int8_is_the_exact_product_of_rounded_rows(
     assert exact > 0.6  # the rest: an input on the edge between two integers was rounded the other way
 
 
-@needs_kernels
+@pytest.mark.kernels
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 100), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
 def test_fp32_is_the_product(n_row: int, n_in: int, n_out: int, bias: bool, seed: int) -> None:
@@ -210,7 +211,7 @@ def test_a_large_neighbour_changes_no_bit_of_an_int8_row(n_row: int, kind: str) 
     torch.testing.assert_close(layer(x)[:1], layer(x[:1]), rtol=1e-5, atol=1e-5)  # alone, and in a batch
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("kind", [KernelLinear, KernelInt8Linear])
 @pytest.mark.parametrize("size", [(64, 48), (70, 33), (768, 100)], ids=str)
 def test_alone_and_in_a_batch_a_row_is_the_same_to_the_last_bit(kind: type, size: tuple[int, int]) -> None:
@@ -229,7 +230,7 @@ def test_a_row_of_zeros_gives_the_bias(kind: str) -> None:
         torch.testing.assert_close(int8_layer(linear, kind)(x), linear(x))
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("kind", [KernelLinear, KernelInt8Linear])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_and_inf_stay_in_their_row(kind: type, bad: float) -> None:
@@ -250,7 +251,7 @@ DECODED = [
 ]
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("shape", DECODED, ids=str)
 @pytest.mark.parametrize(
     ("precision", "cache", "tolerance"),
@@ -279,7 +280,7 @@ def test_blocks_in_one_call_are_the_blocks(
         assert (got - wanted).norm() <= tolerance * wanted.norm()
 
 
-@needs_kernels
+@pytest.mark.kernels
 @torch.inference_mode()
 def test_a_cache_of_another_dtype_is_left_to_pytorch() -> None:
     model = prepare_for_inference(small(), "fp32")

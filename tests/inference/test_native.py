@@ -21,8 +21,6 @@ from lit_gpt.model.config import GPTConfig, MLPKind
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.kv_cache import KVCache
 
-needs_kernels = pytest.mark.skipif(native.load() is None, reason=f"kernels: {native.status()}")
-
 CONFIG = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=4, n_embd=32)
 
 
@@ -46,28 +44,28 @@ def check_unusable(reason: str) -> None:
         native.require()
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_another_abi_version_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     version = native.ABI_VERSION
     monkeypatch.setattr(native, "ABI_VERSION", version + 1)
     check_unusable(f"the compiled library has ABI {version}, and {version + 1} is expected")
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_a_struct_with_a_field_more_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     longer = type("Stack", (native.Stack,), {"_fields_": [("more", ctypes.c_long)]})
     monkeypatch.setattr(native, "Stack", longer)
     check_unusable(r"the compiled library has Stack.more at another offset: -1 bytes, not \d+")
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_a_struct_in_another_order_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = [native.CacheLayout._fields_[i] for i in (1, 0, 2, 3, 4, 5)]
     monkeypatch.setattr(native, "CacheLayout", type("CacheLayout", (ctypes.Structure,), {"_fields_": fields}))
     check_unusable("the compiled library has CacheLayout.values at another offset: 8 bytes, not 0")
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_a_struct_with_a_field_less_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = native.Linear._fields_[:-1]
     monkeypatch.setattr(native, "Linear", type("Linear", (ctypes.Structure,), {"_fields_": fields}))
@@ -75,7 +73,7 @@ def test_a_struct_with_a_field_less_is_refused(fresh: None, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-@needs_kernels
+@pytest.mark.kernels
 def test_a_changed_struct_in_the_source_is_refused(
     fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -91,13 +89,13 @@ def test_a_changed_struct_in_the_source_is_refused(
     check_unusable("the compiled library has CacheLayout.layer_stride at another offset: 24 bytes, not 16")
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_a_library_that_lacks_a_function_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(native._SIGNATURES, "no_such_function", ([], None))
     check_unusable(".*kernels-.*so cannot be used: .*undefined symbol: no_such_function")
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_a_damaged_library_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     damaged = tmp_path / "kernels.so"
     damaged.write_bytes(b"not a library")
@@ -105,14 +103,14 @@ def test_a_damaged_library_is_refused(fresh: None, monkeypatch: pytest.MonkeyPat
     check_unusable(f"{damaged} cannot be used: .*")
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_each_activation_has_an_index_in_the_kernels() -> None:
     known = [library().activation_index(name.encode()) for name in get_args(MLPKind)]
     assert sorted(known) == list(range(len(known)))
     assert library().activation_index(b"silly") == -1
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("kind", get_args(MLPKind))
 def test_each_activation_is_the_one_of_its_name(kind: MLPKind) -> None:
     torch.manual_seed(0)
@@ -126,21 +124,21 @@ def test_each_activation_is_the_one_of_its_name(kind: MLPKind) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_an_activation_that_the_kernels_lack_leaves_the_blocks_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_gpt.inference.decode_kernel._activation_index", lambda library, config: -1)
     model = prepare_for_inference(GPT(CONFIG), "fp32")
     assert model.decode_kernel is None and isinstance(model.lm_head, KernelLinear)
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_scratch_of_a_linear_layer_is_what_the_library_says() -> None:
     fp32, int8 = KernelLinear(nn.Linear(70, 48)), KernelInt8Linear(nn.Linear(70, 48))
     assert library().linear_scratch_bytes(ctypes.byref(fp32.layout), 9) == 0
     assert library().linear_scratch_bytes(ctypes.byref(int8.layout), 9) >= 9 * 70
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_the_source_compiles_without_a_warning() -> None:
     flags = [*kernel_library.FLAGS, "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
     command = [shutil.which("g++") or "c++", *flags, str(kernel_library.SOURCES / "kernels.cpp")]
