@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -13,6 +17,20 @@ from lit_gpt.errors import UserError
 
 class OneLineErrors:
     """Mixin for a jsonargparse parser: bad input is reported in one line that names the nearest right key."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """As jsonargparse's, which does not catch what a file that is no text or is nested too deeply makes it raise.
+
+        Raises:
+            UserError: for bad input.
+        """
+        try:
+            return super().parse_args(*args, **options)  # type: ignore[misc]
+        except UnicodeDecodeError as error:
+            path = _not_utf8(args[0] if args else None)
+            raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
+        except RecursionError as error:
+            raise UserError("a config file is nested too deeply: make it flat") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise `UserError`; the program turns it into one line and exit status 2."""
@@ -37,6 +55,19 @@ class OneLineErrors:
             if isinstance(action.choices, dict):
                 parsers += action.choices.values()
         return parsers
+
+
+def _not_utf8(args: Sequence[str] | None) -> str:
+    """Which file among the arguments is no text."""
+    for word in sys.argv[1:] if args is None else args:
+        path = Path(word.partition("=")[2] if word.startswith("-") else word)
+        with suppress(OSError):
+            try:
+                if path.is_file():
+                    path.read_text("utf-8")
+            except UnicodeDecodeError:
+                return str(path)
+    return "a config file"
 
 
 class CommandParser(OneLineErrors, ArgumentParser):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 EXAMPLES = int(os.environ.get("LIT_GPT_FUZZ_EXAMPLES", "40"))
-"""Of each fuzz test; a longer run sets the variable."""
+"""Of each fuzz test; a longer run sets the variable: `LIT_GPT_FUZZ_EXAMPLES=5000 pytest -k fuzz`."""
 fuzz = settings(
     max_examples=EXAMPLES,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from fuzzing import fuzz
+from hypothesis import example, given
 from hypothesis import strategies as st
 from preparing import CHINESE, CODE, write
 
@@ -21,7 +22,6 @@ from lit_gpt.errors import UserError
 
 OPTIONS = {"tokenizer": "char", "val_split": "tail:0.2", "shard_tokens": 2000}
 FILES = ("index.json", "prepare.json", "train_000000.bin", "val_000000.bin")
-fuzz = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,13 @@ from typing import Any
 
 import hypothesis
 import pytest
+from fuzzing import EXAMPLES, fuzz
 from serving import Serving, serving
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 MODES = ("POSITIVE", "NEGATIVE")
-EXAMPLES = 15
+SHARE = 0.4
+"""Of the examples of other fuzz tests, for each path."""
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +33,8 @@ def test_no_500(fuzzed: Serving, mode: str) -> None:
         operation = result.ok()
 
         @hypothesis.settings(
-            max_examples=EXAMPLES,
-            deadline=None,
-            derandomize=True,
-            database=None,
+            fuzz,
+            max_examples=int(SHARE * EXAMPLES),
             suppress_health_check=list(hypothesis.HealthCheck),
             phases=[hypothesis.Phase.generate],
         )
