@@ -145,3 +145,23 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def refuse_missing_groups(options: Namespace, defaults: Namespace, within: str = "") -> None:
+    """Refuse `model: null` and the like in a config file, which jsonargparse lets through.
+
+    Args:
+        options: as parsed.
+        defaults: of the same parser.
+        within: the dotted name of the group that both are, and a dot.
+
+    Raises:
+        UserError: naming what should be a group of options.
+    """
+    for name, default in vars(defaults).items():
+        if isinstance(default, Namespace):
+            group = options.get(name)
+            if not isinstance(group, Namespace):
+                shown = "null" if group is None else repr(group)
+                raise UserError(f"{within}{name}: {shown} is no group of options: leave it out, or name its options")
+            refuse_missing_groups(group, default, f"{within}{name}.")

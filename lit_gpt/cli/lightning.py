@@ -28,6 +28,7 @@ from lit_gpt.cli.defaults import (
     parser_defaults,
     refuse_changed_model,
     refuse_changed_run,
+    refuse_missing_groups,
 )
 from lit_gpt.cli.predict import Prediction, add_predict_arguments
 from lit_gpt.cli.resolve import check_machine, resolve_compile_option, resolve_data, resolve_precision_option
@@ -131,6 +132,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         """Parse twice: first to learn which preset or checkpoint is meant, then with its values as defaults."""
         argv = list(sys.argv[1:] if args is None else args)
         self.config = parser.parse_args([word for word in argv if not word.startswith("--print_config")])
+        refuse_missing_groups(self.options, self._parser(self.name).get_defaults())
         self.weights = find_weights(self.name, self.options)
         own_parser = self._parser(self.name)
         own_parser.set_defaults(parser_defaults(self.weights, self.options.model.preset, parser_keys(own_parser)))

@@ -72,3 +72,15 @@ def test_a_config_file_that_is_no_text_is_named(
     Path("latin.yaml").write_bytes("port: 1  # für\n".encode("latin-1"))
     assert main([command, "--config", "latin.yaml"]) == 2
     assert capsys.readouterr().err == "lit_gpt: error: latin.yaml is not UTF-8 at byte 12: save it as UTF-8\n"
+
+
+@pytest.mark.parametrize("text", ["model: null", "trainer: null", "data: null", "model: {config: null}"])
+def test_a_group_that_is_null_is_named(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`model: null` was status 1 with an AttributeError."""
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(text)
+    assert main(["fit", "--config", "config.yaml"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and text.split(":")[-2].strip(" {") in lines[0]
