@@ -69,7 +69,7 @@ def resolve_data(options: Namespace, weights: ExistingWeights, default_vocab_siz
     """
     options.data.block_size = options.model.config.block_size
     data, trained_with = TokenDataModule(**options.data.as_dict()), weights.tokenizer
-    decide_once("data", lambda: _prepare(data, trained_with))
+    decide_once("data", lambda: _prepare(data, trained_with), seconds=None)
     data.load_tokenizer(trained_with)
     if data.tokenizer is not None:
         _resolve_vocabulary(options, weights, data.tokenizer, default_vocab_size)
