@@ -162,7 +162,7 @@ class RankMonitor:
             self._ends_since = self._clock
 
     def wait_for_cause(self, seconds: float) -> str | None:
-        """The cause, waited for so long at most: an exception about a lost connection is raised before its reason is known."""
+        """The cause, waited for so long at most: a lost connection is noticed before its cause is known."""
         for _ in range(int(seconds / 0.1)):
             if self.cause is not None:
                 break

@@ -1,4 +1,4 @@
-"""What all ranks of a run share before there is a process group: decisions of rank 0, and one configuration."""
+"""Decisions of rank 0 and one configuration, shared by all ranks before there is a process group."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,31 @@ def test_all_ranks_end_and_the_run_resumes(
     resumed, uninterrupted = (torch.load(root / "weights.pt") for root in (tmp_path / "more", whole))
     for name, value in uninterrupted.items():
         assert torch.equal(resumed[name], value), name
+
+
+@pytest.mark.parametrize(("steps", "statuses"), [((2, 2), [0, 0]), ((2, 3), [1, 2])])
+def test_two_nodes_by_the_program(tmp_path: Path, data: Path, steps: tuple[int, int], statuses: list[int]) -> None:
+    """The nodes that Lightning's own launch starts: the same arguments are a run, others are refused on both."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    common = {
+        "data.path": data, "data.batch_size": 4, "model.config.block_size": 16, "model.config.n_layer": 1,
+        "model.config.n_head": 2, "model.config.n_embd": 16, "model.compile": "false", "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true", "trainer.strategy": "ddp", "trainer.num_nodes": 2, "trainer.devices": 1,
+        "trainer.limit_val_batches": 0, "trainer.default_root_dir": tmp_path, "samples.prompts": "[]",
+    }  # fmt: skip
+    flags = [f"--{name}={value}" for name, value in common.items()]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "lit_gpt", "fit", *flags, f"--trainer.max_steps={count}"],
+            env={**env, "MASTER_PORT": str(port), "NODE_RANK": str(node)},
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )
+        for node, count in enumerate(steps)
+    ]  # fmt: skip
+    errors = [finish(process) for process in nodes]
+    assert [process.returncode for process in nodes] == statuses, errors
+    if steps[0] != steps[1]:
+        assert all("trainer.max_steps=3 where rank 0 has 2" in text for text in errors)

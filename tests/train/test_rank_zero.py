@@ -1,4 +1,4 @@
-"""What ranks share before their process group: one decision for all nodes, one configuration, and reports of failures."""
+"""Before there is a process group: one decision for all nodes, one configuration, and reports of failures."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def nodes(*asked: dict[str, Any], address: str = "127.0.0.1", devices: int = 1) 
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """What each has to say. All are ended if one exceeds its time; a first one that is stopped ends after the others."""
+    """Status and output of each. All are ended if one exceeds its time; a stopped first one ends after the others."""
     done = []
     try:
         for process in reversed(processes):
