@@ -77,7 +77,7 @@ def resolve_data(options: Namespace, weights: ExistingWeights, default_vocab_siz
     if weights.header is not None:
         _write_only_where_asked(options.data, weights.asked_data)
     data, trained_with = TokenDataModule(**options.data.as_dict()), weights.tokenizer
-    decide_once("data", lambda: _prepare(data, trained_with))
+    decide_once("data", lambda: _prepare(data, trained_with), seconds=None)
     data.load_tokenizer(trained_with)
     if data.tokenizer is not None:
         _resolve_vocabulary(options, weights, data.tokenizer, default_vocab_size)
