@@ -2,5 +2,6 @@
 
 import os
 
-# Read when torch is imported: the loss of a rank is one line of ours, without the stack traces of its store's warnings.
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+if os.environ.keys() & {"LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"}:  # of several processes
+    # torch reads it when imported: the loss of a rank is one line of ours, without stack traces from its store.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -292,6 +292,6 @@ def _as_list(value: Any) -> list[Any]:
 def main(argv: list[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict`; its exit status."""
     silence_lightning()
-    with failures_reported():
+    with failures_reported(is_program=argv == sys.argv[1:]):
         program = Program(argv)
     return 1 if program.prediction is not None and program.prediction.writer.failed else 0

@@ -2,41 +2,101 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jsonargparse import Namespace
-from torch.distributed import PrefixStore
 
 from lit_gpt.errors import UserError
-from lit_gpt.train.rank_children import watch_children
-from lit_gpt.train.rank_monitor import RankMonitor, exit_in_bounded_time, is_lost_connection
-from lit_gpt.train.ranks import RankFailure, Ranks, find_ranks, shared
+from lit_gpt.train.lightning_fixes import observe_children
+from lit_gpt.train.rank_watch import RankLimits, RankWatch, is_lost_connection
+from lit_gpt.train.ranks import RankFailure, find_ranks, is_launched
 
 SHORT_SECONDS = 600.0
 """For a decision of seconds, such as a timing; preparing a corpus has no limit while rank 0 lives."""
-_ANSWER_SECONDS = 10.0  # for the others to read why rank 0 failed, before its store goes with it
+
+_LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+_RUN_NUMBERS = itertools.count()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Connection:
-    """What a process with others beside it has."""
+class _Run:
+    """A run that may have several ranks, from `failures_reported` to its end."""
 
-    ranks: Ranks
-    store: PrefixStore
-    monitor: RankMonitor
+    def __init__(self, limits: RankLimits, may_exit: bool) -> None:
+        self.limits, self.may_exit = limits, may_exit
+        self.watch: RankWatch | None = None
+        self.environment: dict[str, str | None] = {}
+
+    def connect(self, trainer: Namespace) -> None:
+        ranks = find_ranks(trainer)
+        if ranks is None or self.watch is not None:
+            return
+        # torchrun's store outlives a restart of the ranks, and a process may make several runs.
+        prefix = f"lit_gpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_RUN_NUMBERS)}"
+        self.watch = RankWatch(ranks, self.limits, prefix, self.may_exit)
+        self.environment = {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
+        if ranks.port == 0:  # the ranks that Lightning starts, and its process group, find the store here
+            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = ranks.address, str(self.watch.port)
+        observe_children(lambda children: setattr(self.watch, "children", children))
+
+    def close(self) -> None:
+        """Leave no thread, no process and no variable of the environment behind."""
+        if self.watch is None:
+            return
+        observe_children(None)
+        for name, value in self.environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self.watch.close()
 
 
-_connection: _Connection | None = None
+_run: _Run | None = None
+
+
+@contextmanager
+def failures_reported(is_program: bool = False, limits: RankLimits | None = None) -> Iterator[None]:
+    """Around a run: ranks may meet in the block, and each is told when the block fails on another.
+
+    Args:
+        is_program: whether this process is there for the run alone, as a launched rank is: it may then be ended where
+            its main thread waits for a rank that has failed. The process of a caller is not.
+        limits: how long ranks wait for one another.
+
+    Raises:
+        UserError, RankFailure: where the block only ends because it fails elsewhere.
+    """
+    global _run
+    before, run = _run, _Run(limits or RankLimits(), is_program or is_launched())
+    _run = run
+    try:
+        yield
+        if run.watch is not None:
+            run.watch.finish()
+    except SystemExit:  # an end that was asked for, by the same signal on all
+        if run.watch is not None:
+            run.watch.begin_ending()
+            with suppress(UserError, RankFailure):
+                run.watch.finish(seconds=10)
+        raise
+    except BaseException as error:
+        if run.watch is not None:
+            run.watch.report(error)
+            if is_lost_connection(error):
+                run.watch.raise_if_failed()
+        raise
+    finally:
+        run.close()
+        _run = before
 
 
 def connect_ranks(trainer: Namespace) -> None:
-    """Meet the other processes of this run, if there are any, and watch them from here on.
+    """Meet the other processes of this run, if there are any, and watch them until `failures_reported` is left.
 
     Args:
         trainer: the Trainer's options.
@@ -45,68 +105,21 @@ def connect_ranks(trainer: Namespace) -> None:
         UserError: if the ranks cannot meet as they were started.
         RankFailure: if rank 0 does not answer.
     """
-    global _connection
-    ranks = find_ranks(trainer)
-    if ranks is None or _connection is not None:
-        return
-    store = ranks.connect()
-    if ranks.port == 0:  # the ranks that Lightning starts, and its process group, find the store here
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = ranks.address, str(store.port)
-        ranks = dataclasses.replace(ranks, port=store.port)
-    monitor = RankMonitor(ranks).start()
-    watch_children(lambda index, end: monitor.declare(ranks.rank + index + 1, f"rank {ranks.rank + index + 1} {end}"))
-    _connection = _Connection(ranks, shared(store), monitor)
+    if _run is not None:
+        _run.connect(trainer)
 
 
-def current_monitor() -> RankMonitor | None:
-    """The monitor of this run, if `connect_ranks` has found other ranks."""
-    return None if _connection is None else _connection.monitor
+def current_watch() -> RankWatch | None:
+    """The watch of this run, if `connect_ranks` has found other ranks."""
+    return None if _run is None else _run.watch
 
 
 def is_rank_zero() -> bool:
     """Whether this process is the first of the run, whoever started it."""
-    if _connection is not None:
-        return _connection.ranks.rank == 0
-    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
-
-
-@contextmanager
-def failures_reported() -> Iterator[None]:
-    """Tell the other ranks when the block fails on this one, so that they do not wait for it.
-
-    Raises:
-        RankFailure: on rank 0, if the block has ended well here and fails elsewhere.
-    """
-    try:
-        yield
-    except SystemExit:  # an end that was asked for, by the same signal on all
-        if _connection is not None:
-            _connection.monitor.stop()
-        raise
-    except BaseException as error:
-        if _connection is not None:
-            lost = _report(_connection.monitor, error)
-            exit_in_bounded_time()
-            if lost is not None:
-                raise RankFailure(lost) from error
-        raise
-    if _connection is not None:
-        _connection.monitor.finish()
-
-
-def _report(monitor: RankMonitor, error: BaseException) -> str | None:
-    """Tell the others why this rank fails. The cause, where this one has only lost its connection to a failed one."""
-    monitor.begin_ending()
-    lost = None
-    if is_lost_connection(error):
-        lost = monitor.wait_for_cause(5) or "the connection to another rank was lost"
-    monitor.fail(lost or f"rank {monitor.rank} failed: {type(error).__name__}: {one_line(error)}")
-    return lost
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an exception in one line."""
-    return " ".join(str(error).split())
+    watch = current_watch()
+    if watch is not None:
+        return watch.ranks.rank == 0
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == os.environ.get("NODE_RANK", "0") == "0"
 
 
 # Decisions -----------------------------------------------------------------------------------------------------------
@@ -121,59 +134,17 @@ def decide_once(name: str, decide: Callable[[], str], seconds: float | None = SH
         seconds: the limit; None for none but rank 0's heartbeat.
 
     Raises:
-        UserError: where `decide` raised one; the others raise it too.
-        RankFailure: if rank 0 failed otherwise, ended, or exceeded the limit.
+        UserError: if a rank has failed on bad input.
+        RankFailure: if one failed otherwise or ended, or rank 0 exceeded the limit.
     """
-    if _connection is None:
+    watch = current_watch()
+    if watch is None:
         return decide()
-    return _publish(_connection, name, decide) if _connection.ranks.rank == 0 else _learn(_connection, name, seconds)
-
-
-def _publish(connection: _Connection, name: str, decide: Callable[[], str]) -> str:
-    try:
-        value = decide()
-    except BaseException as error:
-        kind = "input" if isinstance(error, UserError) else "failure"
-        connection.store.set(f"decided/{name}", json.dumps([kind, one_line(error) or type(error).__name__]))
-        _wait_for_readers(connection, name)
-        raise
-    connection.store.set(f"decided/{name}", json.dumps(["value", value]))
+    if watch.ranks.rank != 0:
+        return watch.learn(name, seconds)
+    value = decide()
+    watch.publish(name, value)
     return value
-
-
-def _wait_for_readers(connection: _Connection, name: str) -> None:
-    """The store may end with this process: those that wait for it by now get time to read from it."""
-    deadline = time.monotonic() + _ANSWER_SECONDS
-    while int(connection.store.add(f"read/{name}", 0)) < int(connection.store.add(f"waiting/{name}", 0)):
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.05)
-
-
-def _learn(connection: _Connection, name: str, seconds: float | None) -> str:
-    deadline = None if seconds is None else time.monotonic() + seconds
-    try:
-        connection.store.add(f"waiting/{name}", 1)
-        while True:
-            if connection.monitor.cause is not None or connection.monitor.has_lost_store():
-                raise RankFailure(connection.monitor.wait_for_cause(2) or "rank 0 has ended")
-            if connection.store.check([f"decided/{name}"]):
-                break
-            if deadline is not None and time.monotonic() > deadline:
-                raise RankFailure(f"rank 0 has not decided on {name} for {seconds:.0f} s")
-            time.sleep(0.1)
-        kind, value = json.loads(connection.store.get(f"decided/{name}"))
-        connection.store.add(f"read/{name}", 1)
-    except RankFailure:
-        raise
-    except RuntimeError as error:  # of the store
-        raise RankFailure(connection.monitor.wait_for_cause(2) or "rank 0 has ended") from error
-    if kind == "value":
-        return str(value)
-    raise UserError(f"on rank 0: {value}") if kind == "input" else RankFailure(f"rank 0 failed: {value}")
-
-
-# Configuration -------------------------------------------------------------------------------------------------------
 
 
 def check_same_configuration(name: str, options: Mapping[str, Any]) -> None:
@@ -187,16 +158,17 @@ def check_same_configuration(name: str, options: Mapping[str, Any]) -> None:
         UserError: with the keys that differ and both their values.
         RankFailure: as `decide_once`.
     """
+    if current_watch() is None:
+        return
     own = dict(_flat(options))
     first = json.loads(decide_once(name, lambda: json.dumps(own)))
     differing = [key for key in sorted(own.keys() | first.keys()) if own.get(key) != first.get(key)]
     if differing:
-        assert _connection is not None
         listed = "; ".join(f"{key}={own.get(key)} where rank 0 has {first.get(key)}" for key in differing[:5])
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
-            f"rank {_connection.ranks.rank} has another configuration: {listed}{more}; start all ranks with the same "
-            f"arguments, environment and data"
+            f"this rank's configuration is not rank 0's: {listed}{more}; start all ranks with the same arguments, "
+            f"environment and data"
         )
 
 

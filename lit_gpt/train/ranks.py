@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,14 +16,10 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from torch.distributed import DistNetworkError, PrefixStore, TCPStore
+from torch.distributed import DistNetworkError, TCPStore
 
 from lit_gpt.errors import UserError
 from lit_gpt.train.precision import device_type
-from lit_gpt.train.rank_children import end_process
-
-ARRIVAL_SECONDS = 600.0
-"""How long a rank waits for the store of rank 0: nodes of a cluster do not start at the same time."""
 
 
 class RankFailure(RuntimeError):
@@ -40,66 +35,56 @@ class Ranks:
         world_size: processes of the run.
         address: of the store.
         port: of the store; 0 to host it on a free one.
-        hosts: whether this process hosts the store: rank 0, except under torchrun.
+        store_owner: whose process has the store: "rank 0", or "torchrun".
     """
 
     rank: int
     world_size: int
     address: str
     port: int
-    hosts: bool
+    store_owner: str = "rank 0"
 
-    def connect(self) -> TCPStore:
-        """A connection to the store of this run, hosting it where that is this process's part.
+    def connect(self, seconds: float) -> TCPStore:
+        """A connection to the store of this run, which rank 0 hosts where nobody else does.
+
+        Args:
+            seconds: how long to wait for it: nodes of a cluster do not start at the same time.
 
         Raises:
             UserError: if the port cannot be had.
-            RankFailure: if nobody answers there for ARRIVAL_SECONDS.
+            RankFailure: if nobody answers there in time.
         """
-        line = f"rank 0 has not answered at {self.address}:{self.port} for {ARRIVAL_SECONDS:.0f} s"
-        timer = threading.Timer(ARRIVAL_SECONDS, end_process, (self.rank, line))  # TCPStore waits for ever for a reply
-        timer.daemon = True
-        timer.start()
-        try:
-            return self._connect()
-        finally:
-            timer.cancel()
-
-    def _connect(self) -> TCPStore:
-        if not self.hosts:  # first by ourselves: TCPStore writes a stack trace for each failed attempt
-            reach(self.address, self.port, ARRIVAL_SECONDS * 0.9).close()
+        hosts = self.rank == 0 and self.store_owner == "rank 0"
+        if not hosts:  # first by ourselves: TCPStore writes a stack trace for each failed attempt
+            self._wait_for_store(seconds)
         try:
             return TCPStore(
-                self.address, self.port, None, self.hosts, timedelta(seconds=60),
-                wait_for_workers=False, multi_tenant=self.hosts,
-            )  # fmt: skip
+                self.address, self.port, None, hosts, timedelta(seconds=60), wait_for_workers=False, multi_tenant=hosts
+            )
         except DistNetworkError as error:
-            if not self.hosts:
-                raise RankFailure(f"rank 0 left while this rank connected to {self.address}:{self.port}") from error
+            if not hosts:
+                raise RankFailure(f"{self.store_owner} left while this rank connected to it") from error
             raise UserError(
                 f"MASTER_ADDR={self.address} MASTER_PORT={self.port}: rank 0 cannot listen there; "
                 f"choose an address of this machine and a port that is free"
             ) from error
 
+    def _wait_for_store(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return socket.create_connection((self.address, self.port), timeout=min(10.0, seconds)).close()
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise RankFailure(self.no_answer(seconds)) from error
+            time.sleep(0.2)
 
-def reach(address: str, port: int, seconds: float) -> socket.socket:
-    """A plain connection to a store, tried again for so many seconds. Raises RankFailure."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return socket.create_connection((address, port), timeout=min(10.0, seconds))
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RankFailure(
-                    f"rank 0 did not answer at {address}:{port} for {seconds:.0f} s ({error}): start it, or correct "
-                    f"MASTER_ADDR and MASTER_PORT"
-                ) from error
-        time.sleep(0.2)
-
-
-def shared(store: TCPStore, use: int = 0) -> PrefixStore:
-    """The part of the store that is ours; torchrun's outlives a restart of the ranks, so each start has its own."""
-    return PrefixStore(f"lit_gpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{use}", store)
+    def no_answer(self, seconds: float) -> str:
+        """The line about a store that is not there."""
+        return (
+            f"{self.store_owner} did not answer at {self.address}:{self.port} for {seconds:.0f} s: start it, or "
+            f"correct MASTER_ADDR and MASTER_PORT"
+        )
 
 
 # Who is who ----------------------------------------------------------------------------------------------------------
@@ -113,40 +98,39 @@ def find_ranks(trainer: Namespace) -> Ranks | None:
     """
     found: Ranks | None = None
     if TorchElasticEnvironment.detect():
-        elastic = TorchElasticEnvironment()
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        found = _external(elastic, not agent)
+        found = _external(TorchElasticEnvironment(), "torchrun" if agent else "rank 0")
     elif SLURMEnvironment.detect():
-        found = _external(SLURMEnvironment(), True)
+        found = _external(SLURMEnvironment(), "rank 0")
     elif not starts_with_multiprocessing(trainer.get("strategy")):
         found = _launched_by_lightning(trainer)
     return found if found is not None and found.world_size > 1 else None
 
 
-def _external(environment: TorchElasticEnvironment | SLURMEnvironment, rank_zero_hosts: bool) -> Ranks:
-    rank = environment.global_rank()
+def _external(environment: TorchElasticEnvironment | SLURMEnvironment, store_owner: str) -> Ranks:
     address, port = environment.main_address, environment.main_port
-    return Ranks(rank, environment.world_size(), address, port, rank_zero_hosts and rank == 0)
+    return Ranks(environment.global_rank(), environment.world_size(), address, port, store_owner)
 
 
 def _launched_by_lightning(trainer: Namespace) -> Ranks:
     """Lightning starts the ranks of a node from its first process, which has no LOCAL_RANK yet."""
-    nodes, local, node = max(1, int(trainer.num_nodes)), os.environ.get("LOCAL_RANK"), int(_node_rank())
+    nodes, local = max(1, int(trainer.num_nodes)), os.environ.get("LOCAL_RANK")
+    node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
     devices = device_count(trainer.devices, trainer.accelerator)
     rank, world_size = node * devices + int(local or 0), nodes * devices
-    if world_size > 1 and (nodes > 1 or local is not None):
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-        if missing:
-            raise UserError(
-                f"trainer.num_nodes={nodes}, LOCAL_RANK={local}: {' and '.join(missing)} not set; set MASTER_ADDR, "
-                f"MASTER_PORT and NODE_RANK on every node, or start the ranks with torchrun"
-            )
-    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", 0))
-    return Ranks(rank, world_size, address, port, rank == 0)
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    is_known = bool(address and port) or (nodes == 1 and local is None)
+    if world_size > 1 and not (is_known and (port or "0").isdecimal() and int(port or 0) < 2**16):
+        raise UserError(
+            f"trainer.num_nodes={nodes} MASTER_ADDR={address} MASTER_PORT={port}: set MASTER_ADDR, MASTER_PORT and "
+            f"NODE_RANK on every node, or start the ranks with torchrun"
+        )
+    return Ranks(rank, world_size, address or "127.0.0.1", int(port or 0) if world_size > 1 else 0)
 
 
-def _node_rank() -> str:
-    return os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+def is_launched() -> bool:
+    """Whether something has started this process as one rank of a run, so that it is there for that alone."""
+    return "LOCAL_RANK" in os.environ or TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
 def device_count(devices: Any, accelerator: str) -> int:
