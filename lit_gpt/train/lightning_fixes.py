@@ -261,4 +261,4 @@ def observe_children(on_start: Callable[[list[subprocess.Popen[Any]]], None] | N
     That one kills all with SIGKILL, the parent too, up to five seconds after one of them has failed: no line says why,
     and what rank 0 could still save is lost. It can go when Lightning's observer can be told what to do.
     """
-    subprocess_script._launch_process_observer = on_start or _own_observer
+    subprocess_script._launch_process_observer = on_start or _own_observer  # type: ignore[assignment]
