@@ -32,7 +32,13 @@ from lit_gpt.errors import UserError
 from lit_gpt.train.callbacks.defaults import default_callbacks
 from lit_gpt.train.module import LitGPT
 from lit_gpt.train.rank_watch import RankLimits
-from lit_gpt.train.rank_zero import check_same_configuration, connect_ranks, decide_once, failures_reported
+from lit_gpt.train.rank_zero import (
+    check_same_configuration,
+    connect_ranks,
+    current_watch,
+    decide_once,
+    failures_reported,
+)
 
 TRAINER = {"num_nodes": 2, "devices": 1, "accelerator": "cpu", "strategy": "ddp"}
 
@@ -115,7 +121,9 @@ def decide(
         check_same_configuration("options", options)
     print(json.dumps([decide_once(name, lambda name=name: decision(name), seconds) for name in names]))  # type: ignore
     if group:
-        torch.distributed.init_process_group("gloo")
+        watch = current_watch()
+        assert watch is not None
+        torch.distributed.init_process_group("gloo", rank=watch.ranks.rank, world_size=watch.ranks.world_size)
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     time.sleep(then_sleep)  # as a collective that waits for another rank
