@@ -55,7 +55,7 @@ from lit_gpt.train.lightning_fixes import (
 )
 from lit_gpt.train.module import LitGPT
 from lit_gpt.train.precision import TrainerPrecision
-from lit_gpt.train.rank_zero import decide_once
+from lit_gpt.train.rank_zero import check_same_configuration, connect_ranks, decide_once, failures_reported
 
 _METHOD_SKIPS = {
     "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
@@ -146,6 +146,8 @@ class Program(CheckpointKeepsFlags, LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Prepare the data if there is none, then resolve vocabulary, precision and compilation."""
+        connect_ranks(self.options.trainer)
+        check_same_configuration("the configuration", self.options.as_dict())
         check_machine(self.name, self.options)
         if self.name == "predict":
             self._resolve_prediction()
@@ -155,6 +157,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         decision = resolve_precision_option(self.name, self.options, self.weights)
         self.precision_reason = decision.reason
         resolve_compile_option(self.name, self.options, decision)
+        check_same_configuration("the resolved configuration", self.options.as_dict())
 
     def _resolve_prediction(self) -> None:
         """Read and check prompts and settings."""
@@ -291,5 +294,6 @@ def _as_list(value: Any) -> list[Any]:
 def main(argv: list[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict`; its exit status."""
     silence_lightning()
-    program = Program(argv)
+    with failures_reported(is_program=argv == sys.argv[1:]):
+        program = Program(argv)
     return 1 if program.prediction is not None and program.prediction.writer.failed else 0

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lit_gpt.cli.partial_results import PartialResults
 from lit_gpt.cli.prediction_writer import PredictionWriter
+from lit_gpt.cli.resolve import rank_count
 from lit_gpt.console import note
 from lit_gpt.convert.recognise import files_of_source
 from lit_gpt.data.prompts import FILE_PREFIX, PromptDataset, PromptRecord
@@ -85,6 +86,7 @@ class Prediction:
         elif options.resume:
             raise UserError("--resume goes on with a file of results: name it with --output")
         left = [index for index in range(len(prompts)) if index not in finished]
+        self._check_devices(len(left), rank_count(options.trainer))
         self.loader = DataLoader(Subset(prompts, left), batch_size=_BATCH, collate_fn=list)
         self.writer = PredictionWriter(self._partial, len(left), tokenizer)
         self.tracer: Tracer | None = None
@@ -93,6 +95,14 @@ class Prediction:
             self.tracer = Tracer(tokenizer)
             views = (options.trace, options.trace_output, options.trace_html)
             self.trace_writer = TraceWriter(self.tracer, tokenizer, *views)
+
+    def _check_devices(self, left: int, ranks: int) -> None:
+        """Refuse more devices than there are prompts `left` for: Lightning gives each of them at least one."""
+        if 0 < left < ranks:
+            if self._partial is not None:
+                self._partial.release()
+            prompts = f"{left} prompt" + "s" * (left > 1)
+            raise UserError(f"{ranks} devices cannot share {prompts}: use --trainer.devices {left}")
 
     @property
     def draft(self) -> str | None:

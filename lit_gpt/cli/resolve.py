@@ -23,7 +23,8 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.compile import resolve_compile
 from lit_gpt.train.precision import Decision, device_type, resolve_precision
-from lit_gpt.train.rank_zero import decide_once, is_rank_zero
+from lit_gpt.train.rank_zero import current_watch, decide_once, is_rank_zero
+from lit_gpt.train.ranks import device_count
 
 # Machine -------------------------------------------------------------------------------------------------------------
 
@@ -39,24 +40,23 @@ def check_machine(subcommand: str, options: Namespace) -> None:
         if trainer[name] < 1:
             raise UserError(f"trainer.{name}={trainer[name]} must be at least 1")
     available = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    device, ranks = device_type(trainer.accelerator), rank_count(trainer)
+    device, processes = device_type(trainer.accelerator), device_count(trainer.devices, trainer.accelerator)
     if available.get(device) == 0 or (trainer.accelerator == "gpu" and device == "cpu"):
         raise UserError(f"trainer.accelerator={trainer.accelerator}: this machine has none; leave it out, or use cpu")
     most = {**available, "cpu": os.cpu_count()}.get(device)
-    if most is not None and ranks // trainer.num_nodes > most:
+    if most is not None and processes > most:
         kind = "CPU cores" if device == "cpu" else f"{device} devices"
         raise UserError(f"trainer.devices={trainer.devices}: this machine has {most} {kind}; take at most {most}")
     if subcommand == "fit" and data is not None:
-        check_divisible(data.batch_size, ranks)
+        check_divisible(data.batch_size, rank_count(trainer))
 
 
 def rank_count(trainer: Namespace) -> int:
-    """Processes that share a batch, as far as the Trainer's options say."""
-    devices = trainer.devices  # a number, a list of indices, or either as text
-    if isinstance(devices, str) and "," in devices:
-        devices = [index for index in devices.split(",") if index.strip()]
-    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
-    return max(1, count) * trainer.num_nodes
+    """Processes that share a batch: those that have met, or else as many as the Trainer's options say."""
+    watch = current_watch()
+    if watch is not None:
+        return watch.ranks.world_size
+    return device_count(trainer.devices, trainer.accelerator) * trainer.num_nodes
 
 
 # Data and vocabulary -------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def resolve_data(options: Namespace, weights: ExistingWeights, default_vocab_siz
     if weights.header is not None:
         _write_only_where_asked(options.data, weights.asked_data)
     data, trained_with = TokenDataModule(**options.data.as_dict()), weights.tokenizer
-    decide_once("data", lambda: _prepare(data, trained_with))
+    decide_once("data", lambda: _prepare(data, trained_with), seconds=None)
     data.load_tokenizer(trained_with)
     if data.tokenizer is not None:
         _resolve_vocabulary(options, weights, data.tokenizer, default_vocab_size)

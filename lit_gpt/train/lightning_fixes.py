@@ -16,15 +16,17 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -246,3 +248,17 @@ def keyboard_interrupts() -> Iterator[None]:
         if isinstance(ended.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+
+
+# Several processes ---------------------------------------------------------------------------------------------------
+
+_own_observer = subprocess_script._launch_process_observer
+
+
+def observe_children(on_start: Callable[[list[subprocess.Popen[Any]]], None] | None) -> None:
+    """Hand the processes that Lightning starts as ranks to `on_start`; None puts Lightning's own observer back.
+
+    That one kills all with SIGKILL, the parent too, up to five seconds after one of them has failed: no line says why,
+    and what rank 0 could still save is lost. It can go when Lightning's observer can be told what to do.
+    """
+    subprocess_script._launch_process_observer = on_start or _own_observer  # type: ignore[assignment]

@@ -95,6 +95,18 @@ def test_two_ranks_write_what_one_writes_in_the_order_of_the_input(
     assert [one[i]["ids"] for i in (0, 1, 149)] == [completion.ids for (completion,) in expected]
 
 
+def test_fewer_prompts_than_ranks_are_refused(ckpt: Path, inside: Any, tmp_path: Path) -> None:
+    """Lightning ended in a bare AssertionError, after it had started the ranks."""
+    for output in ([], ["--output", "out.jsonl"]):
+        words = ["--start", "a", *output, "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+        result = inside("predict", "--ckpt_path", ckpt, *words)
+        assert result.returncode == 2
+        assert result.stderr.splitlines()[-1] == (
+            "lit_gpt: error: 2 devices cannot share 1 prompt: use --trainer.devices 1"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_redoes_nothing(ckpt: Path, inside: Any, tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text("".join(f"prompt {i}\n" for i in range(2000)))

@@ -20,7 +20,7 @@ from lit_gpt.errors import UserError
 def test_ranks_are_counted_from_every_form_of_devices(
     devices: int | str | list[int], num_nodes: int, expected: int
 ) -> None:
-    assert rank_count(Namespace(devices=devices, num_nodes=num_nodes)) == expected
+    assert rank_count(Namespace(devices=devices, num_nodes=num_nodes, accelerator="cpu")) == expected
 
 
 def test_folders_that_only_a_checkpoint_names_are_not_written_to(tmp_path: Path) -> None:

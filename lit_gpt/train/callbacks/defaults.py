@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from lit_gpt.train.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_gpt.train.callbacks.non_finite import NonFiniteStop
+from lit_gpt.train.callbacks.rank_progress import RankProgress
 from lit_gpt.train.callbacks.run_summary import RunSummary
 from lit_gpt.train.callbacks.stop_signals import StopOnSignal
 from lit_gpt.train.callbacks.throughput import Throughput
@@ -14,6 +15,7 @@ from lit_gpt.train.callbacks.throughput import Throughput
 def default_callbacks() -> list[Callback]:
     """What every `fit` has. Samples are apart, since they have settings; the progress bar, since it can be off."""
     return [
+        RankProgress(),
         Throughput(),
         NonFiniteStop(),
         RunSummary(),
