@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -78,11 +79,8 @@ class DamageSection(Section):
         flags = ("--tokenizer", "bpe:300", "--val_split", "tail:0.2", "--shard_tokens", "2000")
         must_end(run(self.folder, program("prepare", TEXT, "--output", "shards", *flags)), 0)
         self.targets = self._targets()
-        self.expected = {
-            target.what: value_of(lambda of=target: of.content(of.original))
-            for target in self.targets
-            if target.content
-        }
+        contents = {target.what: partial(target.content, target.original) for target in self.targets if target.content}
+        self.expected = {what: value_of(content) for what, content in contents.items()}
         self.variants: dict[str, list[Any]] = {}
 
     def _targets(self) -> list[Target]:
@@ -141,7 +139,7 @@ class DamageSection(Section):
         """The file with JSON values of any kind in place of some of its own."""
         if not self.variants.get(target.what):
             values = json.loads(good)
-            self.variants[target.what] = drawn(changed(values), VARIANTS, random.randrange(2**31))
+            self.variants[target.what] = drawn(changed(values), 12 if self.short else VARIANTS, random.randrange(2**31))
         return json.dumps(self.variants[target.what].pop()).encode("utf-8", "surrogatepass")
 
 

@@ -138,7 +138,7 @@ def _watch_files(fault: Fault) -> None:
         closefd: bool = True,
         opener: Any = None,
     ) -> Any:
-        path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.path.abspath(os.fspath(file))
+        path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.path.abspath(os.fsdecode(file))
         if not set(mode) & set("wax+") or not path.startswith(below) or fault.files not in path:
             return real(file, mode, buffering, encoding, errors, newline, closefd, opener)
         raw = _WatchedFile(file, mode.replace("b", "").replace("t", ""), closefd, opener)
@@ -148,8 +148,8 @@ def _watch_files(fault: Fault) -> None:
         buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
 
-    builtins.open = opened  # type: ignore[assignment]
-    io.open = opened  # type: ignore[assignment]  # pathlib's
+    builtins.open = opened
+    io.open = opened  # pathlib's
 
 
 STOPS: tuple[tuple[signal.Signals, ...], ...] = (

@@ -76,12 +76,11 @@ class ServerSection(Section):
         limits = httpx.Limits(max_keepalive_connections=0)  # a kept one could be closed in favour of the abusers
         self.http = httpx.Client(base_url=self.url, timeout=WAIT, limits=limits)
         self.texts = [self._complete(body) for body in GOOD]
-        settings = {"max_new_tokens": 9, "temperature": 0.0}
 
         def generate() -> str:
             from lit_gpt.api import load
 
-            return load(str(path), "fp32", "cpu").generate("To be", **settings)
+            return load(str(path), "fp32", "cpu").generate("To be", max_new_tokens=9, temperature=0.0)
 
         known = value_of(generate)
         check(self.texts[0] == known, f"the server says {self.texts[0]!r}, the Python API {known!r}")
