@@ -105,28 +105,26 @@ class _WatchedFile(io.FileIO):
     """A file whose bytes are counted, together with those of all others."""
 
     fault: Fault
-    written = 0  # of all files of this process: on the class
+    left: int | None = None  # bytes until the fault, of all files of this process: on the class; None after it
 
     def write(self, data: Any, /) -> int:
-        """Write, up to the byte at which the fault is."""
-        view, limit = memoryview(data).cast("B"), self.fault.call
-        room = max(0, limit - _WatchedFile.written)
-        if room >= len(view) or (room == 0 and self.fault.signals):  # not there yet, or past it
-            _WatchedFile.written += len(view)
-            return super().write(view)
-        if room == 0:
+        """Write, up to the byte at which the fault is; the call after that has it, and has written nothing then."""
+        view, left = memoryview(data).cast("B"), _WatchedFile.left
+        if left == 0 and not self.fault.signals:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        done = super().write(view[:room])
-        _WatchedFile.written += done
-        if self.fault.signals and done == room:
+        if left == 0:
+            _WatchedFile.left = left = None
             self.fault.strike()
-            done += super().write(view[done:])
+        done = super().write(view[:left])
+        if left is not None:
+            _WatchedFile.left = left - done
         return done
 
 
 def _watch_files(fault: Fault) -> None:
     """Have `open` give files that count, for those below the current folder that are written to."""
     real, below = builtins.open, os.getcwd() + os.sep
+    _WatchedFile.left = fault.call
 
     def opened(
         file: Any,

@@ -125,7 +125,7 @@ class ServerSection(Section):
         with self.trying("/health is 200 after each trial"):
             check(self.http.get("/health").status_code == 200, "the server is not well")
         if self.number == (1 if self.short else 4) * len(KINDS):  # by now every path has been used
-            self._settle()
+            self._wait_for_closing()
             self.before = self._held()
 
     # Kinds of abuse -----------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class ServerSection(Section):
         pid = self.process.pid
         return resident_memory(pid) // 1024, len(os.listdir(f"/proc/{pid}/fd"))
 
-    def _settle(self) -> None:
+    def _wait_for_closing(self) -> None:
         """Wait until connections that were left are closed."""
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline and (self._held()[1] > (self.before or (0, 0))[1] + GROWTH_FILES):
@@ -265,7 +265,7 @@ class ServerSection(Section):
 
     def _check_held(self) -> None:
         with self.trying("memory and open files at the end") as tally:
-            self._settle()
+            self._wait_for_closing()
             after = self._held()
             before = self.before or after
             tally.remark = f"{before[0]} to {after[0]} MB, {before[1]} to {after[1]} files; "
