@@ -52,7 +52,8 @@ def test_the_short_form_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_half_an_output_is_noticed(tmp_path: Path) -> None:
     careless = CARELESS.format(scripts=str(SCRIPT.parent))
-    done = torture(tmp_path, "results", start=("-c", careless))
+    kill_in_the_middle_of_a_checkpoint = ("results", "--trial", "4")
+    done = torture(tmp_path, *kill_in_the_middle_of_a_checkpoint, start=("-c", careless))
     assert done.returncode == 1
     assert "half an output" in done.stderr
     assert "python scripts/torture.py SECTION --seed 0 --trial N --short" in done.stderr

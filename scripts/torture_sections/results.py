@@ -75,7 +75,8 @@ class ResultsSection(Section):
                     break
                 if output.exists():
                     check(converted(output) == expected, "half an output")
-                    break
+            if output.exists():
+                break
         else:
             run(folder, work)
         with self.trying(f"convert {what}: whole outputs afterwards"):

@@ -133,7 +133,8 @@ class ServerSection(Section):
     def _fuzz(self, random: Random, stack: ExitStack) -> None:
         if len(self.variants) < 8:
             self.variants = drawn(requests(), 60, random.randrange(2**31))[5:]  # the first are the simplest
-        sent = [self.variants.pop() for _ in range(random.randint(3, 8))]
+        count = random.randint(3, 8)
+        sent = [_well_formed(random) if random.random() < 0.5 else self.variants.pop() for _ in range(count)]
         with self.trying("random requests: answered, or refused in words", len(sent)) as tally:
             with ThreadPoolExecutor(len(sent)) as pool:
                 answers = list(pool.map(self._post, sent))
@@ -241,8 +242,8 @@ class ServerSection(Section):
 
     def _wait_for_closing(self) -> None:
         """Wait until connections that were left are closed."""
-        deadline = time.monotonic() + 15
-        while time.monotonic() < deadline and (self._held()[1] > (self.before or (0, 0))[1] + GROWTH_FILES):
+        deadline, fewest = time.monotonic() + 15, self.before[1] if self.before else self._held()[1]
+        while time.monotonic() < deadline and self._held()[1] > fewest + GROWTH_FILES:
             time.sleep(0.5)
 
     def finish(self) -> None:
@@ -272,6 +273,36 @@ class ServerSection(Section):
             tally.remark += f"slowest good answer {self.slowest:.1f} s"
             check(after[0] <= before[0] + GROWTH_MB, f"{after[0]} MB, {before[0]} after the first trials")
             check(after[1] <= before[1] + GROWTH_FILES, f"{after[1]} open files, {before[1]} after the first trials")
+
+
+def _well_formed(random: Random) -> tuple[str, bytes]:
+    """A request that could be right: of any settings, among them ids that the model has and its tokenizer has not."""
+    ids = [random.randrange(ROWS if random.random() < 0.3 else 259) for _ in range(random.randint(1, 40))]
+    text = "".join(random.choice("to be or not 春眠🙂\u202e\n<|im_end|>") for _ in range(random.randint(1, 60)))
+    settings: dict[str, Any] = {
+        "temperature": random.choice([0, 1e-6, 0.7, 2]),
+        "top_k": random.randint(1, ROWS),
+        "top_p": random.choice([1e-9, 0.5, 1]),
+        "repetition_penalty": random.choice([0.5, 1, 1.3]),
+        "frequency_penalty": random.uniform(-2, 2),
+        "seed": random.randrange(2**31),
+        "ignore_eos": random.random() < 0.5,
+        "logit_bias": {str(random.randrange(259)): random.choice([-100, -1, 5, 100])},
+        "stop": random.choice(["e", ["\n\n", "the"], "🙂"]),
+        "stream": random.random() < 0.3,
+        "n": random.randint(1, 3),
+    }
+    body: dict[str, Any] = {name: settings[name] for name in random.sample(sorted(settings), random.randint(0, 5))}
+    path = random.choice(["/v1/completions", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+    if path == "/v1/completions":
+        extra = random.choice([{}, {"echo": True, "logprobs": 3}, {"logprobs": 5}, {"best_of": 2}])
+        body |= {"prompt": random.choice([text, ids, [text, "a"], [ids, [65]]]), "max_tokens": random.randint(0, 40)}
+        body |= extra
+    elif path == "/v1/chat/completions":
+        body |= {"messages": [{"role": "user", "content": text}], "max_tokens": random.randint(1, 20)}
+    else:
+        body = {"prompt": text} if path == "/tokenize" else {"tokens": ids}
+    return path, json.dumps(body).encode()
 
 
 def _message(path: str, body: bytes) -> bytes:
