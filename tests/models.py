@@ -1,13 +1,15 @@
-"""Tiny random models for the tests."""
+"""Tiny random models for the tests, and a tokenizer of bytes with a chat template."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 
 def tiny_config(**shape: Any) -> GPTConfig:
@@ -30,3 +32,10 @@ def tiny_gpt(seed: int = 0, std: float | None = 0.3, dtype: torch.dtype = torch.
     for parameter in model.parameters() if std is not None else ():
         torch.nn.init.normal_(parameter, std=std)
     return model
+
+
+def chat_tokenizer(template: str) -> Tokenizer:
+    """Bytes, with the special tokens of ChatML and a chat template."""
+    byte = get_tokenizer("byte")
+    specials = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
+    return replace(Tokenizer.build("chat", byte.pattern, byte.ranks, specials), chat_template=template)

@@ -16,7 +16,7 @@ import grimp
 from environment import FIXTURES, ROOT
 
 MODULES = sorted((ROOT / "lit_gpt").rglob("*.py"))
-SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
+SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
 
 FORMER_NAMES = set((FIXTURES / "former_names.txt").read_text("utf-8").split())
 """Identifiers that were figures of speech or stood for several things; docs/architecture.md has the words in use."""

@@ -29,7 +29,7 @@ def summary(path: Path) -> str:
 def test_the_map_has_every_file_with_the_first_line_of_its_docstring() -> None:
     sections = re.split(r"^## ", (ROOT / "docs/map.md").read_text("utf-8"), flags=re.MULTILINE)
     rows = {section.split("\n", 1)[0].rstrip("/"): section for section in sections}
-    for path in [*sorted((ROOT / "lit_gpt").rglob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]:
+    for path in [*sorted((ROOT / "lit_gpt").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]:
         line = f"| `{path.name}` | {summary(path)} |"
         assert summary(path), f"{path} has no docstring"
         assert line in rows[path.parent.relative_to(ROOT).as_posix()], f"docs/map.md lacks, or tells otherwise:\n{line}"

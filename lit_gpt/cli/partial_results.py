@@ -105,7 +105,7 @@ class PartialResults:
             file.truncate(offset + size)
         else:
             file.truncate(0)
-            file.write(json.dumps({"run": self._run}).encode() + b"\n")
+            file.write(self._head())
             file.flush()
         file.seek(0, os.SEEK_END)
         return file
@@ -143,6 +143,18 @@ class PartialResults:
                 file.write(lines)
         for path in self._paths():
             path.unlink()
+
+    def remove_left_over(self) -> None:
+        """Drop the partial files of this run that are beside its whole output: it was killed before it dropped them."""
+        for path in self._paths():
+            with path.open("rb") as file:
+                is_of_this_run = file.readline() == self._head()
+            if is_of_this_run:
+                path.unlink()
+
+    def _head(self) -> bytes:
+        """The first line, which says what the run is."""
+        return json.dumps({"run": self._run}).encode() + b"\n"
 
 
 def _parse(path: Path, line: bytes) -> dict[str, Any]:

@@ -113,7 +113,9 @@ class Prediction:
         """Whether nothing is left of a resumed run; if only its last step was, that is made."""
         if len(self.loader.dataset) > 0 or self._partial is None:  # type: ignore[arg-type]
             return False
-        if not self._partial.output.exists():
+        if self._partial.output.exists():
+            self._partial.remove_left_over()
+        else:
             self._partial.finish()
         self._partial.release()
         note(f"{self._partial.output} is complete")

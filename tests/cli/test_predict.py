@@ -249,6 +249,23 @@ def test_two_runs_with_one_output_do_not_empty_it(ckpt: Path, inside: Any, tmp_p
     assert list(tmp_path.glob(".*")) == []  # no lock file is left behind
 
 
+def test_a_run_killed_between_its_output_and_its_partial_files_leaves_none(
+    ckpt: Path, inside: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by scripts/torture.py: the partial file stayed beside the whole output, whatever was run."""
+    words = ("predict", "--ckpt_path", ckpt, "--start", "a", "--max_new_tokens", 1, "--output", "out.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # all that is left after the output is written
+        assert inside(*words).returncode == 0
+    (tmp_path / "out.jsonl.partial.1").write_text('{"run": "another"}\n')
+    output = (tmp_path / "out.jsonl").read_bytes()
+    assert (tmp_path / "out.jsonl.partial").exists()
+    assert inside(*words, "--resume").returncode == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names - {".out.jsonl.lock"} == {"out.jsonl", "out.jsonl.partial.1"}
+    assert (tmp_path / "out.jsonl").read_bytes() == output
+
+
 @pytest.mark.parametrize("name", ["res[1].jsonl", "a*.jsonl", "?.jsonl", "[!a].jsonl"])
 def test_an_output_whose_name_is_a_glob_pattern_is_not_empty(name: str, tmp_path: Path) -> None:
     (tmp_path / "res1.jsonl.partial").write_text("of another run\n")

@@ -160,9 +160,20 @@ def check_decode(config: GPTConfig, precision: str, lengths: list[int], seed: in
     assert torch.equal(before.nan_to_num(7), cache.k.nan_to_num(7)), "more of the cache was written than the new keys"
 
 
+LINEAR = (
+    st.integers(1, 70),
+    st.integers(1, 150),
+    st.integers(1, 40),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+"""Arguments of `check_linear`."""
+
+
 @pytest.mark.kernels
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 150), st.integers(1, 40), st.booleans(), st.booleans(), st.integers(0, 2**31))
+@given(*LINEAR)
 def test_a_linear_layer_stays_within_its_memory(
     n_row: int, n_in: int, n_out: int, int8: bool, bias: bool, seed: int
 ) -> None:
@@ -182,10 +193,7 @@ SHAPES = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.kernels
-@settings(max_examples=40, deadline=None)
-@given(
+STEP = (
     SHAPES,
     st.booleans(),
     st.sampled_from(["fp32", "int8"]),
@@ -193,15 +201,29 @@ SHAPES = st.fixed_dictionaries({
     st.integers(1, 3),
     st.integers(0, 2**31),
 )
-@torch.inference_mode()
-def test_the_fused_step_stays_within_its_memory(
+"""Arguments of `check_step`."""
+
+
+def check_step(
     shape: dict[str, object], rotary: bool, precision: str, lengths: list[int], n_threads: int, seed: int
 ) -> None:
+    """`check_decode` for a model of that shape, rotary where its heads allow it."""
     width = shape["head_dim"] or shape["n_embd"] // shape["n_head"]  # type: ignore[operator]
     position = "rope" if rotary and width % 2 == 0 else "learned"
     config = GPTConfig(vocab_size=50, block_size=80, n_layer=2, position=position, **shape)  # type: ignore[arg-type]
     with threads(n_threads):
         check_decode(config, precision, lengths, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.kernels
+@settings(max_examples=40, deadline=None)
+@given(*STEP)
+@torch.inference_mode()
+def test_the_fused_step_stays_within_its_memory(
+    shape: dict[str, object], rotary: bool, precision: str, lengths: list[int], n_threads: int, seed: int
+) -> None:
+    check_step(shape, rotary, precision, lengths, n_threads, seed)
 
 
 SMALL = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=2, n_embd=32)

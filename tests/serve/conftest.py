@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 
+import models
 import pytest
 from serving import Serving, serving
 
-from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +29,7 @@ def start() -> Iterator[Callable[..., Serving]]:
 @pytest.fixture(scope="session")
 def chat_tokenizer() -> Tokenizer:
     """Bytes, with special tokens and a chat template."""
-    byte = get_tokenizer("byte")
-    specials = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
-    template = (
+    return models.chat_tokenizer(
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    return replace(Tokenizer.build("chat", byte.pattern, byte.ranks, specials), chat_template=template)

@@ -1,0 +1,59 @@
+"""The short form of scripts/torture.py loses nothing, and notices what is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environment import ROOT
+
+SCRIPT = ROOT / "scripts/torture.py"
+SECTIONS = ("fit", "prepare", "results", "disk", "damage", "two", "kernels", "serve")
+
+CARELESS = """
+import runpy, sys
+from contextlib import contextmanager
+import lit_gpt.atomic
+
+@contextmanager
+def write_in_place(path, mode="wb"):
+    with open(path, mode) as file:
+        yield file
+
+lit_gpt.atomic.atomic_write = write_in_place
+sys.argv = sys.argv[1:]
+sys.path.insert(0, {scripts!r})
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""The program with files that are written in their places."""
+
+
+def torture(tmp_path: Path, *words: str, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, *start, str(SCRIPT), "--short", *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
+
+
+@pytest.mark.slow
+def test_the_short_form_loses_nothing(tmp_path: Path) -> None:
+    done = torture(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    head, rule, *lines, total = done.stdout.splitlines()
+    assert (head, rule[:4]) == ("| section | tried | how many | lost or wrong | seconds |", "|---")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert tuple(dict.fromkeys(row[0] for row in cells)) == SECTIONS
+    assert all(row[3] == "0" for row in cells) and total.startswith("| all |")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_half_an_output_is_noticed(tmp_path: Path) -> None:
+    careless = CARELESS.format(scripts=str(SCRIPT.parent))
+    kill_in_the_middle_of_a_checkpoint = ("results", "--trial", "4")
+    done = torture(tmp_path, *kill_in_the_middle_of_a_checkpoint, start=("-c", careless))
+    assert done.returncode == 1
+    assert "half an output" in done.stderr
+    assert "python scripts/torture.py SECTION --seed 0 --trial N --short" in done.stderr
