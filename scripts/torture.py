@@ -136,6 +136,7 @@ def main(argv: list[str]) -> int:
     """Run the sections; the exit status."""
     options, tallies = parse(argv), []
     began, root = time.monotonic(), Path(tempfile.mkdtemp(prefix="lit_gpt-torture-"))
+    tempfile.tempdir = str(root)  # what killed processes leave there goes with it
     try:
         import_everything()
         for position, name in enumerate(options.sections):
