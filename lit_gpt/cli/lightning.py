@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -48,8 +48,8 @@ from lit_gpt.train.callbacks.run_paths import path_from_here, saved_path
 from lit_gpt.train.callbacks.samples import Samples
 from lit_gpt.train.callbacks.stop_signals import ExitOnSigterm
 from lit_gpt.train.lightning_fixes import (
-    SAVE_CONFIG_OPTIONS,
     CheckpointKeepsFlags,
+    SaveWholeConfig,
     keyboard_interrupts,
     silence_lightning,
 )
@@ -91,8 +91,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         super().__init__(
             LitGPT,
             TokenDataModule,
-            save_config_callback=SaveConfigCallback if self.name == "fit" else None,
-            save_config_kwargs=SAVE_CONFIG_OPTIONS,
+            save_config_callback=SaveWholeConfig if self.name == "fit" else None,
             trainer_class=GPTTrainer,
             trainer_defaults={
                 "enable_progress_bar": self.name != "predict",  # which shows prompts instead of batches

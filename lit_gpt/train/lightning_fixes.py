@@ -21,20 +21,20 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import lightning.pytorch as L
 import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from lit_gpt.atomic import atomic_write
 from lit_gpt.train.optim import clip_gradients
-
-SAVE_CONFIG_OPTIONS = {"overwrite": True}
-"""For `SaveConfigCallback`, which refuses a folder that has a config.yaml: a resumed run goes on in the folder of its
-first part. It can go when a resumed run may write there."""
 
 # Command line --------------------------------------------------------------------------------------------------------
 
@@ -48,6 +48,30 @@ class CheckpointKeepsFlags:
 
     def _parse_ckpt_path(self) -> None:
         """Nothing, where LightningCLI would merge the checkpoint's hyperparameters over what was parsed."""
+
+
+class SaveWholeConfig(SaveConfigCallback):
+    """Writes the run's config.yaml whole or not at all, and over the one that is there.
+
+    Lightning's refuses a folder that has one, though a resumed run goes on in the folder of its first part, and opens
+    the file before it has the text, so that on a full disk half a file takes the place of a whole one. It can go when
+    Lightning writes atomically and a resumed run may write there.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
+        super().__init__(parser, config, save_to_log_dir=False, **options)
+        self._folder = ""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Ask for the folder on all ranks, because that communicates."""
+        self._folder = str(trainer.log_dir)
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the file; on rank 0 only."""
+        text = self.parser.dump(self.config, skip_none=False)
+        with atomic_write(Path(self._folder) / self.config_filename, "w") as file:
+            file.write(text)
 
 
 _UNWANTED = ("litlogger", "litmodels", "Detected KeyboardInterrupt", "An SIGTERMException was raised")

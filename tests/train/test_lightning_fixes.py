@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
-from lit_gpt.train.lightning_fixes import begin_next_epoch, clip_module_gradients, silence_lightning
+from lit_gpt.train.lightning_fixes import (
+    SaveWholeConfig,
+    begin_next_epoch,
+    clip_module_gradients,
+    silence_lightning,
+)
+
+
+def test_a_full_disk_leaves_the_config_of_a_resumed_run_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's callback left an empty config.yaml: it opens the file before it has the text."""
+    parser = ArgumentParser()
+    parser.add_argument("--steps", type=int)
+    trainer = mock.Mock(log_dir=str(tmp_path), is_global_zero=True)
+    trainer.strategy.broadcast = lambda value: value
+    SaveWholeConfig(parser, parser.parse_args(["--steps", "1"])).setup(trainer, mock.Mock(), "fit")
+    assert (tmp_path / "config.yaml").read_text() == "steps: 1\n"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    for owner, name in (("os", "fsync"), ("jsonargparse.ArgumentParser", "dump")):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+            patch.setattr(f"{owner}.{name}", full)
+            SaveWholeConfig(parser, parser.parse_args(["--steps", "2"])).setup(trainer, mock.Mock(), "fit")
+        assert (tmp_path / "config.yaml").read_text() == "steps: 1\n"
 
 
 def test_advertisements_are_dropped_and_all_else_is_logged(caplog: pytest.LogCaptureFixture) -> None:
