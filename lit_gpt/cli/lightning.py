@@ -32,6 +32,7 @@ from lit_gpt.cli.defaults import (
 )
 from lit_gpt.cli.predict import Prediction, add_predict_arguments
 from lit_gpt.cli.resolve import check_machine, resolve_compile_option, resolve_data, resolve_precision_option
+from lit_gpt.cli.shipped_configs import use_shipped_configs
 from lit_gpt.console import note
 from lit_gpt.convert.recognise import open_source
 from lit_gpt.convert.source import SourceCheckpoint
@@ -129,7 +130,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse twice: first to learn which preset or checkpoint is meant, then with its values as defaults."""
-        argv = list(sys.argv[1:] if args is None else args)
+        argv = use_shipped_configs(sys.argv[1:] if args is None else args)
         self.config = parser.parse_args([word for word in argv if not word.startswith("--print_config")])
         refuse_missing_groups(self.options, self._parser(self.name).get_defaults())
         self.weights = find_weights(self.name, self.options)
