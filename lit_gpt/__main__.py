@@ -6,6 +6,7 @@ import importlib
 import os
 import select
 import sys
+import threading
 from typing import NamedTuple, TextIO
 
 from lit_gpt.errors import UserError, nearest
@@ -100,6 +101,9 @@ def main(argv: list[str] | None = None) -> int:
 
     `LIT_GPT_DEBUG=1` lets the exception through, for those who want to see where it came from.
     """
+    hook = threading.excepthook
+    if not os.environ.get("LIT_GPT_DEBUG"):
+        threading.excepthook = _report_thread
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -115,6 +119,15 @@ def main(argv: list[str] | None = None) -> int:
         kind = "error" if bad_input else f"failed: {type(error).__name__}"
         print(f"lit_gpt: {kind}: {message}", file=sys.stderr)
         return 2 if bad_input else 1
+    finally:
+        threading.excepthook = hook
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """One line for a thread that failed, as TensorBoard's writer on a full disk; the main thread hears of it itself."""
+    name = "a thread" if failed.thread is None else failed.thread.name
+    message = " ".join(str(failed.exc_value).split())
+    print(f"lit_gpt: {name} failed: {failed.exc_type.__name__}: {message}", file=sys.stderr)
 
 
 def _reader_left(stream: TextIO) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,20 @@ def test_a_broken_pipe_is_success_only_where_it_was_the_results(stream: str, sta
         assert errors.decode() == (
             "" if stream == "stdout" else "lit_gpt: failed: BrokenPipeError: [Errno 32] Broken pipe\n"
         )
+
+
+def test_a_thread_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorBoard's writer printed a traceback on a full disk."""
+    before = threading.excepthook
+
+    def run(argv: list[str]) -> int:
+        thread = threading.Thread(target=Path("/absent/file").read_bytes, name="writer")
+        thread.start()
+        thread.join()
+        return 0
+
+    monkeypatch.setattr("lit_gpt.__main__.run", run)
+    assert main([]) == 0
+    line = "lit_gpt: writer failed: FileNotFoundError: [Errno 2] No such file or directory: '/absent/file'\n"
+    assert capsys.readouterr().err == line
+    assert threading.excepthook is before
