@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt.inference import native
-from lit_gpt.inference.kernel_linear import KernelInt8Linear, KernelLinear
+from lit_gpt.inference.kernel_linear import KernelLinear
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT, Block
 from lit_gpt.model.kv_cache import CacheStep
@@ -28,7 +28,7 @@ class FusedDecode(nn.Module):
     without parameters, so that it learns when those of the model are cast or moved: their addresses are read again.
 
     Attributes:
-        cache_dtype: fp32, or with weights in int8 bf16: at sixteen slots the cache is read as long as the weights.
+        cache_dtype: fp32, or with smaller weights bf16: at sixteen slots the cache is read as long as the weights.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -41,7 +41,7 @@ class FusedDecode(nn.Module):
         super().__init__()
         library = native.require()
         self._config = config = model.config
-        self.cache_dtype = torch.bfloat16 if isinstance(model.lm_head, KernelInt8Linear) else torch.float32
+        self.cache_dtype = torch.float32 if type(model.lm_head) is KernelLinear else torch.bfloat16
         self._blocks = [block for block in model.h if isinstance(block, Block)]  # a plain list: they stay the model's
         self._rope = None if model.rope is None else model.rope.table
         self._activation = _activation_index(library, config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import signal
 import stat
@@ -18,10 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lit_gpt.console import note
+from lit_gpt.inference.levels import LEVELS, level_arguments
+
 SOURCES = Path(__file__).parent / "csrc"
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fopenmp", "-fPIC")
+FLAGS = ("-O3", "-ffp-contract=off", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fopenmp", "-fPIC")
 COMPILE_SECONDS = 120.0
-"""The most that one call of the compiler may need; alone it needs a few seconds."""
+"""The most that compiling may need; it needs some seconds."""
 WAIT_SECONDS = 150.0
 """The most that a process waits for another one that compiles."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -74,9 +78,8 @@ def _cache_folder() -> Path:
 
 
 def _stamp(compiler: str, openmp: str) -> str:
-    """From what the library is made, with what and for what CPU, as 16 hexadecimal digits."""
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    tools = f"{compiler} {os.stat(compiler).st_mtime_ns} {openmp} {FLAGS} {cpu}"
+    """From what the library is made and with what, as 16 hexadecimal digits."""
+    tools = f"{compiler} {os.stat(compiler).st_mtime_ns} {openmp} {FLAGS} {LEVELS[platform.machine()]}"
     files = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cpp", ".h"))
     sources = b"".join(path.name.encode() + path.read_bytes() for path in files)
     return hashlib.sha256(sources + tools.encode(errors="surrogateescape")).hexdigest()[:16]
@@ -134,29 +137,67 @@ def _compile(folder: Path, stamp: str, compiler: str, openmp: str) -> Path:
     for path in folder.glob(f"kernels-{stamp}-*.so"):  # damaged, or it would have been used
         with suppress(OSError):
             path.unlink()
+    note("compiling the kernels for this kind of CPU, once: some seconds")
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as building:
-        part, made = Path(building) / "kernels.o", Path(building) / "kernels.so"
-        _run([compiler, *FLAGS, "-c", str(SOURCES / "kernels.cpp"), "-o", str(part)], building)
-        _run([compiler, "-shared", str(part), openmp, "-o", str(made)], building)
+        made, parts = Path(building) / "kernels.so", compile_commands(compiler, Path(building))
+        _run_all(list(parts.values()), building)
+        _run_all([[compiler, "-shared", *map(str, parts), openmp, "-o", str(made)]], building)
         made.chmod(0o700)
         target = folder / _file_name(stamp, made.read_bytes())
         made.replace(target)
     return target
 
 
-def _run(command: list[str], scratch: str) -> None:
-    """Run the compiler, which gets `scratch` for its temporary files. Raises Unavailable with what it said."""
-    compiler, environment = command[0], {**os.environ, "TMPDIR": scratch}
+def compile_commands(compiler: str, folder: Path, machine: str | None = None) -> dict[Path, list[str]]:
+    """For each object file of the library, in `folder`, the command that makes it, for this machine or another kind."""
+    sources = {"dispatch": ["-c", str(SOURCES / "dispatch.cpp")]}
+    for name, source in LEVELS[machine or platform.machine()].items():
+        sources[name] = [*level_arguments(name, source), "-c", str(SOURCES / "level.cpp")]
+    objects = {folder / f"{name}.o": arguments for name, arguments in sources.items()}
+    return {path: [compiler, *FLAGS, *arguments, "-o", str(path)] for path, arguments in objects.items()}
+
+
+def _run_all(commands: list[list[str]], scratch: str) -> None:
+    """Run the compiler's commands, as many at once as there are cores, with `scratch` for their temporary files.
+
+    Raises:
+        Unavailable: with what the first one that failed said, when none is running any more.
+    """
+    waiting, running = list(commands), list[subprocess.Popen[bytes]]()
+    deadline = time.monotonic() + COMPILE_SECONDS
+    try:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                running.append(_start(waiting.pop(0), scratch))
+            _wait(running.pop(0), deadline)
+    finally:
+        for process in running:
+            _kill(process)
+
+
+def _start(command: list[str], scratch: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "TMPDIR": scratch}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
-        try:
-            said = process.communicate(timeout=COMPILE_SECONDS)[1].decode(errors="replace").strip()
-        except BaseException as error:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # g++ is only the driver: its children do the work
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise Unavailable(f"{compiler} failed: it ran past {COMPILE_SECONDS:.0f} s") from error
-            raise
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+
+
+def _wait(process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Until it ends; it is killed with what it started if it does not in time. Raises Unavailable if it fails."""
+    compiler = str(process.args[0])  # type: ignore[index]
+    try:
+        said = process.communicate(timeout=max(0.0, deadline - time.monotonic()))[1].decode(errors="replace").strip()
+    except BaseException as error:
+        _kill(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise Unavailable(f"{compiler} failed: it ran past {COMPILE_SECONDS:.0f} s") from error
+        raise
     if process.returncode != 0:
         reason = said.splitlines()[0] if said else f"exit status {process.returncode}"
         raise Unavailable(f"{compiler} failed: {reason}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The process and what it started: g++ is only the driver, its children do the work."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()

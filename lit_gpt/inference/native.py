@@ -1,7 +1,8 @@
-"""C++ kernels for decoding (csrc/): loaded, and what they are given checked.
+"""C++ kernels for inference (csrc/): loaded, their level chosen, and what they are given checked.
 
 PyTorch's products reach half of the memory's bandwidth with one row, and each of its operations costs as much as a
-small product. Compiling takes a second or two, once; where there is no compiler or no AVX-512, PyTorch does the work.
+small product. The library has one level for each instruction set; the best that this CPU has is used. Compiling takes
+some seconds, once; where there is no compiler or a CPU without any level, PyTorch does the work.
 """
 
 from __future__ import annotations
@@ -16,16 +17,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lit_gpt.errors import UserError, nearest
 from lit_gpt.inference.kernel_library import Unavailable, compiled_library
+from lit_gpt.inference.levels import ISA_VARIABLE, LEVELS
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """Of the exported functions and the meaning of the structs' fields, as in csrc/abi.h: both are raised together."""
 
 _POINTER, _LONG, _INT, _FLOAT, _TEXT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float, ctypes.c_char_p
 _SIGNATURES = {  # name → arguments, result
     "abi_version": ([], _INT),
     "layout_bytes": ([_TEXT], _LONG),
+    "level_name": ([_LONG], _TEXT),
+    "level_is_here": ([_LONG], _INT),
+    "use_level": ([_LONG], None),
+    "used_level": ([], _LONG),
     "activation_index": ([_TEXT], _LONG),
+    "format_index": ([_TEXT], _LONG),
     "linear_scratch_bytes": ([_POINTER, _LONG], _LONG),
     "decode_scratch_bytes": ([_POINTER, _POINTER, _LONG, _INT], _LONG),
     "linear_forward": ([_POINTER] * 4 + [_LONG, _INT], None),
@@ -36,7 +44,10 @@ _SIGNATURES = {  # name → arguments, result
 class Linear(ctypes.Structure):
     """A linear layer, as csrc/abi.h describes it; pointers are addresses, None for null."""
 
-    _fields_ = [*[(name, _POINTER) for name in ("weight", "scale", "offset", "bias")], ("I", _LONG), ("O", _LONG)]
+    _fields_ = [
+        *[(name, _POINTER) for name in ("weight", "scale", "offset", "bias")],
+        *[(name, _LONG) for name in ("I", "O", "format")],
+    ]
 
 
 class BlockLayout(ctypes.Structure):
@@ -88,9 +99,26 @@ def require() -> ctypes.CDLL:
 
 
 def status() -> str:
-    """Whether there are kernels here, and if not, why: `yes` or `no: …`."""
+    """Whether there are kernels here, for which instructions, and if not, why: `yes, avx2` or `no: …`."""
     library = _attempt()
-    return f"no: {library}" if isinstance(library, Unavailable) else "yes"
+    return f"no: {library}" if isinstance(library, Unavailable) else f"yes, {_used_level(library)}"
+
+
+def levels() -> list[str]:
+    """The levels that this CPU has, the least first; none where there are no kernels."""
+    library = load()
+    return [] if library is None else list(_levels_here(library))
+
+
+def used_level() -> str:
+    """The level that the kernels compute with. Raises Unavailable where there are none."""
+    return _used_level(require())
+
+
+def use_level(name: str) -> None:
+    """Compute with this one of `levels` from now on. Weights that are prepared stay valid: they are the same at all."""
+    library = require()
+    library.use_level(_levels_here(library)[name])
 
 
 def pointer(tensor: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
@@ -126,10 +154,9 @@ def _attempt() -> ctypes.CDLL | Unavailable:
 
 
 def _load() -> ctypes.CDLL:
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        raise Unavailable("they are written for Linux on x86-64")
-    if not torch.cpu._is_vnni_supported():
-        raise Unavailable("this CPU has no AVX512-VNNI")
+    wanted = _wanted_level()
+    if platform.system() != "Linux" or platform.machine() not in LEVELS:
+        raise Unavailable("they are written for Linux on x86-64 and on 64-bit Arm")
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise Unavailable("no g++ was found (set CXX to one)")
@@ -142,7 +169,46 @@ def _load() -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise Unavailable(f"{path} cannot be used: {error}") from error
     _check_abi(library)
+    _choose_level(library, wanted)
     return library
+
+
+def _wanted_level() -> str | None:
+    """The level that the environment asks for. Raises UserError for one that there is not."""
+    wanted = os.environ.get(ISA_VARIABLE)
+    known = [name for names in LEVELS.values() for name in names]
+    if wanted and wanted not in known:
+        raise UserError(f'unknown {ISA_VARIABLE} "{wanted}": {nearest(wanted, known)}')
+    return wanted or None
+
+
+def _levels_here(library: ctypes.CDLL) -> dict[str, int]:
+    """The index of each level that this CPU has, the least first."""
+    here, index = {}, 0
+    while (name := library.level_name(index)) is not None:
+        if library.level_is_here(index):
+            here[name.decode()] = index
+        index += 1
+    return here
+
+
+def _choose_level(library: ctypes.CDLL, wanted: str | None) -> None:
+    """Use the level that is wanted, or the best.
+
+    Raises:
+        Unavailable: if this CPU has none.
+        UserError: if it has not the one that is wanted.
+    """
+    here = _levels_here(library)
+    if wanted is not None and wanted not in here:
+        raise UserError(f'{ISA_VARIABLE} is "{wanted}", which this CPU lacks: use {" or ".join(here) or "none"}')
+    if not here:
+        raise Unavailable("this CPU has no AVX2 with FMA and F16C")
+    library.use_level(here[wanted or list(here)[-1]])
+
+
+def _used_level(library: ctypes.CDLL) -> str:
+    return next(name for name, index in _levels_here(library).items() if index == library.used_level())
 
 
 def _check_abi(library: ctypes.CDLL) -> None:

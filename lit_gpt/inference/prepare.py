@@ -7,12 +7,15 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from lit_gpt.console import note
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.inference import native
 from lit_gpt.inference.decode_kernel import FusedDecode
 from lit_gpt.inference.linear import fast_linear
+from lit_gpt.inference.quantize import GROUP
 from lit_gpt.model.gpt import GPT
 
-InferencePrecision = Literal["auto", "fp32", "bf16", "int8"]
+InferencePrecision = Literal["auto", "fp32", "bf16", "int8", "int4"]
 INFERENCE_PRECISIONS = get_args(InferencePrecision)
 
 
@@ -21,32 +24,41 @@ def prepare_for_inference(model: GPT, precision: str = "auto") -> GPT:
 
     Args:
         model: a GPT. Its linear layers are replaced; embeddings and norms stay.
-        precision: `fp32`; `bf16`; `int8` (linear layers in int8 with a scale for each row, the rest fp32 on a CPU
-            and bf16 on a GPU); `auto`: bf16 on a GPU that has it, else fp32.
+        precision: of the linear layers: `fp32`; `bf16`; `int8`, with a scale for each row; `int4`, with one for each
+            32 weights of a row, where a row that is no multiple of 32 gets int8. The rest is fp32 on a CPU (bf16 in
+            `bf16` without kernels) and bf16 on a GPU. `auto`: bf16 on a GPU that has it, else fp32.
 
     Raises:
         UserError: for an unknown precision.
     """
     model = model.eval().requires_grad_(False)
     precision = inference_precision(precision, model.wte.weight.device.type)
-    half = precision == "bf16" or (precision == "int8" and model.wte.weight.device.type == "cuda")
+    on_gpu = model.wte.weight.device.type == "cuda"
+    is_quantised = precision in ("int8", "int4")
+    has_kernels = not on_gpu and native.load() is not None
+    half = (precision == "bf16" and not has_kernels) or (is_quantised and on_gpu)
     model = model.to(torch.bfloat16 if half else torch.float32)
-    _replace_linear_layers(model, int8=precision == "int8")
+    _replace_linear_layers(model, precision if is_quantised or (precision == "bf16" and has_kernels) else None)
     if FusedDecode.fusible(model):
         model.decode_kernel = FusedDecode(model)
     return model
 
 
-def _replace_linear_layers(model: nn.Module, int8: bool) -> None:
+def _replace_linear_layers(model: nn.Module, weights: str | None) -> None:
     """Each by its fastest form, one at a time, so that memory stays low."""
+    ungrouped: dict[int, int] = {}  # inputs → layers that int4 is not for
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, fast_linear(child, int8))
+                setattr(parent, name, fast_linear(child, weights))
+                if weights == "int4" and child.in_features % GROUP:
+                    ungrouped[child.in_features] = ungrouped.get(child.in_features, 0) + 1
+    for n_in, count in ungrouped.items():
+        note(f"int4: {count} layers of {n_in} inputs are in int8 instead: {n_in} is no multiple of {GROUP}")
 
 
 def inference_precision(precision: str, device: str) -> str:
-    """`fp32`, `bf16` or `int8`; `auto` is bf16 on CUDA devices that have it and fp32, which changes no text, elsewhere.
+    """The one to use: `auto` is bf16 on CUDA devices that have it, and fp32, which changes no text, elsewhere.
 
     Raises:
         UserError: for an unknown precision.

@@ -44,8 +44,8 @@ class KernelsSection(Section):
         share = 3 if self.short else 1
         linear = drawn(st.tuples(*zones.LINEAR), LINEAR_SHAPES // share, number)
         steps = drawn(st.tuples(*zones.STEP), STEP_SHAPES // share, number)
-        self._compare("linear layers of random shapes, fp32 and int8", "check_linear", linear)
-        self._compare("steps of random models, fp32 and int8, 1 to 3 threads", "check_step", steps)
+        self._compare("linear layers of random shapes, in all forms", "check_linear", linear)
+        self._compare("steps of random models, in all forms, 1 to 3 threads", "check_step", steps)
 
     def _compare(self, what: str, function: str, arguments: list[Any]) -> None:
         def compare() -> list[str]:

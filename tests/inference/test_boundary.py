@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt.inference.decode_kernel import FusedDecode
-from lit_gpt.inference.kernel_linear import KernelInt8Linear, KernelLinear
+from lit_gpt.inference.kernel_linear import KernelBf16Linear, KernelInt4Linear, KernelInt8Linear, KernelLinear
 from lit_gpt.inference.prepare import prepare_for_inference
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
@@ -18,7 +18,7 @@ from lit_gpt.model.kv_cache import CacheStep, KVCache
 pytestmark = pytest.mark.kernels
 
 CONFIG = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=4, n_embd=32)
-kinds = pytest.mark.parametrize("kind", [KernelLinear, KernelInt8Linear])
+kinds = pytest.mark.parametrize("kind", [KernelLinear, KernelBf16Linear, KernelInt8Linear, KernelInt4Linear])
 
 
 def prepared(config: GPTConfig = CONFIG, precision: str = "fp32") -> GPT:
@@ -39,7 +39,7 @@ def decode(model: GPT, cache_dtype: torch.dtype = torch.float32) -> Tensor:
 @kinds
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_linear_layer_converts_another_dtype(kind: type, dtype: torch.dtype) -> None:
-    layer, x = kind(nn.Linear(70, 48)), torch.randn(3, 70).to(dtype)
+    layer, x = kind(nn.Linear(96, 48)), torch.randn(3, 96).to(dtype)
     y = layer(x)
     assert y.dtype == dtype
     assert torch.equal(y, layer(x.float()).to(dtype))
@@ -47,31 +47,31 @@ def test_a_linear_layer_converts_another_dtype(kind: type, dtype: torch.dtype) -
 
 @kinds
 def test_a_linear_layer_reads_strided_inputs_as_they_are_meant(kind: type) -> None:
-    layer, x = kind(nn.Linear(24, 48)), torch.randn(24, 5)
+    layer, x = kind(nn.Linear(32, 48)), torch.randn(32, 5)
     assert torch.equal(layer(x.t()), layer(x.t().contiguous()))
-    row = torch.randn(1, 24)
-    assert torch.equal(layer(row.expand(4, 24)), layer(row.repeat(4, 1)))
+    row = torch.randn(1, 32)
+    assert torch.equal(layer(row.expand(4, 32)), layer(row.repeat(4, 1)))
 
 
 @kinds
 def test_a_linear_layer_refuses_what_is_not_its_input(kind: type) -> None:
-    layer, freed = kind(nn.Linear(24, 48)), torch.randn(2, 24)
+    layer, freed = kind(nn.Linear(32, 48)), torch.randn(2, 32)
     freed.untyped_storage().resize_(0)
     for x in (torch.randn(2, 12), torch.randn(2, 48), freed):
-        with pytest.raises(ValueError, match="a linear layer of 24 inputs got"):
+        with pytest.raises(ValueError, match="a linear layer of 32 inputs got"):
             layer(x)
-    for x in (torch.zeros(2, 24, device="meta"), torch.zeros(2, 24, dtype=torch.long), torch.zeros(2, 24) * 1j):
+    for x in (torch.zeros(2, 32, device="meta"), torch.zeros(2, 32, dtype=torch.long), torch.zeros(2, 32) * 1j):
         with pytest.raises(TypeError, match="needs a tensor of floating-point numbers"):
             layer(x)
 
 
 @kinds
 def test_a_linear_layer_without_memory_is_refused(kind: type) -> None:
-    freed = nn.Linear(24, 48)
+    freed = nn.Linear(32, 48)
     freed.weight.untyped_storage().resize_(0)
-    for linear in (freed, nn.Linear(24, 48, device="meta")):
+    for linear in (freed, nn.Linear(32, 48, device="meta")):
         with pytest.raises(ValueError, match="the kernels need the weight as contiguous"):
-            KernelLinear(linear)
+            kind(linear)
 
 
 def test_fp32_asks_for_no_scratch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lit_gpt.inference.decode_kernel import FusedDecode
-from lit_gpt.inference.kernel_linear import KernelInt8Linear, KernelLinear
+from lit_gpt.inference.kernel_linear import KernelBf16Linear, KernelInt4Linear, KernelInt8Linear, KernelLinear
 from lit_gpt.inference.prepare import prepare_for_inference
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
@@ -112,16 +112,22 @@ def threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_linear(n_row: int, n_in: int, n_out: int, int8: bool, bias: bool, seed: int, missing: int = 0) -> None:
+KINDS = {"fp32": KernelLinear, "bf16": KernelBf16Linear, "int8": KernelInt8Linear, "int4": KernelInt4Linear}
+TOLERANCE = {"fp32": 1e-6, "bf16": 0.01, "int8": 0.03, "int4": 0.3}
+
+
+def check_linear(n_row: int, n_in: int, n_out: int, kind: str, bias: bool, seed: int, missing: int = 0) -> None:
     torch.manual_seed(seed)
+    if kind == "int4":
+        n_in = (n_in + 31) // 32 * 32
     plain, guards = nn.Linear(n_in, n_out, bias=bias), Guards(missing)
-    layer = (KernelInt8Linear if int8 else KernelLinear)(plain)
+    layer = KINDS[kind](plain)
     guards.guard_linear(layer)
     x = torch.randn(n_row, n_in)
     got = layer(x).double()
     guards.check()
     expected = plain.double()(x.double())
-    tolerance = 0.03 * x.norm(dim=1, keepdim=True) * plain.weight.norm(dim=1) + 1e-6 if int8 else 1e-5
+    tolerance = TOLERANCE[kind] * x.norm(dim=1, keepdim=True) * plain.weight.norm(dim=1) + 1e-5
     assert bool(((got - expected).abs() <= tolerance).all())
 
 
@@ -153,7 +159,7 @@ def check_decode(config: GPTConfig, precision: str, lengths: list[int], seed: in
     idx = torch.randint(config.vocab_size, (n, 1))
     got, wanted = model(idx, cache=cache.step(slots, 1)).logits, reference(idx, cache=exact.step(slots, 1)).logits
     guards.check()
-    assert (got - wanted).norm() <= (1e-4 if precision == "fp32" else 0.2) * wanted.norm()
+    assert (got - wanted).norm() <= {"fp32": 1e-4, "int4": 1.0}.get(precision, 0.2) * wanted.norm()
     for slot, length in zip(slots, lengths):
         before[:, slot, :, length] = cache.k[:, slot, :, length]
         assert (cache.k[0, slot, :, length] - exact.k[0, slot, :, length]).norm() <= 0.05 * exact.k[0, slot].norm()
@@ -164,7 +170,7 @@ LINEAR = (
     st.integers(1, 70),
     st.integers(1, 150),
     st.integers(1, 40),
-    st.booleans(),
+    st.sampled_from(sorted(KINDS)),
     st.booleans(),
     st.integers(0, 2**31),
 )
@@ -175,9 +181,9 @@ LINEAR = (
 @settings(max_examples=60, deadline=None)
 @given(*LINEAR)
 def test_a_linear_layer_stays_within_its_memory(
-    n_row: int, n_in: int, n_out: int, int8: bool, bias: bool, seed: int
+    level: str, n_row: int, n_in: int, n_out: int, kind: str, bias: bool, seed: int
 ) -> None:
-    check_linear(n_row, n_in, n_out, int8, bias, seed)
+    check_linear(n_row, n_in, n_out, kind, bias, seed)
 
 
 SHAPES = st.fixed_dictionaries({
@@ -196,7 +202,7 @@ SHAPES = st.fixed_dictionaries({
 STEP = (
     SHAPES,
     st.booleans(),
-    st.sampled_from(["fp32", "int8"]),
+    st.sampled_from(["fp32", "bf16", "int8", "int4"]),
     st.lists(st.integers(0, 70), min_size=1, max_size=6),
     st.integers(1, 3),
     st.integers(0, 2**31),
@@ -221,14 +227,15 @@ def check_step(
 @given(*STEP)
 @torch.inference_mode()
 def test_the_fused_step_stays_within_its_memory(
-    shape: dict[str, object], rotary: bool, precision: str, lengths: list[int], n_threads: int, seed: int
+    level: str, shape: dict[str, object], rotary: bool, precision: str, lengths: list[int], n_threads: int, seed: int
 ) -> None:
     check_step(shape, rotary, precision, lengths, n_threads, seed)
 
 
 SMALL = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=2, n_embd=32)
 EXACT: dict[str, Callable[[int], None]] = {  # here the scratch is used to its last byte
-    "linear": lambda missing: check_linear(3, 64, 8, True, True, 0, missing),
+    "linear int8": lambda missing: check_linear(3, 64, 8, "int8", True, 0, missing),
+    "linear int4": lambda missing: check_linear(3, 64, 8, "int4", True, 0, missing),
     "decode fp32": lambda missing: check_decode(SMALL, "fp32", [8], 0, missing),
     "decode int8": lambda missing: check_decode(SMALL, "int8", [8, 3], 0, missing),
 }
@@ -250,9 +257,10 @@ def test_scratch_that_is_too_small_by_four_bytes_is_noticed() -> None:
 
 @pytest.mark.kernels
 @torch.inference_mode()
-def test_the_number_of_threads_changes_no_bit_of_the_kernels() -> None:
+def test_the_number_of_threads_changes_no_bit_of_the_kernels(level: str) -> None:
     torch.manual_seed(0)
-    for shape, precision in (({}, "fp32"), ({"mlp": "swiglu", "norm": "rmsnorm"}, "int8"), ({"mlp": "relu2"}, "fp32")):
+    swiglu = {"mlp": "swiglu", "norm": "rmsnorm"}
+    for shape, precision in (({}, "fp32"), (swiglu, "int8"), (swiglu, "int4"), ({"mlp": "relu2"}, "bf16")):
         config = GPTConfig(vocab_size=500, block_size=32, n_layer=2, n_head=12, n_kv_head=1, n_embd=132, **shape)
         model = prepare_for_inference(GPT(config), precision)
         cache = KVCache(config, 5, 32, model.cache_dtype)

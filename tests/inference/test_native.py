@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
 import shutil
 import subprocess
@@ -13,9 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+from lit_gpt.errors import UserError
 from lit_gpt.inference import kernel_library, native
 from lit_gpt.inference.decode_kernel import FusedDecode
 from lit_gpt.inference.kernel_linear import KernelInt8Linear, KernelLinear
+from lit_gpt.inference.levels import LEVELS
 from lit_gpt.inference.prepare import prepare_for_inference
 from lit_gpt.model.config import GPTConfig, MLPKind
 from lit_gpt.model.gpt import GPT
@@ -69,7 +72,7 @@ def test_a_struct_in_another_order_is_refused(fresh: None, monkeypatch: pytest.M
 def test_a_struct_with_a_field_less_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = native.Linear._fields_[:-1]
     monkeypatch.setattr(native, "Linear", type("Linear", (ctypes.Structure,), {"_fields_": fields}))
-    check_unusable("the compiled library has Linear at another size: 48 bytes, not 40")
+    check_unusable("the compiled library has Linear at another size: 56 bytes, not 48")
 
 
 @pytest.mark.slow
@@ -139,11 +142,34 @@ def test_scratch_of_a_linear_layer_is_what_the_library_says() -> None:
 
 
 @pytest.mark.kernels
-def test_the_source_compiles_without_a_warning() -> None:
-    flags = [*kernel_library.FLAGS, "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
-    command = [shutil.which("g++") or "c++", *flags, str(kernel_library.SOURCES / "kernels.cpp")]
-    run = subprocess.run(command, capture_output=True, text=True)
+@pytest.mark.parametrize("part", ["dispatch", *LEVELS[platform.machine()]])
+def test_the_source_compiles_without_a_warning(part: str) -> None:
+    command = kernel_library.compile_commands(shutil.which("g++") or "c++", Path("folder"))[Path(f"folder/{part}.o")]
+    run = subprocess.run([*command, "-Wall", "-Wextra", "-Werror", "-fsyntax-only"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.kernels
+def test_the_environment_masks_the_level(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in native.levels():
+        monkeypatch.setenv("LIT_GPT_ISA", name)
+        assert native.status() == f"yes, {name}"
+
+
+@pytest.mark.kernels
+def test_a_level_that_the_cpu_lacks_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = next(name for names in LEVELS.values() for name in names if name not in native.levels())
+    here = " or ".join(native.levels())
+    monkeypatch.setenv("LIT_GPT_ISA", foreign)
+    with pytest.raises(UserError, match=f'^LIT_GPT_ISA is "{foreign}", which this CPU lacks: use {here}$'):
+        native.load()
+
+
+@pytest.mark.parametrize("wrong", ["avx3", "AVX2", " "])
+def test_an_unknown_level_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    monkeypatch.setenv("LIT_GPT_ISA", wrong)
+    with pytest.raises(UserError, match=f'^unknown LIT_GPT_ISA "{wrong}": '):
+        native.load()
 
 
 def test_where_there_is_no_compiler_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,24 +1,33 @@
-// The binary interface with native.py: structs, their sizes, and the names of the activations.
+// The binary interface with native.py: structs, the numbers of formats and activations, and the functions of a level.
 //
-// native.py has the same structs and the same number, and compares them with what this file exports when it loads.
-// Axes: see kernels.cpp.
+// native.py has the same structs and the same version, and compares them with what dispatch.cpp exports when it loads.
+// Axes: see products.h.
 
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
-const int ABI_VERSION = 1;  // to be raised with any change of an exported function or of what a field means
+const int ABI_VERSION = 2;  // to be raised with any change of an exported function or of what a field means
 
-// weight (O, I) in int8 has scale (O), the value of one unit in each row, and offset (O), 128 times the row's sum; in
-// fp32 these are null. bias (O) may be null.
+// How a weight (O, I) is stored:
+//   FP32, BF16  (O, I)
+//   INT8        (blocks of 16 outputs, quads of 4 inputs, 16, 4) bytes with a sign, zeros beyond O and I. scale (O) floats:
+//               the value of one unit in each row; offset (O): 128 times the sum of a row
+//   INT4        (blocks, groups of 32 inputs, 4, 16, 4) bytes: below the 4 bits of quad n of the group, above those of quad
+//               n + 4, each 8 more than the weight in units of its group. scale (blocks, groups, 16) in fp16: those units
+enum Format { FP32, BF16, INT8, INT4, N_FORMATS };
+const char *const FORMATS[N_FORMATS] = {"fp32", "bf16", "int8", "int4"};
+
+enum Activation { GELU, GELU_TANH, RELU, RELU2, SWIGLU, N_ACTIVATIONS };
+const char *const ACTIVATIONS[N_ACTIVATIONS] = {"gelu", "gelu_tanh", "relu", "relu2", "swiglu"};
+
+// scale and offset are null where the format has none. bias (O) may be null.
 struct Linear {
-    const void *weight;
-    const float *scale;
+    const void *weight, *scale;
     const int32_t *offset;
     const float *bias;
-    long I, O;
+    long I, O, format;
 };
 
 struct BlockLayout {
@@ -41,40 +50,11 @@ struct CacheLayout {
     long bf16;  // or fp32
 };
 
-enum Activation { GELU, GELU_TANH, RELU, RELU2, SWIGLU, N_ACTIVATIONS };
-const char *const ACTIVATIONS[N_ACTIVATIONS] = {"gelu", "gelu_tanh", "relu", "relu2", "swiglu"};
-
-extern "C" int abi_version() { return ABI_VERSION; }
-
-// The index of an activation in Stack, or -1 for one that there is not.
-extern "C" long activation_index(const char *name) {
-    for (long i = 0; i < N_ACTIVATIONS; i++)
-        if (!strcmp(name, ACTIVATIONS[i])) return i;
-    return -1;
-}
-
-// The size of a struct ("Linear") or the offset of a field ("Linear.bias") in bytes; -1 for one that there is not.
-extern "C" long layout_bytes(const char *name) {
-#define SIZE(type) {#type, sizeof(type)}
-#define FIELD(type, field) {#type "." #field, offsetof(type, field)}
-    static const struct {
-        const char *name;
-        long bytes;
-    } layout[] = {
-        SIZE(Linear), FIELD(Linear, weight), FIELD(Linear, scale), FIELD(Linear, offset), FIELD(Linear, bias),
-        FIELD(Linear, I), FIELD(Linear, O),
-        SIZE(BlockLayout), FIELD(BlockLayout, ln_1), FIELD(BlockLayout, ln_1_bias), FIELD(BlockLayout, ln_2), FIELD(BlockLayout, ln_2_bias),
-        FIELD(BlockLayout, q_norm), FIELD(BlockLayout, k_norm), FIELD(BlockLayout, c_attn), FIELD(BlockLayout, attn_c_proj),
-        FIELD(BlockLayout, c_fc), FIELD(BlockLayout, c_gate), FIELD(BlockLayout, mlp_c_proj),
-        SIZE(Stack), FIELD(Stack, blocks), FIELD(Stack, rotation), FIELD(Stack, n_layer), FIELD(Stack, C),
-        FIELD(Stack, H), FIELD(Stack, K), FIELD(Stack, D), FIELD(Stack, F), FIELD(Stack, activation),
-        FIELD(Stack, rmsnorm), FIELD(Stack, eps),
-        SIZE(CacheLayout), FIELD(CacheLayout, keys), FIELD(CacheLayout, values), FIELD(CacheLayout, layer_stride),
-        FIELD(CacheLayout, slot_stride), FIELD(CacheLayout, head_stride), FIELD(CacheLayout, bf16),
-    };
-#undef SIZE
-#undef FIELD
-    for (const auto &entry : layout)
-        if (!strcmp(name, entry.name)) return entry.bytes;
-    return -1;
-}
+// The functions of one level: the loops, compiled for one instruction set. See level.cpp.
+struct Level {
+    long (*linear_scratch_bytes)(const Linear *l, long B);
+    long (*decode_scratch_bytes)(const Stack *stack, const long *lengths, long B, int threads);
+    void (*linear_forward)(const Linear *l, const float *x, float *y, uint8_t *scratch, long B, int threads);
+    void (*decode)(const Stack *stack, const CacheLayout *cache, float *x, const long *slots, const long *lengths,
+                   uint8_t *scratch, long B, int threads);
+};

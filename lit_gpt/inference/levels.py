@@ -1,0 +1,47 @@
+"""The levels of the kernels: one for each instruction set that they are compiled for, and the flags for it.
+
+All levels of a kind of CPU are in one library, and the CPU says which can be used: see csrc/dispatch.cpp.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ISA_VARIABLE = "LIT_GPT_ISA"
+"""The environment variable with the name of the level to use: at most what the CPU has."""
+
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
+
+
+class LevelSource(NamedTuple):
+    """How a level is compiled.
+
+    Attributes:
+        primitives: its header in csrc/.
+        flags: the instructions that the compiler may use.
+    """
+
+    primitives: str
+    flags: tuple[str, ...]
+
+
+LEVELS: dict[str, dict[str, LevelSource]] = {  # by `platform.machine()`; the least first
+    "x86_64": {
+        "avx2": LevelSource("primitives_avx2.h", _AVX2),
+        "avx2_vnni": LevelSource("primitives_avx2.h", (*_AVX2, "-mavxvnni")),
+        "avx512": LevelSource("primitives_avx512.h", _AVX512),
+        "avx512_vnni": LevelSource("primitives_avx512.h", (*_AVX512, "-mavx512vnni")),
+        "avx512_bf16": LevelSource("primitives_avx512.h", (*_AVX512, "-mavx512vnni", "-mavx512bf16")),
+    },
+    "aarch64": {
+        "neon": LevelSource("primitives_neon.h", ("-march=armv8-a",)),
+        "neon_dotprod": LevelSource("primitives_neon.h", ("-march=armv8.2-a+dotprod",)),
+        "neon_i8mm": LevelSource("primitives_neon.h", ("-march=armv8.2-a+dotprod+i8mm",)),
+    },
+}
+
+
+def level_arguments(name: str, source: LevelSource) -> list[str]:
+    """The compiler's arguments for the level, beside those that all have."""
+    return [*source.flags, f"-DLEVEL=level_{name}", f'-DPRIMITIVES="{source.primitives}"']
