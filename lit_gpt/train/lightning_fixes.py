@@ -48,11 +48,11 @@ class CheckpointKeepsFlags:
         """Nothing, where LightningCLI would merge the checkpoint's hyperparameters over what was parsed."""
 
 
-_UNWANTED = ("litlogger", "litmodels", "Detected KeyboardInterrupt", "An SIGTERMException was raised")
+_UNWANTED = ("litlogger", "litmodels", "TPU available", "Detected KeyboardInterrupt", "An SIGTERMException was raised")
 
 
 class _WithoutUnwanted(logging.Filter):
-    """Drops what recommends services of Lightning's maker, and what the program says itself in one line."""
+    """Drops what recommends services of Lightning's maker, what is not used, and what the program says itself."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not any(part in record.getMessage() for part in _UNWANTED)
