@@ -13,11 +13,15 @@ from lit_gpt.errors import UserError, nearest
 
 
 class Command(NamedTuple):
-    """A subcommand: what it does, an example, and the function that runs it on `argv`."""
+    """A subcommand: what it does, an example, the function that runs it on `argv`, and one for its help if it has one.
+
+    A function that only prints help need not import what the command does.
+    """
 
     summary: str
     example: str
     target: str
+    help: str | None = None
 
 
 COMMANDS = {
@@ -35,11 +39,13 @@ COMMANDS = {
         "continue prompts with a checkpoint",
         'lit_gpt predict --ckpt_path last --start "def " --num_samples 3',
         "lit_gpt.cli.lightning:main",
+        "lit_gpt.cli.predict_options:print_help",
     ),
     "serve": Command(
         "an OpenAI-compatible server and a web page",
         "lit_gpt serve --ckpt_path last --port 8000",
         "lit_gpt.serve.main:main",
+        "lit_gpt.serve.options:print_help",
     ),
     "convert": Command(
         "checkpoints from and to other projects", "lit_gpt convert gpt2 gpt2.ckpt", "lit_gpt.convert.main:main"
@@ -91,7 +97,12 @@ def run(argv: list[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise UserError(f'unknown command "{argv[0]}": {nearest(argv[0], COMMANDS)}')
-    module, function = COMMANDS[argv[0]].target.split(":")
+    command = COMMANDS[argv[0]]
+    if command.help is not None and {"-h", "--help"} & set(argv[1:]):
+        module, function = command.help.split(":")
+        getattr(importlib.import_module(module), function)()
+        return 0
+    module, function = command.target.split(":")
     arguments = argv if module == "lit_gpt.cli.lightning" else argv[1:]
     return getattr(importlib.import_module(module), function)(arguments) or 0
 

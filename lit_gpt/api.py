@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from lit_gpt.checkpoint.format import load_model, resolve_ckpt_path
+from lit_gpt.checkpoint.format import resolve_ckpt_path
 from lit_gpt.convert.recognise import load_source
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import Completion, PromptInput, complete, encode_prompt
@@ -55,9 +55,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def _read(path_or_id: str) -> tuple[GPT, Tokenizer | None]:
-    if path_or_id in ("last", "best"):
-        return load_model(resolve_ckpt_path(path_or_id))
-    return load_source(path_or_id)
+    return load_source(str(resolve_ckpt_path(path_or_id)) if path_or_id in ("last", "best") else path_or_id)
 
 
 class Generator:

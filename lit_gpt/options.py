@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
@@ -93,3 +95,49 @@ def make_parser(name: str, description: str) -> CommandParser:
     )
     parser.add_argument("--config", action="config", help="a YAML file of these options; can be given several times")
     return parser
+
+
+_TEXT_COLUMN, _WIDTH = 34, 120  # of a help page
+
+
+def help_page(
+    parser: ArgumentParser, examples: Mapping[str, str], groups: Mapping[str, Sequence[str]], end: str = ""
+) -> str:
+    """The help of a command: examples, then its options in the order in which people need them, with their defaults.
+
+    Args:
+        parser: has the options, with their help.
+        examples: what each does → the command.
+        groups: heading → keys of `parser`; a key that is in none is not shown.
+        end: more lines.
+    """
+    lines = [f"usage: {parser.prog} [options]", "", parser.description or "", "", "examples:"]
+    for text, command in examples.items():
+        lines += [f"  {command}", f"      {text}"]
+    actions = {action.dest: action for action in parser._actions}
+    for heading, keys in groups.items():
+        lines += ["", f"{heading}:"]
+        for key in keys:
+            lines += _option_lines(actions[key])
+    return "\n".join([*lines, *(["", end] if end else [])])
+
+
+def _option_lines(action: Any) -> Iterator[str]:
+    flag = f"  --{action.dest}"
+    if action.default is not None and isinstance(action.default, (str, int, float)) and action.default is not False:
+        flag += f" {json.dumps(action.default) if action.default == '' else action.default}"
+    choices = next((kind for kind in _parts(getattr(action, "_typehint", None)) if get_origin(kind) is Literal), None)
+    text = " ".join((action.help or "").split())
+    if choices is not None:
+        text += f" ({', '.join(map(str, get_args(choices)))})"
+    rows = textwrap.wrap(text, _WIDTH - _TEXT_COLUMN, break_on_hyphens=False) or [""]
+    if len(flag) >= _TEXT_COLUMN:
+        yield flag
+        flag = ""
+    yield f"{flag:<{_TEXT_COLUMN}}{rows[0]}".rstrip()
+    yield from (" " * _TEXT_COLUMN + row for row in rows[1:])
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """A type, or the parts of a union of types."""
+    return (hint,) if get_origin(hint) is Literal else (hint, *get_args(hint))

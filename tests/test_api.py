@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from environment import ROOT
 from models import tiny_gpt
 
 import lit_gpt
@@ -35,6 +38,27 @@ def test_load_gives_a_generator(model: GPT, gpt: Generator, tmp_path: Path) -> N
     for name, message in (("missing.ckpt", "missing.ckpt"), ("x.ckpt", "device='tpu' cannot be used")):
         with pytest.raises(UserError, match=message):
             load(str(tmp_path / name), device="tpu" if name == "x.ckpt" else "cpu")
+
+
+LOADING = {
+    "load": "import lit_gpt; lit_gpt.load(sys.argv[1])",
+    "serve": "from lit_gpt.serve.main import build_service, create_app, parse\n"
+    "create_app(build_service(parse(['--ckpt_path', sys.argv[1]]), sys.argv[1]))",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", LOADING)
+def test_loading_imports_no_compiler_and_nothing_of_other_projects_checkpoints(
+    how: str, model: GPT, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "x.ckpt", model, get_tokenizer("byte"))
+    heavy = ["torch._dynamo", "sympy", "lightning", "torchmetrics", "matplotlib", "huggingface_hub", "tokenizers"]
+    script = f"import sys\n{LOADING[how]}\nprint(*sorted(set({heavy}) & set(sys.modules)))"
+    command = [sys.executable, "-c", script, str(tmp_path / "x.ckpt")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
 
 
 def test_generate_takes_one_prompt_or_several_texts_or_ids(gpt: Generator) -> None:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from lit_gpt.atomic import atomic_write
 from lit_gpt.checkpoint.limits import check_fits, check_plain
-from lit_gpt.checkpoint.torch_file import check_tensors, load_torch_file
+from lit_gpt.checkpoint.torch_file import OpenTorchFile, check_tensors, load_torch_file
 from lit_gpt.errors import UserError, brief
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
+from lit_gpt.model.uninitialized import empty_gpt
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -114,16 +115,29 @@ def _weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_model(path: str | os.PathLike[str]) -> tuple[GPT, Tokenizer | None]:
     """The model (on the CPU, in the dtype it was saved in, in eval mode) and its tokenizer.
 
-    The weights are copied into memory: what is written to the file later does not reach a model in use.
+    The weights are in memory of their own: what is written to the file later does not reach a model in use.
 
     Raises:
         UserError: as `read_header`, or if the weights do not fit the shape that the file itself states.
     """
-    checkpoint = load_checkpoint(path)
-    header = header_of(checkpoint, path)
+    file, header = open_checkpoint(path)
     tokenizer = None if header.tokenizer is None else Tokenizer.from_dict(header.tokenizer, str(path))
-    model = build_model(header.config, _weights_of(checkpoint["state_dict"]), str(path))
-    return copy_weights(model), tokenizer
+    stored = _weights_of(file.tensors("state_dict"))
+    if header.config.tie_embeddings and "wte.weight" in stored:
+        stored.pop("lm_head.weight", None)  # which is the same
+    weights = {name: file.read(tensor) for name, tensor in stored.items()}
+    return build_model(header.config, weights, str(path)), tokenizer
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> tuple[OpenTorchFile, Header]:
+    """A checkpoint, unpickled once, none of its weights read yet.
+
+    Raises:
+        UserError: as `read_header`.
+    """
+    file = OpenTorchFile(_existing(path))
+    check_ours(file.content, file.path)
+    return file, header_of(file.content, path)
 
 
 def build_model(config: GPTConfig, weights: dict[str, Tensor], source: str) -> GPT:
@@ -132,21 +146,13 @@ def build_model(config: GPTConfig, weights: dict[str, Tensor], source: str) -> G
     Raises:
         UserError: listing what is missing, unexpected and misshapen of `source`.
     """
-    with torch.device("meta"):
-        model = GPT(config)
+    model = empty_gpt(config)
     if config.tie_embeddings and "wte.weight" in weights:
         weights = {**weights, "lm_head.weight": weights["wte.weight"]}
     check_weights(model, weights, source)
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     return model.eval()
-
-
-def copy_weights(model: GPT) -> GPT:
-    """`model`, with weights of its own in memory instead of those mapped from a file."""
-    for parameter in model.parameters():  # a tied weight once
-        parameter.data = parameter.data.clone()
-    return model
 
 
 def check_weights(model: GPT, weights: dict[str, Tensor], source: str) -> None:
@@ -208,16 +214,30 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> dict[s
     Raises:
         UserError: if the file is missing, damaged, not a checkpoint of ours or of a newer format.
     """
+    path = _existing(path)
+    checkpoint = load_torch_file(path, device)
+    check_ours(checkpoint, path)
+    return checkpoint
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not path.is_file():
         where = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {where}: give the path of a .ckpt file, or `last` for the newest run")
-    checkpoint = load_torch_file(path, device)
+    return path
+
+
+def check_ours(checkpoint: object, path: Path) -> None:
+    """Check what a file holds, which is then read as a checkpoint of ours.
+
+    Raises:
+        UserError: if it is none, or damaged, or of a newer format.
+    """
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"{path} is not a lit_gpt checkpoint: `lit_gpt convert` reads those of other projects")
     _check_entries(checkpoint, path)
     checkpoint[KEY].setdefault("tokenizer", None)
-    return checkpoint
 
 
 _ENTRIES: dict[str, tuple[type, ...]] = {

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
+from lit_gpt.checkpoint.extents import Extent, ExtentReader
 from lit_gpt.errors import UserError, brief
 
 MAX_PICKLE_BYTES = 64 << 20
@@ -43,13 +45,19 @@ def load_torch_file(path: Path, device: str = "cpu") -> Any:
         UserError: if the file is missing, damaged, no such file, claims more than it holds, or wants to run code, which
             is then named.
     """
+    _checked_records(path)
+    return load_checked_file(path, device)
+
+
+def _checked_records(path: Path) -> dict[int, int]:
+    """First byte → size of every record of a zip file, {} for an older one. Raises UserError as `load_torch_file`."""
     try:
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
             file.seek(0)
-            names = list(_names_of_zip(file) if is_zip else _names_of_legacy(file))
+            names, records = _read_zip(file) if is_zip else (list(_names_of_legacy(file)), {})
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): give the path of a checkpoint") from None
+        raise _unreadable(path, error) from None
     except Exception:  # damaged in any way, which zipfile and pickletools answer with nearly anything
         raise _damaged(path) from None
     refused = [name for name in names if not _ALLOWED.fullmatch(name)]
@@ -59,7 +67,7 @@ def load_torch_file(path: Path, device: str = "cpu") -> Any:
         raise UserError(
             f"{path} is refused: it wants to run {wanted[:80]}; save its plain tensors (a state_dict) with torch.save"
         )
-    return load_checked_file(path, device)
+    return records
 
 
 def load_checked_file(path: Path, device: str = "cpu") -> Any:
@@ -70,6 +78,88 @@ def load_checked_file(path: Path, device: str = "cpu") -> Any:
             return torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception:  # torch's reader answers a damaged file with nearly anything
         raise _damaged(path) from None
+
+
+class OpenTorchFile:
+    """A file of `torch.save`, unpickled once, whose tensors are read when they are needed.
+
+    Attributes:
+        path: the file.
+        nbytes: its size.
+        content: what it holds. Its tensors have no data, unless the file is older than the zip format: such a file
+            torch reads whole, and so it is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError as `load_torch_file`."""
+        self.path = path
+        try:
+            self._reader = ExtentReader(path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        self.nbytes = self._reader.nbytes
+        self._records = _checked_records(path)
+        self.content = self._without_data() if self._records else load_checked_file(path)
+
+    def _without_data(self) -> Any:
+        try:
+            return load_checked_file(self.path, "meta")
+        except UserError:  # torch expects its own order of records
+            return load_checked_file(self.path)
+
+    def tensors(self, *keys: str) -> dict[str, Tensor]:
+        """The tensors in the dict that lies under `keys`; what else is there is left out.
+
+        Raises:
+            UserError: if there is no dict.
+        """
+        found = self._tensors(keys)
+        if not all(map(self._is_located, found.values())):
+            # Not torch itself has written the archive, and where it expects each record is not where it is.
+            self.content = load_checked_file(self.path)
+            found = self._tensors(keys)
+        return found
+
+    def _tensors(self, keys: tuple[str, ...]) -> dict[str, Tensor]:
+        values = self.content
+        for key in keys:
+            values = values.get(key) if isinstance(values, dict) else None
+        if not isinstance(values, dict):
+            raise UserError(f"{self.path} has no dict of tensors under {'/'.join(keys)}: get it again")
+        return {name: tensor for name, tensor in values.items() if isinstance(tensor, Tensor)}
+
+    def _is_located(self, tensor: Tensor) -> bool:
+        """Whether it has data, or torch says where, and there is a record of that size.
+
+        Of a tensor that is spread over much more than its size, reading the whole extent would take too long.
+        """
+        extent = self.extent(tensor)
+        if extent is None:
+            return True
+        storage = tensor.untyped_storage()
+        is_inside = extent.nbytes + tensor.storage_offset() * tensor.itemsize <= storage.nbytes()
+        is_dense = extent.elements <= 2 * tensor.numel()
+        return is_inside and is_dense and self._records.get(storage._checkpoint_offset or 0) == storage.nbytes()
+
+    def extent(self, tensor: Tensor) -> Extent | None:
+        """Where the data of one of the content's tensors lies; None if it is mapped or in memory."""
+        if not tensor.is_meta:
+            return None
+        record = tensor.untyped_storage()._checkpoint_offset or 0
+        return Extent.of(tensor, record + int(tensor.storage_offset()) * tensor.itemsize)
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """One of `tensors`, with its data, in memory of its own.
+
+        Raises:
+            UserError: if the file has been replaced or written to since it was opened.
+            OSError: if it is gone.
+        """
+        extent = self.extent(tensor)
+        if extent is not None:
+            return self._reader.read(extent)
+        self._reader.check_unchanged()
+        return tensor.detach().clone()
 
 
 def check_tensors(state: object, file_bytes: int, where: str) -> None:
@@ -99,28 +189,41 @@ def check_tensors(state: object, file_bytes: int, where: str) -> None:
             raise UserError(f"{where} claims more than the file holds ({brief(name)}): get or write it again")
 
 
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read ({error.strerror or error}): give the path of a checkpoint")
+
+
 def _damaged(path: Path) -> UserError:
     return UserError(f"{path} is truncated, damaged or no checkpoint: use another, or get or write it again")
 
 
-def _names_of_zip(file: IO[bytes]) -> Iterator[str]:
-    """What the pickle of a zip archive would call. Raises ValueError and others if the archive is damaged."""
+def _read_zip(file: IO[bytes]) -> tuple[list[str], dict[int, int]]:
+    """What the pickle of a zip archive would call, and first byte → size of its records.
+
+    Raises:
+        ValueError: and others if the archive is damaged.
+    """
     with zipfile.ZipFile(file) as archive:
         records = sorted(archive.infolist(), key=lambda record: record.header_offset)
-        _check_layout(file, records, archive.start_dir)
+        starts = _check_layout(file, records, archive.start_dir)
         (described,) = (record for record in records if record.filename.count("/") == 1 and _is_pickle(record))
         if described.file_size > MAX_PICKLE_BYTES:
             raise ValueError("its description is too long")
         content = archive.read(described)  # compares its checksum
-    yield from called_names(io.BytesIO(content))
+    return list(called_names(io.BytesIO(content))), starts
 
 
 def _is_pickle(record: zipfile.ZipInfo) -> bool:
     return record.filename.endswith("/data.pkl")
 
 
-def _check_layout(file: IO[bytes], records: list[zipfile.ZipInfo], end: int) -> None:
-    """Check that each record is stored as it is, where the directory says, and ends where the next one begins."""
+def _check_layout(file: IO[bytes], records: list[zipfile.ZipInfo], end: int) -> dict[int, int]:
+    """Check that each record is stored as it is, where the directory says, and ends where the next one begins.
+
+    Returns:
+        The first byte of each record → its size.
+    """
+    sizes = {}
     if not 0 < len(records) <= _MAX_RECORDS or len({record.filename for record in records}) != len(records):
         raise ValueError("no records, too many, or two of one name")
     ends = [record.header_offset for record in records[1:]] + [end]
@@ -135,6 +238,8 @@ def _check_layout(file: IO[bytes], records: list[zipfile.ZipInfo], end: int) -> 
             raise ValueError(f"{record.filename} is not what the directory says")
         if not 0 <= trailer < _LONGEST_TRAILER:
             raise ValueError(f"{record.filename} does not end where the next record begins")
+        sizes[start] = record.file_size
+    return sizes
 
 
 def _names_of_legacy(file: IO[bytes]) -> Iterator[str]:

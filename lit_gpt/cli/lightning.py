@@ -30,7 +30,8 @@ from lit_gpt.cli.defaults import (
     refuse_changed_run,
     refuse_missing_groups,
 )
-from lit_gpt.cli.predict import Prediction, add_predict_arguments
+from lit_gpt.cli.predict import Prediction
+from lit_gpt.cli.predict_options import add_predict_arguments
 from lit_gpt.cli.resolve import check_machine, resolve_compile_option, resolve_data, resolve_precision_option
 from lit_gpt.cli.shipped_configs import use_shipped_configs
 from lit_gpt.console import note
@@ -39,6 +40,7 @@ from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Draft, check_draft
+from lit_gpt.inference.prepare import InferencePrecision
 from lit_gpt.locks import Lock
 from lit_gpt.options import OneLineErrors, parser_keys
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -98,7 +100,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
                 "enable_progress_bar": self.name != "predict",  # which shows prompts instead of batches
                 "enable_model_summary": False,  # it prints to stdout; `lit_gpt info` says more
             },
-            seed_everything_default=1337,
+            seed_everything_default=False if self.name == "predict" else 1337,  # predict has a --seed of its own
             parser_kwargs={**options, "prog": "lit_gpt", self.name: dict(options)},
             parser_class=ProgramParser,
             args=None if argv == sys.argv[1:] else argv,
@@ -118,7 +120,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             remember = "log at each validation how much of some samples is verbatim training text"
             parser.add_argument("--remix", type=bool, default=False, help=remember)
         if self.name == "predict":
-            add_predict_arguments(parser)
+            add_predict_arguments(parser, InferencePrecision)
         parser.add_argument("--init_from", type=str | None, default=None, help=text)
 
     # Parsing -----------------------------------------------------------------------------------------------------
@@ -179,6 +181,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
 
             self.trainer.callbacks.append(RemixFigures(self.options.data.path))  # type: ignore[attr-defined]
         self.model.precision_reason = self.precision_reason
+        self.model.weights_follow = self.name != "fit" and self.weights.config is not None
         if self.weights.source is not None:
             self.model.initial_weights = self.weights.source.load().state_dict()
         if self.prediction is not None:

@@ -1,4 +1,4 @@
-"""The options of `predict`, and a run of it checked before anything is computed."""
+"""A run of `predict`, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+from jsonargparse import Namespace
 from torch.utils.data import DataLoader, Subset
 
 from lit_gpt.cli.partial_results import PartialResults
@@ -15,13 +15,12 @@ from lit_gpt.cli.prediction_writer import PredictionWriter
 from lit_gpt.cli.resolve import rank_count
 from lit_gpt.console import note
 from lit_gpt.convert.recognise import files_of_source
-from lit_gpt.data.prompts import FILE_PREFIX, PromptDataset, PromptRecord
+from lit_gpt.data.prompts import PromptDataset, PromptRecord
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import encode_prompt
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.prompts import check_prompt
 from lit_gpt.generation.trace import Tracer
-from lit_gpt.inference.prepare import InferencePrecision
 from lit_gpt.insight.trace_view import TraceWriter
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -29,28 +28,6 @@ from lit_gpt.train.rank_zero import is_rank_zero
 
 _BATCH = 64
 """Prompts of one `predict_step`; the engine works on as many of them at once as it has slots for."""
-
-
-def add_predict_arguments(parser: ArgumentParser) -> None:
-    """The flags of `predict`: `GenerationConfig`'s, and where prompts come from and results go."""
-    switches = {"ignore_eos": "never generate end-of-text"}
-    parser.add_class_arguments(GenerationConfig, skip=set(switches))
-    switches["resume"] = "go on with a run that was killed: what is in its .partial file is not done again"
-    switches["trace"] = "show how each token was chosen: candidates, what was cut, the draw"
-    for name, text in switches.items():
-        parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", default=False, help=text)
-    text = f"a prompt, or {FILE_PREFIX}story.md for one that is a whole file; can be given several times"
-    parser.add_argument("--start", action="append", type=str, default=[], help=text)
-    text = 'a file with a prompt on each line, or a .jsonl with a "prompt" (text or ids) on each line'
-    parser.add_argument("--prompts", type=str | None, default=None, help=text)
-    text = "a .jsonl file for the results; until all are there its name ends in .partial. They are printed if null"
-    parser.add_argument("--output", type=str | None, default=None, help=text)
-    text = "the same as a .jsonl file, one decision on each line"
-    parser.add_argument("--trace_output", type=str | None, default=None, help=text)
-    text = "the same as one self-contained page, in which every token shows its alternatives"
-    parser.add_argument("--trace_html", type=str | None, default=None, help=text)
-    text = "of the weights: bf16 and int8 are faster, auto is bf16 on a GPU and fp32 on a CPU"
-    parser.add_argument("--precision", type=InferencePrecision, default="auto", help=text)
 
 
 class Prediction:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from lit_gpt.checkpoint.extents import Extent, ExtentReader
 from lit_gpt.checkpoint.limits import check_fits
 from lit_gpt.convert.hf_architectures import ARCHITECTURES, HINTS, read_config, tensor_plan
 from lit_gpt.convert.source import SourceCheckpoint
@@ -122,22 +125,26 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 def _open_file(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file; its header, which safetensors checks, is parsed here for where their data lies."""
     import torch
 
-    def read(name: str) -> torch.Tensor:
-        # Mapped anew for each tensor: what is done with leaves memory with it.
-        with safe_open(path, "pt") as file:
-            return file.get_tensor(name)
-
     try:
-        stored = {}
+        reader = ExtentReader(path)
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  it is no dict
-                tensor = file.get_slice(name)
-                dtype = getattr(torch, _DTYPES.get(tensor.get_dtype(), "int8"))
-                stored[name] = StoredTensor(tuple(tensor.get_shape()), dtype, partial(read, name))
-        return stored
+            names = list(file.keys())
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist, though the index names it: get it again") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): get it again") from None
+    stored = {}
+    for name in names:
+        entry = header[name]
+        dtype = getattr(torch, _DTYPES.get(entry["dtype"], "int8"))
+        extent = Extent.of(
+            torch.empty(entry["shape"], dtype=dtype, device="meta"), 8 + length + entry["data_offsets"][0]
+        )
+        stored[name] = StoredTensor(tuple(extent.size), dtype, partial(reader.read, extent), extent)
+    return stored

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.checkpoint.limits import check_fits
+from lit_gpt.checkpoint.torch_file import OpenTorchFile
 from lit_gpt.console import note
 from lit_gpt.convert.pickles import load_plain_pickle, stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint, named_tokenizer
@@ -35,19 +36,19 @@ def is_nanogpt(checkpoint: dict[str, Any]) -> bool:
     return isinstance(checkpoint.get("model"), dict) and isinstance(checkpoint.get("model_args"), dict)
 
 
-def open_nanogpt(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | None) -> SourceCheckpoint:
-    """The checkpoint at `path`.
+def open_nanogpt(file: OpenTorchFile, tokenizer: Tokenizer | None) -> SourceCheckpoint:
+    """nanoGPT's checkpoint.
 
     Args:
-        path: the file.
-        checkpoint: what it holds.
+        file: the checkpoint.
         tokenizer: the user's choice; None for `meta.pkl` beside the file, or GPT-2's where the vocabulary has its size.
 
     Raises:
         UserError: for arguments or tensors that are missing or do not fit.
     """
-    config = nanogpt_config(path, checkpoint["model_args"])
-    stored = strip_prefix(stored_tensors(path, "model"), "_orig_mod.")  # torch.compile's prefix
+    path = file.path
+    config = nanogpt_config(path, file.content["model_args"])
+    stored = strip_prefix(stored_tensors(file, "model"), "_orig_mod.")  # torch.compile's prefix
     check_fits(config, [tensor.shape for tensor in stored.values()], str(path))
     weights = to_our_names(config, list(tensor_entries(config, TABLE)), stored, str(path), _MASK, "lm_head.weight")
     meta = path.with_name("meta.pkl")

@@ -1,4 +1,7 @@
-"""The kind of a checkpoint, recognised by what it holds and not by its name."""
+"""The kind of a checkpoint, recognised by what it holds and not by its name.
+
+What only Hugging Face's models need (`huggingface_hub`, `tokenizers`) is imported when one is opened.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_gpt.checkpoint.format import KEY, load_model, read_header
-from lit_gpt.checkpoint.torch_file import load_torch_file
+from lit_gpt.checkpoint.format import KEY, check_ours, header_of
+from lit_gpt.checkpoint.torch_file import OpenTorchFile
 from lit_gpt.convert import nanogpt, textbooks
-from lit_gpt.convert.hf import open_hf
-from lit_gpt.convert.hub import cached_folder, fetch_description, fetch_weights
 from lit_gpt.convert.pickles import stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.weights import TensorEntry, model_shapes, to_our_names
@@ -52,6 +53,9 @@ def open_source(source: str, tokenizer: str | None = None, n_head: int | None = 
         raise UserError(
             f"{source} does not exist: give a file, a folder or a Hugging Face id such as openai-community/gpt2"
         )
+    from lit_gpt.convert.hf import open_hf
+    from lit_gpt.convert.hub import fetch_description, fetch_weights
+
     folder = fetch_description(source)
     return open_hf(folder, source, chosen, lambda: fetch_weights(source, folder))
 
@@ -67,8 +71,6 @@ def load_source(source: str, dtype: str | torch.dtype | None = None) -> tuple[GP
         UserError: as `open_source`, or for an unknown dtype.
     """
     opened = open_source(source)
-    if opened.kind == OURS and dtype is None:
-        return load_model(opened.name)  # in one pass; a source reads its description anew for each tensor
     return opened.to(dtype).load(), opened.tokenizer
 
 
@@ -79,6 +81,8 @@ def files_of_source(source: str) -> list[Path]:
     """
     path = Path(source).expanduser()
     if not path.exists() and _HUB_ID.fullmatch(source):
+        from lit_gpt.convert.hub import cached_folder
+
         path = cached_folder(source) or path
     if path.is_dir():
         return sorted(item for item in path.iterdir() if item.is_file())
@@ -87,6 +91,8 @@ def files_of_source(source: str) -> list[Path]:
 
 def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> SourceCheckpoint:
     if (folder / "config.json").is_file():
+        from lit_gpt.convert.hf import open_hf
+
         return open_hf(folder, source, tokenizer)
     inside = sorted(path.name for path in folder.iterdir() if path.suffix in (".ckpt", ".pt", ".pth"))
     if inside:
@@ -97,17 +103,18 @@ def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> Sour
 def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None) -> SourceCheckpoint:
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UserError(f"{path} is part of a Hugging Face folder: give the folder, {path.parent}")
-    checkpoint = load_torch_file(path)
+    file = OpenTorchFile(path)
+    checkpoint = file.content
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, no checkpoint: save model.state_dict()")
     if KEY in checkpoint:
-        return _open_ours(path, tokenizer)
+        return _open_ours(file, tokenizer)
     if nanogpt.is_nanogpt(checkpoint):
-        return nanogpt.open_nanogpt(path, checkpoint, tokenizer)
+        return nanogpt.open_nanogpt(file, tokenizer)
     if textbooks.is_transformer_book(checkpoint):
-        return textbooks.open_transformer_book(path, checkpoint, tokenizer)
+        return textbooks.open_transformer_book(file, tokenizer)
     if textbooks.is_raschka(checkpoint):
-        return textbooks.open_raschka(path, checkpoint, tokenizer, n_head)
+        return textbooks.open_raschka(file, tokenizer, n_head)
     found = ", ".join(
         name if isinstance(name, str) and len(name) < 80 else brief(name) for name in list(checkpoint)[:4]
     )
@@ -117,14 +124,16 @@ def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None) -> S
     )
 
 
-def _open_ours(path: Path, tokenizer: Tokenizer | None) -> SourceCheckpoint:
+def _open_ours(file: OpenTorchFile, tokenizer: Tokenizer | None) -> SourceCheckpoint:
     """A checkpoint of ours. Lightning's module calls the model `model`."""
-    header = read_header(path)
+    path = file.path
+    check_ours(file.content, path)
+    header = header_of(file.content, path)
     if tokenizer is None and header.tokenizer is not None:
         tokenizer = Tokenizer.from_dict(header.tokenizer, str(path))
     stored = {
         name.removeprefix("model."): tensor
-        for name, tensor in stored_tensors(path, "state_dict").items()
+        for name, tensor in stored_tensors(file, "state_dict").items()
         if name.startswith("model.")
     }
     plan = [TensorEntry(name, (name,), (shape,), False) for name, shape in model_shapes(header.config).items()]

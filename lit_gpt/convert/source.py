@@ -48,8 +48,8 @@ class SourceCheckpoint:
         return replace(self, weights={name: stored.to(dtype) for name, stored in self.weights.items()})
 
     def load(self) -> GPT:
-        """The model in memory, on the CPU and in eval mode. Nothing stays mapped from the source, which may change."""
-        weights = {name: stored.read().clone() for name, stored in self.weights.items()}
+        """The model in memory, on the CPU and in eval mode. The source may change afterwards."""
+        weights = {name: stored.read() for name, stored in self.weights.items()}
         return build_model(self.config, weights, self.name)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.checkpoint.limits import check_fits
+from lit_gpt.checkpoint.torch_file import OpenTorchFile
 from lit_gpt.convert.pickles import stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint, named_tokenizer
 from lit_gpt.convert.weights import NameTable, StoredTensor, tensor_entries, to_our_names
@@ -45,22 +46,20 @@ def is_raschka(checkpoint: dict[str, Any]) -> bool:
     return isinstance(state, dict) and any(isinstance(name, str) and name.endswith("tok_emb.weight") for name in state)
 
 
-def open_raschka(
-    path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | None, n_head: int | None
-) -> SourceCheckpoint:
+def open_raschka(file: OpenTorchFile, tokenizer: Tokenizer | None, n_head: int | None) -> SourceCheckpoint:
     """A `.pth` of "LLMs from scratch".
 
     Args:
-        path: the file.
-        checkpoint: what it holds.
+        file: the checkpoint.
         tokenizer: the user's choice; None for the book's, GPT-2's.
         n_head: number of heads; None for GPT-2's at that width.
 
     Raises:
         UserError: if the number of heads cannot be known, or tensors are missing or do not fit.
     """
-    keys = ("model_state_dict",) if "model_state_dict" in checkpoint else ()
-    stored = strip_prefix(stored_tensors(path, *keys), "_orig_mod.")
+    path = file.path
+    keys = ("model_state_dict",) if "model_state_dict" in file.content else ()
+    stored = strip_prefix(stored_tensors(file, *keys), "_orig_mod.")
     config = _raschka_config(path, stored, n_head)
     check_fits(config, [tensor.shape for tensor in stored.values()], str(path))
     weights = to_our_names(config, list(tensor_entries(config, RASCHKA_TABLE)), stored, str(path), r"\.att\.mask$")
@@ -101,7 +100,7 @@ def is_transformer_book(checkpoint: dict[str, Any]) -> bool:
     return isinstance(checkpoint.get("model_state_dict"), dict) and isinstance(checkpoint.get("h_params"), dict)
 
 
-def open_transformer_book(path: Path, checkpoint: dict[str, Any], tokenizer: Tokenizer | None) -> SourceCheckpoint:
+def open_transformer_book(file: OpenTorchFile, tokenizer: Tokenizer | None) -> SourceCheckpoint:
     """The transformer book's `model.ckpt`.
 
     Its vocabulary ends at the largest id that its training text held, so the tokenizer is `cl100k_base` without the
@@ -110,7 +109,7 @@ def open_transformer_book(path: Path, checkpoint: dict[str, Any], tokenizer: Tok
     Raises:
         UserError: for hyperparameters or tensors that are missing or do not fit.
     """
-    values = checkpoint["h_params"]
+    path, values = file.path, file.content["h_params"]
     missing = [name for name in _H_PARAMS if not isinstance(values.get(name), int)]
     if missing:
         raise UserError(f"{path}: h_params lacks {', '.join(missing)}: it was not written by the book's train.py")
@@ -127,7 +126,7 @@ def open_transformer_book(path: Path, checkpoint: dict[str, Any], tokenizer: Tok
         tie_embeddings=False,
         dropout=values.get("dropout", 0.0),
     )
-    stored = strip_prefix(stored_tensors(path, "model_state_dict"), "_orig_mod.")
+    stored = strip_prefix(stored_tensors(file, "model_state_dict"), "_orig_mod.")
     check_fits(config, [tensor.shape for tensor in stored.values()], str(path))
     plan = list(tensor_entries(config, transformer_book_table(config)))
     weights = to_our_names(config, plan, stored, str(path), r"\.mha\.heads\.\d+\.(mask|tril)$")

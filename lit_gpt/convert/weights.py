@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lit_gpt.checkpoint.extents import Extent
 from lit_gpt.checkpoint.format import list_faults
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.gpt import GPT
+from lit_gpt.model.uninitialized import empty_gpt
 
 NameTable = Mapping[str, "str | tuple[str, ...]"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -33,12 +34,14 @@ class StoredTensor:
     Attributes:
         shape: its shape.
         dtype: its type.
-        read: read it; each call reads it anew, so that nothing stays in memory.
+        read: read it into memory of its own; each call reads it anew, so that nothing stays in memory.
+        extent: where its data lies in its file, if that is known: what has an equal one there is the same tensor.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    extent: Extent | None = None
 
     @property
     def nbytes(self) -> int:
@@ -47,19 +50,21 @@ class StoredTensor:
 
     def to(self, dtype: torch.dtype) -> StoredTensor:
         """The same tensor, rounded to `dtype` when it is read."""
-        return self if dtype == self.dtype else replace(self, dtype=dtype, read=lambda: self.read().to(dtype))
+        if dtype == self.dtype:
+            return self
+        return StoredTensor(self.shape, dtype, lambda: self.read().to(dtype))
 
     def rows(self, start: int, count: int) -> StoredTensor:
         """`count` rows from `start` on."""
         if (start, count) == (0, self.shape[0]):
             return self
         shape = (count, *self.shape[1:])
-        return replace(self, shape=shape, read=lambda: self.read()[start : start + count].contiguous())
+        return StoredTensor(shape, self.dtype, lambda: self.read()[start : start + count].contiguous())
 
     @property
     def transposed(self) -> StoredTensor:
         """The same matrix with rows and columns exchanged."""
-        return replace(self, shape=self.shape[::-1], read=lambda: self.read().t().contiguous())
+        return StoredTensor(self.shape[::-1], self.dtype, lambda: self.read().t().contiguous())
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,7 @@ class TensorEntry:
 
 def model_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """Name → shape of every tensor of the model, a tied head not counted."""
-    with torch.device("meta"):
-        model = GPT(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty_gpt(config).state_dict().items()}
     if config.tie_embeddings:
         del shapes["lm_head.weight"]
     return shapes
@@ -155,12 +158,17 @@ def to_our_names(
     if config.tie_embeddings and tied_head in stored:
         used.add(tied_head)
         wte = next(entry.theirs[0] for entry in plan if entry.ours == "wte.weight")
-        if wte in stored and not torch.equal(stored[wte].read(), stored[tied_head].read()):
+        if wte in stored and not _equal(stored[wte], stored[tied_head]):
             faults.append(f"{tied_head} differs from {wte}, though the config says that they are tied")
     faults += [f"{name} is unexpected" for name in stored if name not in used and not re.search(ignored, name)]
     if faults:
         raise UserError(f"{source} does not hold the model that it describes: {list_faults(faults)}")
     return {entry.ours: _assemble(entry, [stored[name] for name in entry.theirs]) for entry in plan}
+
+
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors of one file are equal: without reading them where they are one."""
+    return (a.extent is not None and a.extent == b.extent) or torch.equal(a.read(), b.read())
 
 
 def _faults(name: str, stored: StoredTensor | None, shape: tuple[int, ...]) -> list[str]:

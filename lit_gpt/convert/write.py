@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_gpt.atomic import atomic_write, sync_folder, temporary_path
 from lit_gpt.checkpoint.format import model_checkpoint
@@ -43,16 +42,16 @@ def write_lit_gpt(source: SourceCheckpoint, path: Path) -> None:
         UserError: if `path` exists.
     """
     check_absent(path)
-    with FakeTensorMode():
-        state = {name: torch.empty(stored.shape, dtype=stored.dtype) for name, stored in source.weights.items()}
+    # Memory that nobody touches takes none. (FakeTensorMode would import PyTorch's compiler, for seconds.)
+    state = {name: torch.empty(stored.shape, dtype=stored.dtype) for name, stored in source.weights.items()}
     if source.config.tie_embeddings:
         state["lm_head.weight"] = state["wte.weight"]
     with atomic_write(path, "w+b") as file:
-        with torch.serialization.skip_data(materialize_fake_tensors=True):
+        with torch.serialization.skip_data():
             torch.save(model_checkpoint(source.config, source.tokenizer, state), file)
+        del state
         file.seek(0)
-        with FakeTensorMode():
-            laid_out = torch.load(file, weights_only=True)["state_dict"]
+        laid_out = torch.load(file, map_location="meta", weights_only=True)["state_dict"]
         for name, stored in _with_notes(source.weights):
             file.seek(laid_out[f"model.{name}"].untyped_storage()._checkpoint_offset)
             _write_tensor(file, stored)

@@ -7,12 +7,16 @@ Axes: L slots, B those of one forward pass, T new tokens, S keys, K kv heads, D 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lit_gpt.model.config import GPTConfig
+
+_CACHE_LINE = 64  # bytes
 
 
 class KVCache:
@@ -39,8 +43,8 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         shape = (config.n_layer, n_slots, config.kv_heads, capacity, config.head_size)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.k = _zeros(shape, dtype, torch.device(device))
+        self.v = _zeros(shape, dtype, torch.device(device))
         self.lengths = [0] * n_slots
 
     @staticmethod
@@ -97,6 +101,19 @@ class KVCache:
         self.k[:, slot] = 0
         self.v[:, slot] = 0
         self.lengths[slot] = 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, which on a CPU take memory and time as they are touched first.
+
+    `torch.zeros` writes them all: 5 GB for 64 slots of a GPT-2, for seconds at a server's start, most of it never used.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(nbytes + _CACHE_LINE, np.uint8)  # from the system, which hands out zeros
+    start = -memory.ctypes.data % _CACHE_LINE
+    return torch.from_numpy(memory[start : start + nbytes]).view(dtype).view(shape)
 
 
 class CacheStep:

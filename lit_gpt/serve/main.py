@@ -1,18 +1,16 @@
-"""`lit_gpt serve`: options, socket, log, start and graceful shutdown."""
+"""`lit_gpt serve`: socket, log, start and graceful shutdown."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import json
 import logging
 import shlex
 import signal
 import socket
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,84 +20,13 @@ from jsonargparse import Namespace
 
 from lit_gpt.console import note
 from lit_gpt.errors import UserError
-from lit_gpt.options import make_parser
 from lit_gpt.serve.app import create_app
 from lit_gpt.serve.connections import ConnectionLimits, limited_protocol
 from lit_gpt.serve.middleware import failure_location
+from lit_gpt.serve.options import Limits, parse
 from lit_gpt.serve.prometheus import Metrics
 from lit_gpt.serve.service import Service, model_name
-from lit_gpt.serve.worker import Limits, Worker
-
-
-def parse(argv: list[str]) -> Namespace:
-    """The options of `lit_gpt serve`.
-
-    Raises:
-        UserError: for an unknown option or value, or options that do not go together.
-    """
-    limits = Limits()
-    parser = make_parser("serve", "An OpenAI-compatible server and a web page for one checkpoint.")
-    add = parser.add_argument
-    add("--ckpt_path", type=str | None, help="a checkpoint, or `last` or `best` of the newest run")
-    add("--init_from", type=str | None, help="what `lit_gpt convert` reads: a Hugging Face folder or id, …")
-    add("--host", type=str, default="127.0.0.1", help="address to listen on; others than loopback need an API key")
-    add("--port", type=int, default=8000, help="0 for any free one")
-    add("--precision", type=str, default="auto", help="auto, fp32, bf16 or int8")
-    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--max_slots", type=int | None, help="sequences that run at once; by default what half of the memory holds")
-    add("--max_queue", type=int, default=limits.max_queue, help="sequences that may wait; beyond it the answer is 429")
-    add("--queue_seconds", type=float, default=limits.queue_seconds, help="longest wait for a slot")
-    add("--request_seconds", type=float, default=limits.request_seconds, help="longest time for a whole request")
-    add("--api_key", type=str | None, help="clients must send Authorization: Bearer KEY (also LIT_GPT_SERVE__API_KEY)")
-    add("--api_key_file", type=str | None, help="a file that holds the key, invisible in process lists")
-    add("--insecure", type=bool, default=False, help="true: listen beyond loopback without a key")
-    add("--allowed_hosts", type=list[str], default=[], help="names under which the server is reached; [*] for any")
-    add("--served_model_name", type=str | None, help="what requests call the model; by default the checkpoint's name")
-    options: Namespace = parser.parse_args(argv)
-    _check(options)
-    return options
-
-
-def _check(options: Namespace) -> None:
-    if (options.ckpt_path is None) == (options.init_from is None):
-        raise UserError("serve needs a checkpoint: give either --ckpt_path X or --init_from gpt2")
-    if not 0 <= options.port <= 65535:
-        raise UserError(f"port={options.port} is outside 0 … 65535: choose one inside, 0 for any free one")
-    for name, least in (("max_slots", 1), ("max_queue", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"{name}={value} is too small: choose at least {least}")
-    for name in ("queue_seconds", "request_seconds"):
-        if not getattr(options, name) > 0:
-            raise UserError(f"{name}={getattr(options, name)} must be positive")
-    options.api_key = _api_key(options.api_key, options.api_key_file)
-    if options.api_key is None and not options.insecure and not _is_loopback(options.host):
-        raise UserError(
-            f"host={options.host} can be reached by others: give an --api_key (or --api_key_file), "
-            "or --insecure true if everybody may use it"
-        )
-
-
-def _api_key(key: str | None, file: str | None) -> str | None:
-    if key is not None and file is not None:
-        raise UserError("give --api_key or --api_key_file, not both")
-    if file is not None:
-        try:
-            key = Path(file).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"api_key_file={file} cannot be read ({error}): name a text file") from error
-    if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
-        raise UserError("the API key must be printable ASCII without spaces, and not empty: choose another")
-    return key
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+from lit_gpt.serve.worker import Worker
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -22,29 +22,13 @@ from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import Output
 from lit_gpt.serve.api_errors import ApiError, bad_request
 from lit_gpt.serve.middleware import REQUEST_ID, failure_location
+from lit_gpt.serve.options import Limits
 from lit_gpt.serve.prometheus import Metrics
 
 log = logging.getLogger("lit_gpt.serve")
 
 JobOutput = tuple[int, Output]
 """The index of one of a job's prompts, and an output of the engine for it."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the server allows.
-
-    Attributes:
-        max_queue: sequences that may wait while all slots are busy.
-        queue_seconds: how long a request may wait for its first step.
-        request_seconds: how long it may take in all.
-        drain_seconds: how long running requests may go on after SIGTERM.
-    """
-
-    max_queue: int = 64
-    queue_seconds: float = 60.0
-    request_seconds: float = 600.0
-    drain_seconds: float = 30.0
 
 
 @dataclass(eq=False)

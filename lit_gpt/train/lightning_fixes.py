@@ -74,11 +74,11 @@ class SaveWholeConfig(SaveConfigCallback):
             file.write(text)
 
 
-_UNWANTED = ("litlogger", "litmodels", "Detected KeyboardInterrupt", "An SIGTERMException was raised")
+_UNWANTED = ("litlogger", "litmodels", "TPU available", "Detected KeyboardInterrupt", "An SIGTERMException was raised")
 
 
 class _WithoutUnwanted(logging.Filter):
-    """Drops what recommends services of Lightning's maker, and what the program says itself in one line."""
+    """Drops what recommends services of Lightning's maker, what is not used, and what the program says itself."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not any(part in record.getMessage() for part in _UNWANTED)

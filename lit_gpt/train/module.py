@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning.pytorch as L
@@ -25,6 +26,7 @@ from lit_gpt.generation.sampling import Observer
 from lit_gpt.inference.prepare import prepare_for_inference
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
+from lit_gpt.model.uninitialized import NoInitialization
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.fsdp import shard
 from lit_gpt.train.lightning_fixes import (
@@ -46,6 +48,8 @@ class LitGPT(L.LightningModule):
         model: the GPT; built in `configure_model`, None before.
         tokenizer: what the ids mean; set it before `fit`, a checkpoint restores it. None for bare ids.
         initial_weights: tensors by the names of `GPT.state_dict` to start from instead of random ones.
+        weights_follow: whether the Trainer loads a checkpoint before anything is computed, so that no random weights
+            need be drawn.
         precision_reason: why the run has the precision that it has, for the checkpoint.
         stepped: whether the micro-batch that has just been made ended an optimizer step.
         skipped: whether the last optimizer step was skipped because its gradient was not finite: () bool on the device.
@@ -59,6 +63,7 @@ class LitGPT(L.LightningModule):
     model: GPT
     tokenizer: Tokenizer | None = None
     initial_weights: dict[str, Tensor] | None = None
+    weights_follow: bool = False
     precision_reason: str = "as asked for"
     stepped: bool = False
     skipped: Tensor | None = None
@@ -119,7 +124,8 @@ class LitGPT(L.LightningModule):
         """Build the GPT, once; shard it over the device mesh where the strategy has one."""
         if self.model is not None:
             return
-        self.model = GPT(self.config)
+        with NoInitialization() if self.weights_follow else nullcontext():
+            self.model = GPT(self.config)
         if self.initial_weights is not None:
             check_weights(self.model, self.initial_weights, "initial_weights")
             self.model.load_state_dict(self.initial_weights)

@@ -73,6 +73,7 @@ def test_text_to_stdout_in_the_order_of_the_prompts(ckpt: Path, inside: Any, tmp
     texts = load(str(ckpt)).generate(prompts, num_samples=2, **SETTINGS)
     expected = [prompt + text for prompt, pair in zip(prompts, texts) for text in pair]
     assert result.stdout == "".join(f"{text}\n{'-' * 15}\n" for text in expected)
+    assert "TPU" not in result.stderr and "eed set" not in result.stderr, "neither is of this run"
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from environment import ROOT, RunProgram
+import yaml
+from environment import FIXTURES, ROOT, RunProgram
 
 from lit_gpt.__main__ import COMMANDS, main
 
@@ -24,6 +25,57 @@ def test_help_names_every_command_with_an_example_and_imports_nothing_heavy() ->
         assert f"  {name} " in done.stdout
         assert command.summary in done.stdout
         assert command.example in done.stdout
+
+
+FIRST = {"predict": ["ckpt_path", "init_from", "start"], "serve": ["ckpt_path", "init_from", "host", "port"]}
+
+
+@pytest.mark.parametrize("command", FIRST)
+def test_help_of_a_command_is_a_page_that_begins_with_what_people_use(command: str) -> None:
+    script = (
+        f"import sys\nfrom lit_gpt.__main__ import main\nassert main(['{command}', '--port', '1', '--help']) == 0\n"
+        "heavy = {'torch', 'lightning', 'fastapi', 'numpy'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) < 100 and max(map(len, lines)) <= 120
+    assert sum(line.startswith(f"  lit_gpt {command} ") for line in lines) >= 3  # examples
+    options = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert options[: len(FIRST[command])] == [f"--{name}" for name in FIRST[command]]
+    assert not any(name in done.stdout for name in ("val_check_interval", "accumulate_grad", "--seed_everything"))
+
+
+def test_every_option_of_serve_is_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    from lit_gpt.options import parser_keys
+    from lit_gpt.serve.options import _parser
+
+    assert main(["serve", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert [key for key in parser_keys(_parser()) if f"--{key}" not in page] == []
+
+
+@pytest.mark.slow
+def test_the_help_of_predict_agrees_with_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "--help"]) == 0
+    page = capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--ckpt_path", str(FIXTURES / "gpt2.ckpt"), "--print_config"])
+    assert ended.value.code in (0, None)
+    known = yaml.safe_load(capsys.readouterr().out)
+    hidden = {"model", "data", "seed_everything", "trainer"}
+    assert [key for key in known if key not in hidden and f"  --{key}" not in page] == []
+    for line in page.splitlines():
+        flag, *default = line[:34].split() or [""]
+        if not line.startswith("  --") or flag in ("--config", "--print_config", "--help", "--ckpt_path"):
+            continue
+        value = known
+        for key in flag.removeprefix("--").split("."):
+            value = value[key]
+        assert [str(value)] == default or value in (None, False, [], {}), f"{flag} has the default {value}"
 
 
 def test_the_package_hands_on_its_names_without_importing_torch() -> None:

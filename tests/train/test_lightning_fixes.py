@@ -46,6 +46,7 @@ def test_advertisements_are_dropped_and_all_else_is_logged(caplog: pytest.LogCap
     with caplog.at_level(logging.INFO, logger.name):
         logger.info("Tip: install litlogger")
         logger.info("Tip: install litmodels")
+        logger.info("TPU available: False, using: 0 TPU cores")
         logger.info("GPU available: False")
     assert caplog.messages == ["GPU available: False"]
 

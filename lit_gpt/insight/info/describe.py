@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from lit_gpt.insight.info.memory import TrainingMemory, TrainingStep, check_precision, training_memory
 from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.gpt import GPT
 from lit_gpt.model.kv_cache import KVCache
+from lit_gpt.model.uninitialized import empty_gpt
 from lit_gpt.train.precision import device_type, resolve_precision
 
 _EMBEDDINGS = ("wte.weight", "wpe.weight", "lm_head.weight")
@@ -87,19 +86,9 @@ class ModelInfo:
         }
 
 
-class _LeaveUninitialised(TorchFunctionMode):
-    """On the meta device there is nothing to fill, and torch's way of not filling it imports its compiler: 1 s."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "ones_", "fill_", "zero_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 def tensors_of(config: GPTConfig, dtypes: dict[str, str] | None = None) -> list[TensorInfo]:
-    """Every tensor of the model, built on the meta device: no memory, whatever its size."""
-    with torch.device("meta"), _LeaveUninitialised():
-        model = GPT(config)
+    """Every tensor of the model, which is built without memory, whatever its size."""
+    model = empty_gpt(config)
     first: dict[int, str] = {}
     rows = []
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -27,12 +27,12 @@ def subject_from_checkpoint(path: str) -> Subject:
     Raises:
         UserError: if there is none, or it is no checkpoint.
     """
-    from lit_gpt.checkpoint.format import load_checkpoint, read_header, resolve_ckpt_path
+    from lit_gpt.checkpoint.format import header_of, load_checkpoint, resolve_ckpt_path
 
     file = resolve_ckpt_path(path)
-    header = read_header(file)
-    state = load_checkpoint(file, "meta")["state_dict"]
-    dtypes = {name.removeprefix("model."): dtype_name(tensor) for name, tensor in state.items()}
+    checkpoint = load_checkpoint(file, "meta")
+    header = header_of(checkpoint, file)
+    dtypes = {name.removeprefix("model."): dtype_name(tensor) for name, tensor in checkpoint["state_dict"].items()}
     values = header.hyper_parameters
     training = {
         "batch_size": header.data.get("batch_size"),
