@@ -21,6 +21,7 @@ from lit_gpt.data.shard_folder import is_prepared
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.train.budget import parse_duration
 from lit_gpt.train.compile import resolve_compile
 from lit_gpt.train.precision import Decision, device_type, resolve_precision
 from lit_gpt.train.rank_zero import decide_once, is_rank_zero
@@ -35,6 +36,8 @@ def check_machine(subcommand: str, options: Namespace) -> None:
         raise UserError(
             f"trainer.precision={trainer.precision} is for training: predict has --precision fp32, bf16 or int8 instead"
         )
+    if subcommand == "fit" and trainer.max_time is not None:
+        parse_duration(trainer.max_time)
     for name in ("num_nodes", "accumulate_grad_batches"):
         if trainer[name] < 1:
             raise UserError(f"trainer.{name}={trainer[name]} must be at least 1")
