@@ -6,6 +6,7 @@ prepared or timed here is done on rank 0, and the other ranks learn the result.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -217,6 +218,7 @@ def _decide_compile(options: Namespace, decision: Decision) -> str:
         next((timing for timing in decision.timings if timing.precision == trainer.precision), None),
         trainer.accelerator,
         options.model.activation_checkpointing,
+        math.inf if trainer.max_time is None else parse_duration(trainer.max_time).total_seconds(),
     )
     return f"{'on' if is_faster else 'off'}: {timing}"
 
