@@ -45,6 +45,7 @@ from lit_gpt.locks import Lock
 from lit_gpt.options import OneLineErrors, parser_keys
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train import run_folder
+from lit_gpt.train.budget import set_budget
 from lit_gpt.train.callbacks.checkpoints import LastCheckpoint
 from lit_gpt.train.callbacks.defaults import default_callbacks, progress_bar
 from lit_gpt.train.callbacks.run_paths import path_from_here, saved_path
@@ -69,9 +70,13 @@ _METHOD_SKIPS = {
 
 
 class GPTTrainer(Trainer):
-    """Lightning's Trainer, whose precision can also be `auto`: `lit_gpt.train.precision` decides before it is built."""
+    """Lightning's Trainer, whose precision can also be `auto`: `lit_gpt.train.precision` decides before it is built.
+
+    Its `max_time` is a `Budget`.
+    """
 
     def __init__(self, *args: Any, precision: Literal["auto", TrainerPrecision] | None = "auto", **kwargs: Any) -> None:
+        set_budget(kwargs)
         super().__init__(*args, precision=None if precision == "auto" else precision, **kwargs)
 
 

@@ -6,6 +6,7 @@ prepared or timed here is done on rank 0, and the other ranks learn the result.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from lit_gpt.data.shard_folder import is_prepared
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.train.budget import parse_duration
 from lit_gpt.train.compile import resolve_compile
 from lit_gpt.train.precision import Decision, device_type, resolve_precision
 from lit_gpt.train.rank_zero import current_watch, decide_once, is_rank_zero
@@ -36,6 +38,8 @@ def check_machine(subcommand: str, options: Namespace) -> None:
         raise UserError(
             f"trainer.precision={trainer.precision} is for training: predict has --precision fp32, bf16 or int8 instead"
         )
+    if subcommand == "fit" and trainer.max_time is not None:
+        parse_duration(trainer.max_time)
     for name in ("num_nodes", "accumulate_grad_batches"):
         if trainer[name] < 1:
             raise UserError(f"trainer.{name}={trainer[name]} must be at least 1")
@@ -214,6 +218,7 @@ def _decide_compile(options: Namespace, decision: Decision) -> str:
         next((timing for timing in decision.timings if timing.precision == trainer.precision), None),
         trainer.accelerator,
         options.model.activation_checkpointing,
+        math.inf if trainer.max_time is None else parse_duration(trainer.max_time).total_seconds(),
     )
     return f"{'on' if is_faster else 'off'}: {timing}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sysconfig
@@ -23,6 +24,7 @@ def resolve_compile(
     eager: StepTiming | None = None,
     accelerator: str = "auto",
     activation_checkpointing: bool = False,
+    max_seconds: float = math.inf,
 ) -> tuple[bool, str]:
     """Whether `torch.compile` earns its time back in a training run, and the timing that says so, "" if there is none.
 
@@ -37,11 +39,12 @@ def resolve_compile(
         eager: a step without it, if `resolve_precision` has timed one.
         accelerator: by the Trainer's name.
         activation_checkpointing: whether the run will use it.
+        max_seconds: the run's budget of time: on a slow machine it ends before `run_tokens` are seen.
     """
     device = device_type(accelerator)
     if device == "cuda":
         return True, ""
-    if device != "cpu" or not has_cpu_compiler():
+    if device != "cpu" or not has_cpu_compiler() or max_seconds < _MIN_RUN_SECONDS:
         return False, ""
     if 3 * config.forward_flops_per_token() * run_tokens < _MIN_RUN_SECONDS * _SLOW_CPU_FLOPS:
         return False, ""  # too short on any CPU

@@ -8,7 +8,7 @@ import torch
 
 from lit_gpt.inference import native
 from lit_gpt.train.compile import has_cpu_compiler
-from lit_gpt.train.precision import cpu_has_bf16, cuda_decision, device_type
+from lit_gpt.train.precision import cpu_has_bf16, cuda_decision, device_type, muon_arithmetic
 
 
 def hardware_table() -> list[tuple[str, str]]:
@@ -29,6 +29,7 @@ def hardware_table() -> list[tuple[str, str]]:
     if torch.cuda.is_available():
         rows.append(("native bf16", _yes(torch.cuda.is_bf16_supported(including_emulation=False))))
     rows.append(("training auto", _auto_precision()))
+    rows.append(("products of Muon", "bf16" if muon_arithmetic(device_type()) == torch.bfloat16 else "fp32"))
     return rows
 
 

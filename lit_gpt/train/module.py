@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.utilities.types import LRSchedulerTypeUnion, OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,16 +29,19 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.uninitialized import NoInitialization
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.train.budget import Budget, budget_of
 from lit_gpt.train.fsdp import shard
 from lit_gpt.train.lightning_fixes import (
     begin_next_epoch,
     clip_module_gradients,
     log_scalars,
+    reopen_unfinished_epoch,
     repeat_unfinished_validation,
     total_steps,
 )
 from lit_gpt.train.lm_metrics import LanguageModelMetric, byte_lengths, count_bytes
 from lit_gpt.train.optim import OptimizerConfig, make_optimizer, skip_step_where
+from lit_gpt.train.precision import muon_arithmetic
 from lit_gpt.train.schedule import ScheduleConfig
 
 
@@ -53,6 +57,7 @@ class LitGPT(L.LightningModule):
         precision_reason: why the run has the precision that it has, for the checkpoint.
         stepped: whether the micro-batch that has just been made ended an optimizer step.
         skipped: whether the last optimizer step was skipped because its gradient was not finite: () bool on the device.
+        budget: of the run's time, if it has one; the learning rate follows it.
         seed: of dropout; the run's `seed_everything`, kept over a resume.
         generation_config: how `predict` continues its prompts.
         observer: told of every token that `predict` decides on, if not None.
@@ -67,6 +72,7 @@ class LitGPT(L.LightningModule):
     precision_reason: str = "as asked for"
     stepped: bool = False
     skipped: Tensor | None = None
+    budget: Budget | None = None
     generation_config: GenerationConfig = GenerationConfig()
     observer: Observer | None = None
     inference_precision: str = "auto"
@@ -148,9 +154,26 @@ class LitGPT(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped once per optimizer step."""
-        optimizer = make_optimizer(self.model, self.optimizer_config, fused=not self._has_scaler)
-        factor = self.schedule_config.factor(total_steps(self.trainer))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        # Rank 0's arithmetic, or ranks of different kinds would move their copies of the weights apart.
+        arithmetic = self.trainer.strategy.broadcast(muon_arithmetic(self.trainer.strategy.root_device.type))
+        optimizer = make_optimizer(self.model, self.optimizer_config, not self._has_scaler, arithmetic)
+        scheduler = LambdaLR(optimizer, self._learning_rate_factor())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _learning_rate_factor(self) -> Callable[[int], float]:
+        """The factor on the peak rates: of the number of steps done, or of the share of the budget that is spent."""
+        steps, self.budget = total_steps(self.trainer), budget_of(self.trainer)
+        if self.budget is None:
+            return self.schedule_config.factor(steps)
+        self.budget.max_steps, budget = steps, self.budget
+        factor = self.schedule_config.factor_of_share(steps)
+        return lambda step: factor(budget.share)
+
+    def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
+        """The rates of the next step, after the clock of the budget has been read."""
+        if self.budget is not None:
+            self.budget.advance(self.trainer)
+        super().lr_scheduler_step(scheduler, metric)
 
     @property
     def _has_scaler(self) -> bool:
@@ -192,7 +215,8 @@ class LitGPT(L.LightningModule):
     @property
     def logs_now(self) -> bool:
         """Whether an optimizer step has just been made that is one to log."""
-        return self.stepped and self.global_step % self._log_interval == 0
+        is_last = self.budget is not None and self.budget.share >= 1
+        return self.stepped and (is_last or self.global_step % self._log_interval == 0)
 
     @property
     def _log_interval(self) -> int:
@@ -210,6 +234,9 @@ class LitGPT(L.LightningModule):
         loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")
         self.log("train/loss", loss, prog_bar=True, logger=False)
         rates = {f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups}
+        if self.budget is not None:
+            self.log("budget/share", self.budget.share, prog_bar=True, logger=False)
+            rates["budget/share"] = self.budget.share
         log_scalars(self, {"train/loss": loss, "train/gradient_norm": self._gradient_norm, **rates})
 
     # Validation and test -----------------------------------------------------------------------------------------
@@ -303,4 +330,6 @@ class LitGPT(L.LightningModule):
         align_progress(checkpoint, self.trainer.accumulate_grad_batches)
         if "loops" in checkpoint:
             begin_next_epoch(checkpoint["loops"]["fit_loop"])
+            if self.trainer.max_steps < 0:
+                reopen_unfinished_epoch(checkpoint["loops"]["fit_loop"])
             repeat_unfinished_validation(checkpoint["loops"]["fit_loop"])

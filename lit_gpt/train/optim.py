@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.train.muon import BatchedMuon
 
 OptimizerName = Literal["adamw", "muon"]
 
@@ -79,7 +80,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     ]
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = True) -> Optimizer:
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, fused: bool = True, muon_arithmetic: torch.dtype = torch.float32
+) -> Optimizer:
     """The optimizer of `config` over `model`'s parameters.
 
     Args:
@@ -87,6 +90,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = True
         config: kind and rates.
         fused: AdamW in one kernel, on CPU and GPU. Leave it off under a gradient scaler, which a fused step would
             bypass before clipping.
+        muon_arithmetic: of Muon's products: `lit_gpt.train.precision.muon_arithmetic` knows the machine's.
     """
     groups = parameter_groups(model, config)
     betas = (config.beta1, config.beta2)
@@ -95,7 +99,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = True
     muon = [group for group in groups if group["name"] == "muon"]
     rest = [group for group in groups if group["name"] != "muon"]
     return CompositeOptimizer(
-        Muon(muon, momentum=config.muon_momentum), AdamW(rest, betas=betas, eps=config.eps, fused=fused)
+        BatchedMuon(muon, config.muon_momentum, muon_arithmetic),
+        AdamW(rest, betas=betas, eps=config.eps, fused=fused),
     )
 
 
@@ -127,11 +132,8 @@ class CompositeOptimizer(Optimizer):
         self._share()
         found_inf = getattr(self, "found_inf", None)
         for part in self.parts:
-            if found_inf is None or isinstance(part, AdamW):
-                part.found_inf = found_inf  # type: ignore[attr-defined]
-                part.step()
-            else:
-                _step_unless(found_inf.bool(), part)
+            part.found_inf = found_inf  # type: ignore[attr-defined]
+            part.step()
         return loss
 
 
@@ -139,40 +141,13 @@ def skip_step_where(condition: Tensor, optimizer: Optimizer) -> None:
     """Have the next step of `optimizer` change nothing, its state included, where `condition` holds.
 
     The host does not learn which it is: nothing waits for the device. A fused AdamW looks at the attribute `found_inf`,
-    which a gradient scaler would set; this is for runs without one.
+    which a gradient scaler would set, and so does our Muon; this is for runs without one.
 
     Args:
         condition: () bool, on the parameters' device.
         optimizer: from `make_optimizer`, fused.
     """
     optimizer.found_inf = condition.float()  # type: ignore[attr-defined]
-
-
-@torch.no_grad()
-def _step_unless(condition: Tensor, optimizer: Optimizer) -> None:
-    """A step of an optimizer without fused kernels, undone where `condition` holds, tensor by tensor: a whole second
-    copy of the weights is never in memory."""
-    groups = optimizer.param_groups
-    for group in groups:
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            before = {name: _local(value).clone() for name, value in state.items()}
-            weight = _local(parameter).clone()
-            optimizer.param_groups = [{**group, "params": [parameter]}]
-            optimizer.step()
-            _restore(parameter, weight, condition)
-            for name, value in optimizer.state[parameter].items():  # new state begins as zeros
-                _restore(value, before.get(name, torch.zeros((), device=condition.device)), condition)
-    optimizer.param_groups = groups
-
-
-def _restore(tensor: Tensor, before: Tensor, condition: Tensor) -> None:
-    _local(tensor).copy_(torch.where(condition, before, _local(tensor)))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's share of a sharded tensor, or the tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:

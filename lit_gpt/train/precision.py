@@ -110,6 +110,21 @@ def cpu_has_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
+def muon_arithmetic(device: str) -> torch.dtype:
+    """The dtype of Muon's products: bf16 on GPUs and CPUs with native bf16, fp32 elsewhere.
+
+    By what the hardware says and not by a timing, so that a resumed run computes as its first part did.
+
+    Args:
+        device: `cuda`, `cpu` or another type of PyTorch's.
+    """
+    if device == "cuda":
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_native = device == "cpu" and cpu_has_bf16()
+    return torch.bfloat16 if is_native else torch.float32
+
+
 def _faster(timings: tuple[StepTiming, ...]) -> Decision:
     full, mixed = timings
     ratio = full.seconds / mixed.seconds

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from training import Batches, module, trainer
 
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
+from lit_gpt.train.budget import Budget, budget_of
 from lit_gpt.train.callbacks.defaults import default_callbacks
 from lit_gpt.train.optim import OptimizerConfig
 from lit_gpt.train.schedule import ScheduleConfig
@@ -32,6 +34,24 @@ class Terminate(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class SkewedRates(Callback):
+    """Makes the clock of rank 1's budget run ahead by `skew` seconds a step, and records what each rank makes of it."""
+
+    def __init__(self, folder: Path, skew: float) -> None:
+        self.folder, self.skew = folder, skew
+        self.rates: list[tuple[float, float]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_rank == 1:
+            budget_of(trainer)._offset += self.skew  # type: ignore[union-attr]
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.rates.append((budget_of(trainer).share, trainer.optimizers[0].param_groups[0]["lr"]))  # type: ignore
+
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        (self.folder / f"rates_{trainer.global_rank}.json").write_text(json.dumps(self.rates))
+
+
 def main(folder: Path, asked: dict[str, Any]) -> None:
     options: dict[str, Any] = {
         "max_steps": 6,
@@ -40,6 +60,8 @@ def main(folder: Path, asked: dict[str, Any]) -> None:
         "enable_progress_bar": True,
     }
     options["callbacks"] = [*([Terminate(asked["sigterm"])] if "sigterm" in asked else []), *default_callbacks()]
+    if "budget" in asked:
+        options["callbacks"] += [Budget(timedelta(seconds=asked["budget"])), SkewedRates(folder, asked["skew"])]
     if asked.get("strategy") == "fsdp2":
         options["strategy"] = ModelParallelStrategy(
             data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
@@ -51,7 +73,7 @@ def main(folder: Path, asked: dict[str, Any]) -> None:
     )
     lit = module(
         optimizer=OptimizerConfig(name=asked.get("optimizer", "adamw"), lr=1e-2),
-        schedule=ScheduleConfig(warmup=0, name="constant"),
+        schedule=ScheduleConfig(warmup=0, name=asked.get("schedule", "constant")),
     )
     lit.tokenizer = get_tokenizer("byte")
     run.fit(lit, Batches(24, 4), Batches(13, 4, seed=1), ckpt_path=asked.get("ckpt_path"))

@@ -36,6 +36,8 @@ def test_a_short_run_is_not_compiled_and_not_timed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(compile_module, "time_steps", lambda *_: pytest.fail("timed"))
     assert resolve_compile(tiny_config, "32-true", 2, 1000)[0] is False
     assert resolve_compile(tiny_config, "32-true", 2, 10**9, StepTiming("32-true", 1e-7, 64, 2))[0] is False
+    slow = StepTiming("32-true", 9.0, 64, 2)  # of many steps such a machine makes a few within its budget
+    assert resolve_compile(tiny_config, "32-true", 2, 10**12, slow, max_seconds=165.0)[0] is False
 
 
 def test_without_a_compiler_nothing_is_compiled_and_on_a_gpu_everything(

@@ -102,7 +102,9 @@ def test_muon_with_adamw_is_torchs_two_and_survives_a_reload(tiny_config: GPTCon
             part.step()
         optimizer.step()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+        # PyTorch's Muon computes in bf16: an element of an update, at most 1, differs by some hundredths.
+        tolerance = 6 * 0.05 * 0.05 if ".h." in f".{name}" and a.ndim == 2 else 1e-6
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=tolerance, msg=name)
 
 
 def save(state: object) -> object:

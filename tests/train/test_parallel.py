@@ -67,7 +67,7 @@ def test_fsdp2_clips_saves_and_resumes_as_one_process(tmp_path: Path) -> None:
     two = run(tmp_path / "two", optimizer="muon", devices=2, strategy="fsdp2")
     assert two["train"].keys() == one["train"].keys()
     for (step, name), value in one["train"].items():
-        # Muon orthogonalises in bf16, and products of shards round otherwise than those of the whole.
+        # Products of shards round otherwise than those of the whole, and Muon makes much of small singular values.
         assert two["train"][step, name] == pytest.approx(value, rel=1e-5 if step == 1 else 2e-2)
     path = next((tmp_path / "two").rglob("last.ckpt"))
     model, tokenizer = load_model(path)

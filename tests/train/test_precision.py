@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from machine import pretend_machine
 
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.train import precision
-from lit_gpt.train.precision import resolve_precision
+from lit_gpt.train.precision import muon_arithmetic, resolve_precision
 from lit_gpt.train.step_timing import StepTiming
 
 
@@ -54,3 +55,20 @@ def test_an_explicit_precision_always_wins(
 def test_an_unknown_precision_is_refused_with_the_nearest(tiny_config: GPTConfig) -> None:
     with pytest.raises(UserError, match='did you mean "bf16-mixed"'):
         resolve_precision("bf16-mix", tiny_config, 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "machine", "dtype"),
+    [
+        ("cpu", {}, torch.float32),
+        ("cpu", {"cpu_bf16": True}, torch.bfloat16),
+        ("cuda", {"cuda": True}, torch.float32),  # a V100 would emulate it
+        ("cuda", {"cuda": True, "native": True}, torch.bfloat16),
+        ("mps", {"cpu_bf16": True}, torch.float32),
+    ],
+)
+def test_muon_computes_in_bf16_only_where_the_device_does(
+    device: str, machine: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_machine(monkeypatch, **machine)
+    assert muon_arithmetic(device) == dtype

@@ -60,9 +60,46 @@ def test_a_share_of_the_run_scales_with_it() -> None:
     assert [schedule.factor(100)(step) for step in (10, 50, 75)] == [schedule.factor(1000)(s) for s in (100, 500, 750)]
 
 
+@given(
+    st.sampled_from(["cosine", "linear", "wsd", "constant"]),
+    st.floats(0, 0.5),
+    st.floats(0, 0.4),
+    st.floats(0, 1),
+)
+def test_a_schedule_of_the_share_rises_then_never_does_again(
+    name: str, warmup: float, decay: float, low: float
+) -> None:
+    factor = ScheduleConfig(name=name, warmup=warmup, decay=decay, min_lr_ratio=low).factor_of_share()
+    shares = sorted({*(number / 200 for number in range(201)), warmup, 1 - decay})
+    rising = [factor(share) for share in shares if share <= warmup]
+    falling = [factor(share) for share in shares if share >= warmup]
+    assert all(0 < a <= b for a, b in pairwise(rising))
+    assert all(a >= b - 1e-12 for a, b in pairwise(falling))
+    assert falling[0] == pytest.approx(1.0)
+    assert all(0 <= value <= 1 for value in [*rising, *falling])
+    if name in ("cosine", "linear"):
+        assert factor(1.0) == pytest.approx(low, abs=1e-9)
+    if name == "wsd":
+        assert factor(1.0) == pytest.approx(low, abs=1e-9)
+        assert all(factor(share) == 1.0 for share in shares if warmup <= share < 1 - decay)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
+def test_by_share_a_run_of_many_steps_has_the_rates_that_it_has_by_steps(name: str) -> None:
+    schedule = ScheduleConfig(name=name, warmup=100, decay=2000, min_lr_ratio=0.2)
+    by_step, by_share = schedule.factor(10_000), schedule.factor_of_share(10_000)
+    for step in range(100, 10_001, 50):
+        assert by_share(step / 10_000) == pytest.approx(by_step(step), abs=1e-6)
+    assert by_share(0.0) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(
     ("make", "needle"),
     [
+        (lambda: ScheduleConfig(warmup=100).factor_of_share(), "warmup=100 steps: a run that trainer.max_time ends"),
+        (lambda: ScheduleConfig(warmup=100).factor_of_share(100), "warmup=100 exceed the run"),
+        (lambda: ScheduleConfig(name="wsd", decay=50).factor_of_share(), "decay=50 steps: a run that trainer.max_time"),
+        (lambda: ScheduleConfig(name="wsd", warmup=0.6, decay=0.5).factor_of_share(), "warmup=0.6 and decay=0.5"),
         (lambda: ScheduleConfig(name="cosinus"), 'did you mean "cosine"'),  # type: ignore[arg-type]
         (lambda: ScheduleConfig(warmup=2.5), "warmup=2.5"),
         (lambda: ScheduleConfig(warmup=100).factor(100), "warmup=100 steps is no shorter than the run of 100"),
