@@ -27,7 +27,7 @@ def load(path_or_id: str, precision: str = "auto", device: str = "auto") -> Gene
     Args:
         path_or_id: whatever `--ckpt_path` and `--init_from` take: a checkpoint of ours, `last`, `best`, a folder or id
             of Hugging Face, nanoGPT's `ckpt.pt`, …
-        precision: `auto` (what is fastest here without a loss to speak of), `fp32`, `bf16` or `int8`.
+        precision: `auto` (what is fastest here without a loss to speak of), `fp32`, `bf16`, `int8` or `int4`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
 
     Raises:

@@ -60,7 +60,7 @@ def test_both_have_every_file_of_the_package(built: Built) -> None:
     configs = {f"{CONFIGS}/{Path(name).name}" for name in tracked if name.startswith("configs/")}
     package = {name for name in tracked if name.startswith("lit_gpt/")} | configs
     assert {"lit_gpt/py.typed", "lit_gpt/insight/trace.html", f"{CONFIGS}/quickstart.yaml"} <= package
-    assert {"lit_gpt/inference/csrc/kernels.cpp", "lit_gpt/serve/page/index.html"} <= package
+    assert {"lit_gpt/inference/csrc/dispatch.cpp", "lit_gpt/serve/page/index.html"} <= package
 
     metadata = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
     assert set(zipfile.ZipFile(built.wheel).namelist()) == package | {f"{NAME}.dist-info/{name}" for name in metadata}

@@ -65,7 +65,7 @@ def add_predict_arguments(parser: ArgumentParser, precisions: Any) -> None:
     parser.add_argument("--trace_output", type=str | None, default=None, help=text)
     text = "the same as one self-contained page, in which every token shows its alternatives"
     parser.add_argument("--trace_html", type=str | None, default=None, help=text)
-    text = "of the weights: bf16 and int8 are faster, auto is bf16 on a GPU and fp32 on a CPU"
+    text = "of the weights: bf16, int8 and int4 are faster and int4 is coarse; auto is bf16 on a GPU and fp32 on a CPU"
     parser.add_argument("--precision", type=precisions, default="auto", help=text)
 
 

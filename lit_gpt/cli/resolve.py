@@ -36,7 +36,7 @@ def check_machine(subcommand: str, options: Namespace) -> None:
     trainer, data = options.trainer, options.get("data")
     if subcommand == "predict" and trainer.precision not in ("auto", "32-true", None):
         raise UserError(
-            f"trainer.precision={trainer.precision} is for training: predict has --precision fp32, bf16 or int8 instead"
+            f"trainer.precision={trainer.precision} is for training: use --precision fp32, bf16, int8 or int4"
         )
     if subcommand == "fit" and trainer.max_time is not None:
         parse_duration(trainer.max_time)

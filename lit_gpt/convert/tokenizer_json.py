@@ -196,7 +196,7 @@ def _check_model(values: dict[str, Any], model: dict[str, Any], where: str) -> N
         )
     for field in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(field):
-            raise UserError(f"{where}: {field}={model[field]!r} is not supported: {remedy}")
+            raise UserError(f"{where}: {field}={brief(model[field])} is not supported: {remedy}")
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
         raise UserError(f"{where} has no vocab and merges: get it again")
 

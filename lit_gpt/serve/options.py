@@ -68,7 +68,7 @@ def _parser() -> CommandParser:
     add("--init_from", type=str | None, help="what `lit_gpt convert` reads: a Hugging Face folder or id, …")
     add("--host", type=str, default="127.0.0.1", help="address to listen on; others than loopback need an API key")
     add("--port", type=int, default=8000, help="0 for any free one")
-    add("--precision", type=str, default="auto", help="auto, fp32, bf16 or int8")
+    add("--precision", type=str, default="auto", help="of the weights: auto, fp32, bf16, int8 or int4")
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--max_slots", type=int | None, help="sequences that run at once; by default what half of the memory holds")
     add("--max_queue", type=int, default=limits.max_queue, help="sequences that may wait; beyond it the answer is 429")

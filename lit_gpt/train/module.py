@@ -61,7 +61,7 @@ class LitGPT(L.LightningModule):
         seed: of dropout; the run's `seed_everything`, kept over a resume.
         generation_config: how `predict` continues its prompts.
         observer: told of every token that `predict` decides on, if not None.
-        inference_precision: of the weights in `predict`: `auto`, `fp32`, `bf16` or `int8`.
+        inference_precision: of the weights in `predict`: `auto`, `fp32`, `bf16`, `int8` or `int4`.
         draft: what proposes tokens in speculative decoding, where it is a checkpoint.
     """
 

@@ -177,7 +177,7 @@ def test_the_precision_of_training_is_refused(ckpt: Path, inside: Any, tmp_path:
         "predict", "--ckpt_path", ckpt, "--start", "a", "--output", "out.jsonl", "--trainer.precision", precision
     )
     assert run.returncode == 2 and run.stdout == "" and not list(tmp_path.iterdir())
-    message = f"trainer.precision={precision} is for training: predict has --precision fp32, bf16 or int8 instead"
+    message = f"trainer.precision={precision} is for training: use --precision fp32, bf16, int8 or int4"
     assert message in run.stderr and len(run.stderr.splitlines()) == 1
 
 

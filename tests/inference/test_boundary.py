@@ -151,7 +151,8 @@ def steps() -> dict[str, tuple[Tensor, CacheStep]]:
     freed, other = KVCache(CONFIG, 3, 16), KVCache(GPTConfig(50, block_size=16, n_layer=1, n_head=2, n_embd=32), 3, 16)
     unlike, mixed, moved = KVCache(CONFIG, 3, 16), KVCache(CONFIG, 3, 16), good.step([0, 1], 1)
     first, second, third = freed.step([0, 1], 1), unlike.step([0, 1], 1), good.step([0, 1], 1)
-    freed.k.untyped_storage().resize_(64)
+    first.stores = freed.k.clone(), freed.v
+    first.stores[0].untyped_storage().resize_(64)
     unlike.v = unlike.v[:, :2].contiguous()
     second.stores = unlike.k, unlike.v
     mixed.v = mixed.v.bfloat16()

@@ -28,7 +28,7 @@ _ROUNDED = "avx512_bf16"
 def build(folder: Path, compiler: str, machine: str, replaced: dict[str, list[str]] | None = None) -> Path:
     """The program that prints the hashes, with `replaced` for arguments of the compiler."""
     commands = kernel_library.compile_commands(compiler, folder, machine)
-    words = {"-O3": ["-O2"], "-fopenmp": ["-Wno-unknown-pragmas"], **(replaced or {})}
+    words = {"-O3": ["-O1"], "-fopenmp": ["-Wno-unknown-pragmas"], **(replaced or {})}
     commands = {path: [word for old in command for word in words.get(old, [old])] for path, command in commands.items()}
     program = folder / "hashes"
     arguments = ["-O1", "-std=c++17", "-static", f"-I{kernel_library.SOURCES}", str(HERE / "level_hashes.cpp")]

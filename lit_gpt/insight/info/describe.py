@@ -151,9 +151,11 @@ def _precision(requested: str, config: GPTConfig) -> str:
 
 def _serving(config: GPTConfig, total: int) -> dict[str, dict[str, int]]:
     """For each inference precision: weights, cache of one token, cache of one slot of `block_size` tokens."""
-    products = config.matmul_weights()  # in int8; the rest stays fp32, a tied embedding beside the head's copy of it
+    products = config.matmul_weights()  # in int8 or int4; the rest stays fp32, a tied embedding beside the head's copy
     tied = config.n_embd * config.vocab_rows if config.tie_embeddings else 0
-    weights = {"fp32": 4 * total, "bf16": 2 * total, "int8": products + 4 * (total - products + tied)}
+    rest = 4 * (total - products + tied)
+    groups = products // 32  # of int4, with a scale of two bytes each
+    weights = {"fp32": 4 * total, "bf16": 2 * total, "int8": products + rest, "int4": products // 2 + 2 * groups + rest}
     figures = {}
     for name, size in weights.items():
         dtype = torch.float32 if name == "fp32" else torch.bfloat16
