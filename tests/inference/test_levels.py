@@ -25,15 +25,25 @@ _ROUNDED = "avx512_bf16"
 """The level whose products in bf16 are of rounded inputs: these are other numbers."""
 
 
-def build(folder: Path, compiler: str, machine: str, replaced: dict[str, list[str]] | None = None) -> Path:
-    """The program that prints the hashes, with `replaced` for arguments of the compiler."""
+def build(
+    folder: Path, compiler: str, machine: str, replaced: dict[str, list[str]] | None = None, made: Path | None = None
+) -> Path:
+    """The program that prints the hashes, with `replaced` for arguments of the compiler.
+
+    Object files whose commands are the same as for the program `made` are taken from beside that.
+    """
     commands = kernel_library.compile_commands(compiler, folder, machine)
     words = {"-O3": ["-O1"], "-fopenmp": ["-Wno-unknown-pragmas"], **(replaced or {})}
-    commands = {path: [word for old in command for word in words.get(old, [old])] for path, command in commands.items()}
+    changed = dict(commands)
+    if made is not None:
+        changed = {path: command for path, command in commands.items() if set(command) & set(replaced or {})}
+        for path in commands.keys() - changed.keys():
+            shutil.copy(made.with_name(path.name), path)
+    changed = {path: [word for old in command for word in words.get(old, [old])] for path, command in changed.items()}
     program = folder / "hashes"
     arguments = ["-O1", "-std=c++17", "-static", f"-I{kernel_library.SOURCES}", str(HERE / "level_hashes.cpp")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda command: subprocess.run(command, check=True), commands.values()))
+        list(pool.map(lambda command: subprocess.run(command, check=True), changed.values()))
     subprocess.run([compiler, *arguments, *map(str, commands), "-o", str(program)], check=True)
     return program
 
@@ -58,9 +68,13 @@ def check_same(levels: dict[str, dict[str, str]], expected: dict[str, str]) -> N
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    folder = tmp_path_factory.mktemp("here")
-    return hashes(str(build(folder, shutil.which("g++") or "c++", platform.machine())))
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("here"), shutil.which("g++") or "c++", platform.machine())
+
+
+@pytest.fixture(scope="module")
+def here(program: Path) -> dict[str, dict[str, str]]:
+    return hashes(str(program))
 
 
 def test_all_levels_of_this_cpu(here: dict[str, dict[str, str]]) -> None:
@@ -68,21 +82,22 @@ def test_all_levels_of_this_cpu(here: dict[str, dict[str, str]]) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the expected bits are those of x86")
-def test_avx2_vnni_by_the_same_instructions_of_avx512(here: dict[str, dict[str, str]], tmp_path: Path) -> None:
+def test_avx2_vnni_by_the_same_instructions_of_avx512(
+    program: Path, here: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
     """The level itself where the CPU has AVX-VNNI; here its source with the other encoding of the instructions."""
     if "avx512_vnni" not in here:
         pytest.skip("this CPU has no AVX512-VNNI")
     swapped = {"-DLEVEL=level_avx2": ["-DLEVEL=level_avx2_vnni"], "-DLEVEL=level_avx2_vnni": ["-DLEVEL=level_avx2"]}
     flags = {"-mavxvnni": ["-mavx512vnni", "-mavx512vl"]}
-    program = build(tmp_path, shutil.which("g++") or "c++", "x86_64", {**swapped, **flags})
-    check_same({"avx2": hashes(str(program))["avx2"]}, here["avx2"])
+    other = build(tmp_path, shutil.which("g++") or "c++", "x86_64", {**swapped, **flags}, made=program)
+    check_same({"avx2": hashes(str(other))["avx2"]}, here["avx2"])
 
 
 def test_the_levels_for_arm_in_an_emulator(here: dict[str, dict[str, str]], tmp_path: Path) -> None:
     missing = [tool for tool in ARM.values() if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
-    program = build(tmp_path, ARM["compiler"], "aarch64")
-    emulated = hashes(ARM["emulator"], "-cpu", "max", str(program))
+    emulated = hashes(ARM["emulator"], "-cpu", "max", str(build(tmp_path, ARM["compiler"], "aarch64")))
     assert list(emulated) == list(LEVELS["aarch64"])
     check_same(emulated, next(iter(here.values())))
