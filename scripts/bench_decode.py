@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import torch
 from lit_gpt.atomic import atomic_write
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.inference.levels import ISA_VARIABLE
 from lit_gpt.inference.prepare import prepare_for_inference
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
@@ -125,7 +127,7 @@ def llama_cpp(config: GPTConfig, kind: str, threads: int) -> Decode:
 
 
 def write_gguf(config: GPTConfig, kind: str, path: Path) -> Path:
-    """Matrices in `kind` (F32, BF16 or Q8_0), the rest in fp32; the head is the embedding."""
+    """Matrices in `kind` (F32, BF16, Q8_0 or Q4_0), the rest in fp32; the head is the embedding."""
     import gguf
 
     writer = gguf.GGUFWriter(path, "gpt2")
@@ -215,11 +217,11 @@ def engines(arguments: argparse.Namespace, config: GPTConfig, batch: int) -> dic
     """Name → what builds that engine."""
     device, threads = arguments.device, arguments.threads
     found: dict[str, Callable[[], Decode]] = {}
-    for precision in ("int8", "bf16", "fp32"):
+    for precision in ("int4", "int8", "bf16", "fp32"):
         found[f"lit_gpt {precision}"] = lambda precision=precision: ours(config, precision, device)
     if device == "cpu":
         if batch == 1:
-            for kind in ("Q8_0", "BF16", "F32"):
+            for kind in ("Q4_0", "Q8_0", "BF16", "F32"):
                 found[f"llama.cpp {kind}"] = lambda kind=kind: llama_cpp(config, kind, threads)
         for kind in ("int8", "float32"):
             found[f"CTranslate2 {kind}"] = lambda kind=kind: ctranslate2(config, kind, threads)
@@ -359,11 +361,14 @@ def main() -> None:
     parser.add_argument("--preset", default="gpt2")
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of karpathy/nanoGPT")
     parser.add_argument("--compile", action="store_true", help="torch.compile nanoGPT")
+    parser.add_argument("--isa", metavar="LEVEL", help="of our kernels, at most what the CPU has: avx2, avx512, …")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="engines whose name holds one of these")
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--plot", help="write an SVG here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.isa:
+        os.environ[ISA_VARIABLE] = arguments.isa
     torch.set_num_threads(arguments.threads)
     config = GPTConfig.from_preset(arguments.preset)
     if arguments.worker:
