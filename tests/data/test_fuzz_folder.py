@@ -59,6 +59,7 @@ def tokens(folder: Path) -> list[list[int]]:
     return [(stream := open_tokens(folder, split)).read(0, len(stream)).tolist() for split in ("train", "val")]
 
 
+@pytest.mark.slow
 @fuzz
 @given(
     st.sampled_from(FILES),
@@ -85,6 +86,7 @@ def test_damage_is_found(folder: Path, copy: Path, name: str, position: int, kin
         (copy / name).write_bytes(good)
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.data())
 def test_a_state_of_any_values_with_a_hash_that_fits(folder: Path, copy: Path, data: st.DataObject) -> None:
@@ -106,6 +108,7 @@ def test_a_state_of_any_values_with_a_hash_that_fits(folder: Path, copy: Path, d
         (copy / "prepare.json").write_bytes(good)
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.binary(max_size=40), st.integers(-(2**31), 2**31 - 1), st.sampled_from(["train.bin", "x_train_1.bin"]))
 @example(b"", -100, "x_train_1.bin")

@@ -141,6 +141,7 @@ def test_scratch_of_a_linear_layer_is_what_the_library_says() -> None:
     assert library().linear_scratch_bytes(ctypes.byref(int8.layout), 9) >= 9 * 70
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 @pytest.mark.parametrize("part", ["dispatch", *LEVELS[platform.machine()]])
 def test_the_source_compiles_without_a_warning(part: str) -> None:

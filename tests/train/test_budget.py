@@ -118,6 +118,7 @@ def fit(
     return run, budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("validates_before", [True, False])
