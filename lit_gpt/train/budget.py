@@ -24,9 +24,8 @@ MIN_STEPS = 3
 
 _EVALUATION_COST = 0.5  # of a validation batch in training batches, as long as none has been timed: no backward pass
 _FINISH_SHARE = 0.03  # of the budget, for the samples and checkpoints at the end, as long as none have been timed
-_TIMED_STEPS = (
-    15  # the latest, whose median is the time of a step: neither the first, which is slow, nor a hiccup counts
-)
+_TIMED_STEPS = 15
+"""The latest ones, whose median is the time of a step: no single slow one counts, and not the first."""
 
 
 def parse_duration(duration: Duration) -> timedelta:
