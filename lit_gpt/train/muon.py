@@ -126,8 +126,8 @@ def newton_schulz(
     """The matrices with their singular values brought near 1 by X ← (a + b·XXᵀ + c·(XXᵀ)²) X, as Muon has it.
 
     In float32 and float64 it is the small Gram matrix XXᵀ that is iterated, all matrices in one product; X takes part
-    in two products only. That squares the condition number, so the small matrices are float64: the result in fp32 is within
-    1e-3 of float64's, which a test holds. bf16 has too few digits for it, so there X itself is iterated.
+    in two products only. That squares the condition number, so the small matrices are float64: the result in fp32 is
+    within 1e-3 of float64's, which a test holds. bf16 has too few digits for it, so there X itself is iterated.
 
     Args:
         matrices: each (rows, columns), with equal smaller sides; float64 ones are computed in float64.
