@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Several workers share the cores: a second thread in each would wait for the others' (20 times slower was seen).
     os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
     torch.set_num_threads(1)
-# A slow machine is not a wrong result. At a desk every run tries new examples; in CI, where a change is judged, the same.
+# A slow machine is not a wrong result. Every run tries new examples; in CI, where a change is judged, the same ones.
 settings.register_profile("lit_gpt", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("lit_gpt")
 

@@ -157,13 +157,13 @@ class Budget(Timer):
         """Nothing: sharded strategies have not restored the time spent yet."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what the budget is. A resumed run that has spent it makes no further step."""
+        """Say what the budget is. A resumed run that has spent it makes no further step, but ends its validation."""
         self.share, self._mark, self._evaluated_at = 0.0, None, None
         self._agree(trainer)
         spent = f", {self._offset:.0f} s of it spent before" if self._offset else ""
         if trainer.is_global_zero:
             note(f"budget: {self._budget} for training, validation and samples{spent}")
-        if self._is_spent(trainer):
+        if self._is_spent(trainer) and not getattr(pl_module, "repeats_validation", False):
             self._stop(trainer)
 
     def on_train_batch_start(

@@ -173,20 +173,52 @@ def reopen_unfinished_epoch(fit_loop: dict[str, Any]) -> None:
             counts["completed"] = min(counts["completed"], counts["processed"])
 
 
-def repeat_unfinished_validation(fit_loop: dict[str, Any]) -> None:
+def repeat_unfinished_validation(fit_loop: dict[str, Any]) -> bool:
     """Correct the loop state of a run that was stopped in a validation, in place: a resumed run begins it again.
 
     Lightning would skip it, or go on with its middle, though the sums of its first part are in no checkpoint. No issue
     is known; it can go when `test_a_run_stopped_in_a_validation_begins_it_again` passes without it.
+
+    Returns:
+        Whether there is one to repeat: then `RepeatedValidation` is needed too.
     """
     progress = fit_loop["epoch_loop.val_loop.batch_progress"]
     current, total = progress["current"], progress["total"]
-    unfinished = current["ready"] > 0 and not progress["is_last_batch"]
-    completed = total["completed"] - (current["completed"] if unfinished else 0)
-    if unfinished:
+    is_begun = current["ready"] > 0 and not progress["is_last_batch"]
+    completed = total["completed"] - (current["completed"] if is_begun else 0)
+    unfinished = is_begun or (current["ready"] == 0 and total["started"] > total["completed"])
+    if is_begun:
         progress["current"] = dict.fromkeys(current, 0)
     # One that is started and not processed is how Lightning tells that it was stopped there.
     progress["total"] = dict.fromkeys(total, completed) | dict.fromkeys(("ready", "started"), completed + unfinished)
+    return bool(unfinished)
+
+
+class RepeatedValidation:
+    """Has a resumed run begin with the validation that it was stopped in, though all its steps are made.
+
+    Lightning returns at once where `max_steps` are made, and repeats a validation only where its interval has one: the
+    one after the last step, or after the last that a budget of time allows, would be lost with its checkpoints. It can
+    go when `test_a_run_stopped_in_its_last_validation_ends_as_if_it_had_not` passes without it.
+    """
+
+    def __init__(self, trainer: L.Trainer, step: int) -> None:
+        """From `on_fit_start` on, for a checkpoint of that step."""
+        self._loop = trainer.fit_loop.epoch_loop
+        self._max_steps = self._loop.max_steps
+        if 0 <= self._max_steps <= step:
+            self._loop.max_steps = step + 1
+        self._loop._should_check_val_fx = lambda data_fetcher: True  # type: ignore[method-assign]
+
+    def begin(self) -> None:
+        """It has begun: the batch that stood for it in the counts goes."""
+        total = self._loop.val_loop.batch_progress.total
+        total.ready = total.started = total.completed  # type: ignore[attr-defined]
+
+    def end(self) -> None:
+        """It is done: the run ends, or goes on, as any other."""
+        self._loop.max_steps = self._max_steps
+        del self._loop._should_check_val_fx
 
 
 # Signals -------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.budget import Budget, budget_of
 from lit_gpt.train.fsdp import shard
 from lit_gpt.train.lightning_fixes import (
+    RepeatedValidation,
     begin_next_epoch,
     clip_module_gradients,
     log_scalars,
@@ -81,6 +82,8 @@ class LitGPT(L.LightningModule):
     _byte_lengths: Tensor | None = None
     _step_loss: Tensor | None = None
     _gradient_norm: Tensor | None = None
+    _resumed_in_validation_at: int | None = None  # optimizer steps
+    _repeated_validation: RepeatedValidation | None = None
 
     def __init__(
         self,
@@ -223,9 +226,11 @@ class LitGPT(L.LightningModule):
         """Optimizer steps between two entries of the log."""
         return self.trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """No optimizer step yet."""
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+        """No optimizer step yet; -1, which ends the epoch, if all are made already."""
         self.stepped = False
+        self._end_repeated_validation()  # it had no batch
+        return -1 if 0 <= self.trainer.max_steps <= self.global_step else None
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the step that has just been made, if it is one to log. In between nothing waits for the device."""
@@ -240,6 +245,32 @@ class LitGPT(L.LightningModule):
         log_scalars(self, {"train/loss": loss, "train/gradient_norm": self._gradient_norm, **rates})
 
     # Validation and test -----------------------------------------------------------------------------------------
+
+    @property
+    def repeats_validation(self) -> bool:
+        """Whether a resumed run is about to repeat the validation that it was stopped in, before any step."""
+        return self._repeated_validation is not None
+
+    def on_fit_start(self) -> None:
+        """Begin with the validation that was not finished, if there is one."""
+        step, self._resumed_in_validation_at = self._resumed_in_validation_at, None
+        repeats = step is not None and self.trainer.enable_validation
+        self._repeated_validation = RepeatedValidation(self.trainer, step) if repeats else None  # type: ignore[arg-type]
+
+    def on_validation_start(self) -> None:
+        """The batches of a validation that is repeated count once."""
+        if self._repeated_validation is not None and not self.trainer.sanity_checking:
+            self._repeated_validation.begin()
+
+    def on_validation_end(self) -> None:
+        """That validation, if it was to be repeated, is done."""
+        if not self.trainer.sanity_checking:
+            self._end_repeated_validation()
+
+    def _end_repeated_validation(self) -> None:
+        if self._repeated_validation is not None:
+            self._repeated_validation.end()
+            self._repeated_validation = None
 
     def on_validation_epoch_start(self) -> None:
         """Start counting anew."""
@@ -332,4 +363,5 @@ class LitGPT(L.LightningModule):
             begin_next_epoch(checkpoint["loops"]["fit_loop"])
             if self.trainer.max_steps < 0:
                 reopen_unfinished_epoch(checkpoint["loops"]["fit_loop"])
-            repeat_unfinished_validation(checkpoint["loops"]["fit_loop"])
+            unfinished = repeat_unfinished_validation(checkpoint["loops"]["fit_loop"])
+            self._resumed_in_validation_at = checkpoint["global_step"] if unfinished else None

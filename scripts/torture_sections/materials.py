@@ -124,11 +124,8 @@ def final_bits(folder: Path) -> dict[str, str]:
 
     def read() -> dict[str, str]:
         from lit_gpt.checkpoint.format import load_checkpoint
-        from lit_gpt.train.lightning_fixes import repeat_unfinished_validation
 
         last, best = (load_checkpoint(folder / name) for name in ("last.ckpt", "best.ckpt"))
-        # As a resume reads them: a validation that was begun again counts one batch more as begun until then.
-        repeat_unfinished_validation(last["loops"]["fit_loop"])
         return {name: _digest(last[name]) for name in PARTS} | {"best.ckpt": _digest(best["state_dict"])}
 
     return value_of(read)

@@ -132,7 +132,7 @@ def check_linear(n_row: int, n_in: int, n_out: int, kind: str, bias: bool, seed:
 
 
 def take_rounded_weights(reference: GPT, model: GPT) -> None:
-    """Give the float64 `reference` the weights that `model`'s layers were rounded to, so that arithmetic alone differs."""
+    """Give the float64 `reference` the weights that `model`'s layers were rounded to: arithmetic alone differs then."""
     for name, layer in model.named_modules():
         if isinstance(layer, KernelLinear):
             linear = reference.get_submodule(name)
@@ -174,7 +174,8 @@ def check_decode(config: GPTConfig, precision: str, lengths: list[int], seed: in
     assert (got - wanted).norm() <= (1e-4 if precision == "fp32" else 0.2) * wanted.norm()
     for slot, length in zip(slots, lengths):
         before[:, slot, :, length] = cache.k[:, slot, :, length]
-        assert (cache.k[0, slot, :, length] - exact.k[0, slot, :, length]).norm() <= 0.05 * exact.k[0, slot].norm()
+        got, wanted = cache.k[0, slot, :, length].double(), exact.k[0, slot, :, length]
+        assert (got - wanted).norm() <= 0.05 * max(wanted.norm(), wanted.numel() ** 0.5)  # a random key may be tiny
     assert torch.equal(before.nan_to_num(7), cache.k.nan_to_num(7)), "more of the cache was written than the new keys"
 
 

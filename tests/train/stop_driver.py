@@ -1,7 +1,8 @@
 """A run that receives signals, for the tests: `python stop_driver.py FOLDER '{"where": "validation", …}'`.
 
-The keys: `where` the signals come (`train`, `validation`), the `signals` in order, the `rank` that receives them,
-`devices`, `ckpt_path`.
+The keys: `where` the signals come (`train`, `validation`), the `signals` in order, the `rank` that receives them, the
+`step` in whose validation they come, `devices`, `ckpt_path`, `limits` of the Trainer, a folder for checkpoints `into`
+which the run is resumed, `rows` of validation.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from lit_gpt.train.callbacks.defaults import default_callbacks
 
 
 class Signals(Callback):
-    """Sends signals to its own process in the second step, or in the second batch of the second validation."""
+    """Sends signals to its own process in the eighth step, or in the second batch of a validation."""
 
-    def __init__(self, folder: Path, where: str, signals: list[int], rank: int) -> None:
-        self.folder, self.where, self.signals, self.rank = folder, where, signals, rank
+    def __init__(self, folder: Path, where: str, signals: list[int], rank: int, step: int) -> None:
+        self.folder, self.where, self.signals, self.rank, self.step = folder, where, signals, rank, step
 
     def send(self, trainer: L.Trainer) -> None:
         if trainer.global_rank == self.rank:
@@ -38,7 +39,7 @@ class Signals(Callback):
     def on_validation_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         with open(self.folder / f"validated_{trainer.global_rank}.txt", "a") as file:
             file.write(f"{trainer.global_step} {batch_idx}\n")
-        if self.where == "validation" and trainer.global_step == 12 and batch_idx == 1:
+        if self.where == "validation" and trainer.global_step == self.step and batch_idx == 1:
             self.send(trainer)
 
 
@@ -46,14 +47,20 @@ def main(folder: Path, where: str = "", signals: list[int] = [], rank: int = 0, 
     folder.mkdir(exist_ok=True)
     run = trainer(
         folder,
-        max_epochs=3,
         devices=asked.get("devices", 1),
         strategy="ddp" if "devices" in asked else "auto",
         enable_checkpointing=True,
         enable_progress_bar=True,
-        callbacks=[Signals(folder, where, signals, rank), *default_callbacks()],
+        callbacks=[
+            Signals(folder, where, signals, rank, asked.get("step", 12)),
+            *default_callbacks(),
+        ],
+        **asked.get("limits", {"max_epochs": 3}),
     )
-    run.fit(module(), Batches(24, 4), Batches(32, 4, seed=1), ckpt_path=asked.get("ckpt_path"))
+    for callback in run.checkpoint_callbacks if "into" in asked else ():
+        callback.dirpath = str(asked["into"])  # type: ignore[attr-defined]
+    rows = asked.get("rows", 32)
+    run.fit(module(), Batches(24, 4), Batches(rows, 4, seed=1) if rows else [], ckpt_path=asked.get("ckpt_path"))
 
 
 if __name__ == "__main__":

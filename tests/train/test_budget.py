@@ -17,6 +17,7 @@ from environment import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from training import Batches, losses, module, trainer
 
 from lit_gpt.checkpoint.format import load_checkpoint, read_header
@@ -186,6 +187,30 @@ def test_a_resumed_run_goes_on_from_the_share_spent(tmp_path: Path, monkeypatch:
     for step in (22, 30, rest.global_step - 1):
         assert losses(rest, "budget/share")[step] == pytest.approx(losses(whole, "budget/share")[step], abs=0.03)
         assert losses(rest, "lr/matrices")[step] == pytest.approx(losses(whole, "lr/matrices")[step], abs=3e-5)
+
+
+def test_a_run_stopped_in_the_last_validation_of_its_budget_repeats_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Clock):
+        def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            super().on_validation_batch_end()
+            if trainer.should_stop:
+                raise SIGTERMException
+
+    def clock() -> Clock:
+        return Clock(1.0, evaluation=0.3)
+
+    whole = clock()
+    made, _ = fit(tmp_path / "whole", 30.0, whole, monkeypatch)
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path / "first", 30.0, Stopped(1.0, evaluation=0.3), monkeypatch)
+    again = clock()
+    rest, budget = fit(tmp_path / "rest", 30.0, again, monkeypatch, next((tmp_path / "first").rglob("last.ckpt")))
+    assert rest.global_step == made.global_step
+    assert again.validations == whole.validations[-1:] == [made.global_step]
+    assert losses(rest, "val/loss")[made.global_step] == losses(made, "val/loss")[made.global_step]
+    assert budget.time_elapsed() <= 30.0
 
 
 def test_a_resumed_run_whose_budget_is_spent_makes_no_step_and_a_longer_one_goes_on(

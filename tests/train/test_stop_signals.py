@@ -76,6 +76,53 @@ def test_a_run_stopped_in_a_validation_begins_it_again(number: int, status: int,
     assert not (again / "validated_0.txt").exists()
 
 
+def final_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], float]:
+    """Loops, the weights of best.ckpt, and its score."""
+    last = load_checkpoint(last_of(folder))
+    best = load_checkpoint(last_of(folder).with_name("best.ckpt"))
+    (state,) = (state for name, state in last["callbacks"].items() if "'val/loss'" in name)
+    return last["loops"], best["state_dict"], float(state["best_model_score"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", [{"max_steps": 18, "max_epochs": -1}, {"max_epochs": 3}])
+def test_a_run_stopped_in_its_last_validation_ends_as_if_it_had_not(limits: dict[str, int], tmp_path: Path) -> None:
+    """With all steps made it ended at once: no last validation, no best.ckpt of it."""
+    stop_driver.main(tmp_path / "whole", limits=limits)
+    with pytest.raises(SystemExit):
+        stop_driver.main(tmp_path / "first", "validation", [TERM], step=18, limits=limits)
+    assert validated(tmp_path / "first")[-2:] == [(18, 0), (18, 1)]
+    folder = last_of(tmp_path / "first").parent
+    stop_driver.main(tmp_path / "first", ckpt_path=str(folder / "last.ckpt"), limits=limits, into=folder)
+    assert validated(tmp_path / "first")[-8:] == [(18, batch) for batch in range(8)]
+    loops, best, score = final_state(tmp_path / "first")
+    expected_loops, expected_best, expected_score = final_state(tmp_path / "whole")
+    assert score == expected_score
+    assert all(torch.equal(weight, best[name]) for name, weight in expected_best.items())
+    assert loops == expected_loops
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [0, 32])
+def test_a_last_validation_that_is_no_more_wanted_is_not_repeated(rows: int, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        stop_driver.main(tmp_path, "validation", [TERM], step=18, limits={"max_steps": 18})
+    limits = {"max_steps": 18, "limit_val_batches": 0 if rows else 1.0}
+    stop_driver.main(tmp_path, ckpt_path=str(last_of(tmp_path)), limits=limits, rows=rows)
+    assert validated(tmp_path)[-2:] == [(18, 0), (18, 1)]
+    assert {read_header(path).step for path in tmp_path.rglob("*.ckpt")} == {12, 18}
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_may_be_of_a_validation_that_was_stopped(tmp_path: Path) -> None:
+    """The repeated validation did not save it: a checkpoint of that step was there."""
+    with pytest.raises(SystemExit):
+        stop_driver.main(tmp_path, "validation", [TERM], step=12)
+    folder = last_of(tmp_path).parent
+    stop_driver.main(tmp_path, ckpt_path=str(folder / "last.ckpt"), limits={"max_steps": 13}, into=folder)
+    assert read_header(folder / "best.ckpt").step == 12
+
+
 def test_ctrl_c_ends_after_the_step_and_saves_it(tmp_path: Path) -> None:
     """KeyboardInterrupt could come in the middle of an update, whose torn weights were saved."""
     with pytest.raises(SystemExit) as ended:

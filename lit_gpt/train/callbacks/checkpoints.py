@@ -46,10 +46,11 @@ class RunCheckpoint(ModelCheckpoint):
             state[name] = _moved(state[name], here)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """All is restored. What was resumed from is saved already."""
+        """All is restored. What was resumed from is saved already, but for what the validation after it would save."""
         super().on_train_start(trainer, pl_module)
         self._has_begun = True
-        self._last_global_step_saved = trainer.global_step
+        if not getattr(pl_module, "repeats_validation", False):
+            self._last_global_step_saved = trainer.global_step
 
     def _should_save_on_exception(self, trainer: L.Trainer) -> bool:
         return self._has_begun and not _is_updating(trainer) and super()._should_save_on_exception(trainer)
