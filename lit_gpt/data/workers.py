@@ -71,8 +71,8 @@ def run_worker() -> None:
             job = pickle.load(sys.stdin.buffer)
             pickle.dump(encode(tokenizer, dtype, job), answers, protocol=5)
             answers.flush()
-    except (EOFError, BrokenPipeError):
-        pass
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        pass  # the caller has closed the pipe; an UnpicklingError if it was killed in the middle of a message
 
 
 def import_path() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +12,14 @@ import pytest
 from environment import ROOT
 from preparing import write
 
-from lit_gpt.data.workers import Workers
+from lit_gpt.data.workers import START, Workers
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
 PLANTED = "open('executed', 'w').close()\nraise SystemExit('code of the corpus was run')\n"
 MODULES = ("numpy", "pickle", "tiktoken", "sitecustomize", "lit_gpt")
 TOKENIZE = """
 import os, sys
-from lit_gpt.data.workers import Workers
+from lit_gpt.data.workers import START, Workers
 from lit_gpt.tokenizer.tokenizer import get_tokenizer
 tokenizer = get_tokenizer("byte")
 sys.path.insert(0, "")  # as in an interactive session, whose current folder is now that of a corpus
@@ -48,3 +50,15 @@ def test_nor_where_the_callers_path_has_the_current_folder(tmp_path: Path) -> No
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "corpus/executed").exists()
+
+
+@pytest.mark.parametrize("part", ["setup", "job"])
+def test_a_caller_that_is_killed_in_the_middle_of_a_message_leaves_no_traceback(part: str) -> None:
+    tokenizer = get_tokenizer("byte")
+    names = ("name", "pattern", "ranks", "specials", "end_of_text", "normalization")
+    setup = pickle.dumps(({name: getattr(tokenizer, name) for name in names}, "uint16"), protocol=5)
+    job = pickle.dumps([("ab" * 1000, True, "train")], protocol=5)
+    sent = setup[: len(setup) // 2] if part == "setup" else setup + job[: len(job) // 2]
+    command = [sys.executable, "-P", "-c", START]
+    done = subprocess.run(command, input=sent, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert (done.returncode, done.stderr, done.stdout) == (0, b"", b"")
