@@ -1,11 +1,12 @@
-"""Decode speed beside other engines: the same random GPT-2 124M weights, the same work, in turn.
+"""Speed of decoding and of reading a prompt, beside other engines: the same random GPT-2 124M weights, in turn.
 
     pip install -e ".[bench]" && git clone https://github.com/karpathy/nanoGPT /tmp/nanoGPT
     python scripts/bench_decode.py --nanogpt /tmp/nanoGPT --plot docs/decode.svg
 
-Every engine reads a prompt of random ids and draws new tokens with top-k 200. Each has a process of its own, and rounds
-go through all of them in turn; an engine's figure is its fastest round, so that a busy machine shows as little as it
-can. An engine that is not installed is left out.
+Decoding: every engine reads a prompt of random ids and draws new tokens with top-k 200; all of it is timed. Prefill: it
+reads a longer one and draws one token. Prompts are new in every round, since some engines remember what they have read.
+Each has a process of its own, and rounds go through all of them in turn; an engine's figure is its fastest round, so
+that a busy machine shows as little as it can. An engine that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +36,23 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 
 TOP_K = 200
+BATCHED_CONTEXT = 512
+"""Tokens of a sequence that llama.cpp's batched decoding has memory for."""
 Decode = Callable[[list[list[int]], int], None]
 """Draw so many new tokens for every prompt."""
+
+
+_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "CT2_FORCE_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+_AVX512 = {"ATEN_CPU_CAPABILITY": "avx512", "CT2_FORCE_CPU_ISA": "AVX512", "MKL_ENABLE_INSTRUCTIONS": "AVX512"}
+PEERS_AT: dict[str, dict[str, str]] = {
+    "avx2": {**_AVX2, "ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2"},
+    "avx2_vnni": {**_AVX2, "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI", "DNNL_MAX_CPU_ISA": "AVX2_VNNI"},
+    "avx512": {**_AVX512, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "DNNL_MAX_CPU_ISA": "AVX512_CORE"},
+    "avx512_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "DNNL_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+    "avx512_bf16": {},
+}
+"""Level → the variables by which PyTorch, MKL, oneDNN and CTranslate2 leave out what is above it. llama.cpp must be
+built for it: `CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=OFF …" pip install --target FOLDER llama-cpp-python`."""
 
 
 def fresh_model(config: GPTConfig) -> GPT:
@@ -103,7 +121,7 @@ def hugging_face(config: GPTConfig, dtype: torch.dtype, device: str) -> Decode:
     return decode
 
 
-def llama_cpp(config: GPTConfig, kind: str, threads: int) -> Decode:
+def llama_cpp(config: GPTConfig, kind: str, threads: int, batch: int) -> Decode:
     """llama.cpp through llama-cpp-python, from a GGUF file written here."""
     from llama_cpp import Llama
 
@@ -117,11 +135,54 @@ def llama_cpp(config: GPTConfig, kind: str, threads: int) -> Decode:
             verbose=False,
             n_gpu_layers=0,
         )
+    if batch > 1:
+        return llama_cpp_batched(model, threads, batch)
 
     def decode(prompts: list[list[int]], n: int) -> None:
         stream = model.generate(prompts[0], top_k=TOP_K, top_p=1.0, min_p=0.0, temp=1.0, reset=True)
         for _ in range(n):
             next(stream)
+
+    return decode
+
+
+def llama_cpp_batched(model: Any, threads: int, batch: int) -> Decode:
+    """Its batched decoding, which the Python class does not offer: the C functions, as examples/batched uses them."""
+    import llama_cpp as api
+
+    options = api.llama_context_default_params()
+    options.n_ctx, options.n_batch, options.n_seq_max = BATCHED_CONTEXT * batch, BATCHED_CONTEXT * batch, batch
+    options.n_threads = options.n_threads_batch = threads
+    context = api.llama_init_from_model(model.model, options)
+    assert context
+    tokens = api.llama_batch_init(options.n_batch, 0, 1)
+    chains = []
+    for seed in range(batch):
+        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        stages = (api.llama_sampler_init_top_k(TOP_K), api.llama_sampler_init_temp(1.0))
+        for stage in (*stages, api.llama_sampler_init_dist(seed)):
+            api.llama_sampler_chain_add(chain, stage)
+        chains.append(chain)
+
+    def run(rows: list[list[int]], past: int) -> None:
+        """Read these tokens of every sequence, each after `past` others; logits for the last of each."""
+        tokens.n_tokens = 0
+        for sequence, row in enumerate(rows):
+            for position, token in enumerate(row):
+                at = tokens.n_tokens
+                tokens.token[at], tokens.pos[at], tokens.n_seq_id[at] = token, past + position, 1
+                tokens.seq_id[at][0], tokens.logits[at] = sequence, position == len(row) - 1
+                tokens.n_tokens += 1
+        assert api.llama_decode(context, tokens) == 0
+
+    def decode(prompts: list[list[int]], n: int) -> None:
+        api.llama_memory_clear(api.llama_get_memory(context), True)
+        rows, past = prompts, 0
+        for _ in range(n):
+            run(rows, past)
+            past += len(rows[0])
+            last = [(sequence + 1) * len(rows[0]) - 1 for sequence in range(batch)]
+            rows = [[api.llama_sampler_sample(chain, context, at)] for chain, at in zip(chains, last)]
 
     return decode
 
@@ -220,9 +281,8 @@ def engines(arguments: argparse.Namespace, config: GPTConfig, batch: int) -> dic
     for precision in ("int4", "int8", "bf16", "fp32"):
         found[f"lit_gpt {precision}"] = lambda precision=precision: ours(config, precision, device)
     if device == "cpu":
-        if batch == 1:
-            for kind in ("Q4_0", "Q8_0", "BF16", "F32"):
-                found[f"llama.cpp {kind}"] = lambda kind=kind: llama_cpp(config, kind, threads)
+        for kind in ("Q4_0", "Q8_0", "BF16", "F32"):
+            found[f"llama.cpp {kind}"] = lambda kind=kind: llama_cpp(config, kind, threads, batch)
         for kind in ("int8", "float32"):
             found[f"CTranslate2 {kind}"] = lambda kind=kind: ctranslate2(config, kind, threads)
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -283,66 +343,85 @@ def work(arguments: argparse.Namespace, config: GPTConfig) -> None:
         print(f"{MARK}{time.perf_counter() - start}", flush=True)
 
 
-def measure(arguments: argparse.Namespace, config: GPTConfig, batch: int) -> dict[str, float]:
-    """Tokens per second of every engine at `batch` prompts."""
+@dataclass(frozen=True)
+class Work:
+    """What is timed: `batch` prompts of `prompt` tokens are read, and `new_tokens` drawn for each.
+
+    Attributes:
+        tokens: that count in tokens per second.
+    """
+
+    name: str
+    batch: int
+    prompt: int
+    new_tokens: int
+    tokens: int
+
+
+def measure(arguments: argparse.Namespace, config: GPTConfig, work: Work) -> dict[str, float]:
+    """Tokens per second of every engine."""
     workers = {}
-    for name in engines(arguments, config, batch):
-        worker = Worker(name, batch)
+    for name in engines(arguments, config, work.batch):
+        worker = Worker(name, work.batch)
         if worker.ready:
             workers[name] = worker
         else:
             print(f"left out: {name}", file=sys.stderr)
     taken: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(arguments.rounds + 1):  # the first warms up
-        # New prompts in every round: some engines remember what they have read.
-        prompts = np.random.default_rng(turn).integers(0, config.vocab_size, (batch, arguments.prompt)).tolist()
+        prompts = np.random.default_rng(turn).integers(0, config.vocab_size, (work.batch, work.prompt)).tolist()
         for name, worker in workers.items():
             time.sleep(0.2)  # threads spin for a while after their work
-            seconds = worker.seconds(prompts, 3 if turn == 0 else arguments.new_tokens)
+            seconds = worker.seconds(prompts, min(3, work.new_tokens) if turn == 0 else work.new_tokens)
             if turn:
                 taken[name].append(seconds)
-        print(f"batch {batch}, round {turn} of {arguments.rounds}", file=sys.stderr, flush=True)
+        print(f"{work.name}, round {turn} of {arguments.rounds}", file=sys.stderr, flush=True)
     for worker in workers.values():
         worker.close()
-    return {name: batch * arguments.new_tokens / min(seconds) for name, seconds in taken.items()}
+    return {name: work.tokens / min(seconds) for name, seconds in taken.items()}
 
 
 TARGETS = [
-    (1, "lit_gpt int8", "llama.cpp Q8_0", 1.3),
-    (1, "lit_gpt int8", "nanoGPT generate", 30.0),
-    (1, "lit_gpt fp32", "llama.cpp F32", 0.8),
-    (1, "lit_gpt fp32", "CTranslate2 float32", 1.0),
-    (16, "lit_gpt int8", "CTranslate2 int8", 1.5),
+    ("batch 1", "lit_gpt int8", ("llama.cpp Q8_0", "CTranslate2 int8"), 1.2),
+    ("batch 1", "lit_gpt int4", ("llama.cpp Q4_0",), 1.1),
+    ("batch 1", "lit_gpt bf16", ("llama.cpp BF16",), 1.0),
+    ("batch 1", "lit_gpt fp32", ("llama.cpp F32",), 1.0),
+    ("batch 16", "lit_gpt int8", ("CTranslate2 int8", "llama.cpp Q8_0"), 1.3),
+    ("prefill 512", "lit_gpt int8", ("CTranslate2", "llama.cpp", "transformers"), 1.0),
+    ("prefill 512", "lit_gpt fp32", ("CTranslate2 float32", "llama.cpp F32", "transformers"), 1.0),
 ]
+"""Work, one of our forms, the peers (whose names begin so) of which the fastest counts, the ratio aimed at."""
 
 
-def report(results: dict[int, dict[str, float]]) -> None:
+def report(results: dict[str, dict[str, float]]) -> None:
     """A table and the ratios that were aimed at, as Markdown on stdout."""
-    for batch, speeds in results.items():
-        print(f"\n| batch {batch} | tok/s |\n|---|---|")
+    for work, speeds in results.items():
+        print(f"\n| {work} | tok/s |\n|---|---|")
         for name, speed in sorted(speeds.items(), key=lambda item: -item[1]):
             print(f"| {name} | {speed:.1f} |")
     print("\n| ratio | measured | aim |\n|---|---|---|")
-    for batch, name, peer, aim in TARGETS:
-        speeds = results.get(batch, {})
-        if name in speeds and peer in speeds:
-            print(f"| batch {batch}: {name} / {peer} | {speeds[name] / speeds[peer]:.2f} | {aim} |")
+    for work, name, beginnings, aim in TARGETS:
+        speeds = results.get(work, {})
+        peers = [peer for peer in speeds if peer.startswith(beginnings)]
+        if name in speeds and peers:
+            peer = max(peers, key=speeds.__getitem__)
+            print(f"| {work}: {name} / {peer} | {speeds[name] / speeds[peer]:.2f} | {aim} |")
 
 
-def plot(results: dict[int, dict[str, float]], path: str) -> None:
-    """Bars of tokens per second, one panel for each batch size."""
+def plot(results: dict[str, dict[str, float]], path: str) -> None:
+    """Bars of tokens per second, one panel for each kind of work."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(results), figsize=(5.5 * len(results), 3.6), squeeze=False, layout="constrained")
-    for axis, (batch, speeds) in zip(axes[0], results.items()):
+    for axis, (work, speeds) in zip(axes[0], results.items()):
         ordered = sorted(speeds.items(), key=lambda item: item[1])
         colors = ["#c2410c" if name.startswith("lit_gpt") else "#94a3b8" for name, _ in ordered]
         bars = axis.barh([name for name, _ in ordered], [speed for _, speed in ordered], color=colors)
         axis.bar_label(bars, fmt="%.0f", padding=3)
-        axis.set(title=f"GPT-2 124M, batch {batch}", xlabel="tokens per second")
+        axis.set(title=f"GPT-2 124M, {work}", xlabel="tokens per second")
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.12)
     with atomic_write(path) as file:
@@ -355,26 +434,34 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--prompt", type=int, default=32, help="tokens")
     parser.add_argument("--new_tokens", type=int, default=128)
+    parser.add_argument("--prefill", type=int, default=512, metavar="TOKENS", help="of a prompt to read; 0 for none")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--preset", default="gpt2")
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of karpathy/nanoGPT")
     parser.add_argument("--compile", action="store_true", help="torch.compile nanoGPT")
-    parser.add_argument("--isa", metavar="LEVEL", help="of our kernels, at most what the CPU has: avx2, avx512, …")
+    parser.add_argument("--isa", metavar="LEVEL", help="instruction set of all engines, at most the CPU's: avx2, …")
+    parser.add_argument("--llama_cpp", metavar="FOLDER", help="llama-cpp-python as built for it (pip install --target)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="engines whose name holds one of these")
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--plot", help="write an SVG here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.isa:
-        os.environ[ISA_VARIABLE] = arguments.isa
+        os.environ |= {ISA_VARIABLE: arguments.isa, **PEERS_AT.get(arguments.isa, {})}
+    if arguments.llama_cpp:
+        sys.path.insert(0, arguments.llama_cpp)
     torch.set_num_threads(arguments.threads)
     config = GPTConfig.from_preset(arguments.preset)
     if arguments.worker:
         work(arguments, config)
         return
-    results = {batch: measure(arguments, config, batch) for batch in arguments.batches}
+    new = arguments.new_tokens
+    works = [Work(f"batch {n}", n, arguments.prompt, new, n * new) for n in arguments.batches]
+    if n := arguments.prefill:
+        works.append(Work(f"prefill {n}", 1, n, 1, n))
+    results = {work.name: measure(arguments, config, work) for work in works}
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, PyTorch {torch.__version__}")
     report(results)
     if arguments.json:

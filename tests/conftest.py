@@ -4,48 +4,72 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import models
 import pytest
-import torch
 from environment import ROOT, RunProgram
+from fork_server import ForkServer
 from hypothesis import settings
 
-from lit_gpt.inference import native
-from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.gpt import GPT
+if TYPE_CHECKING:  # torch is not imported here: the process that only hands out the tests would wait for it too
+    from lit_gpt.model.config import GPTConfig
+    from lit_gpt.model.gpt import GPT
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several workers share the cores: a second thread in each would wait for the others' (20 times slower was seen).
     os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+    import torch
+
     torch.set_num_threads(1)
 # A slow machine is not a wrong result. Every run tries new examples; in CI, where a change is judged, the same ones.
 settings.register_profile("lit_gpt", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("lit_gpt")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core, and one more where slow tests run: those wait for processes, and for limits of time."""
+    return len(os.sched_getaffinity(0)) + (not config.option.markexpr)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `kernels` skip, saying why, where there are none."""
     marked = [item for item in items if "kernels" in item.keywords]
-    if marked and native.load() is None:
+    if not marked:
+        return
+    from lit_gpt.inference import native
+
+    if native.load() is None:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"kernels: {native.status()}"))
 
 
 @pytest.fixture
 def tiny_config() -> GPTConfig:
+    import models
+
     return models.tiny_config()
 
 
 @pytest.fixture
 def tiny_model() -> GPT:
+    import models
+    import torch
+
     return models.tiny_gpt(std=None, dtype=torch.float32)
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Starts Python processes in milliseconds."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def program(tmp_path: Path) -> RunProgram:
+def program(tmp_path: Path, fork_server: ForkServer) -> RunProgram:
     """`program("info", "--preset", "gpt2")` runs `lit_gpt info --preset gpt2` in an empty folder."""
 
     def run(
@@ -58,7 +82,6 @@ def program(tmp_path: Path) -> RunProgram:
             "HF_HUB_OFFLINE": "1",
             **environment,
         }
-        command = [sys.executable, "-m", "lit_gpt", *map(str, arguments)]
-        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+        return fork_server.run("-m", "lit_gpt", *arguments, cwd=cwd, env=env, timeout=timeout)
 
     return run

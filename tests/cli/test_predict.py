@@ -6,14 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from environment import ROOT, RunProgram
+from fork_server import ForkServer
 from models import tiny_gpt
 
 from lit_gpt.__main__ import main
@@ -78,13 +77,14 @@ def test_text_to_stdout_in_the_order_of_the_prompts(ckpt: Path, inside: Any, tmp
 
 @pytest.mark.slow
 def test_two_ranks_write_what_one_writes_in_the_order_of_the_input(
-    ckpt: Path, program: RunProgram, inside: Any, tmp_path: Path
+    ckpt: Path, fork_server: ForkServer, inside: Any, tmp_path: Path
 ) -> None:
     lines = [{"prompt": f"line {i}"} if i % 3 else {"prompt": [i % 257, 1, 2]} for i in range(150)]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     common = ["predict", "--ckpt_path", ckpt, "--prompts", "many.jsonl", *FLAGS, "--trainer.accelerator", "cpu"]
-    for devices, run in ((1, inside), (2, program)):
-        result = run(*common, "--output", f"out{devices}.jsonl", "--trainer.devices", devices)
+    one_rank = inside(*common, "--output", "out1.jsonl", "--trainer.devices", 1)
+    words = ("-m", "lit_gpt", *common, "--output", "out2.jsonl", "--trainer.devices", 2)
+    for result in (one_rank, *fork_server.run_ranks(2, *words, cwd=tmp_path)):
         assert result.returncode == 0, result.stderr
         assert result.stdout == ""
     one, two = read(tmp_path / "out1.jsonl"), read(tmp_path / "out2.jsonl")
@@ -109,17 +109,18 @@ def test_fewer_prompts_than_ranks_are_refused(ckpt: Path, inside: Any, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_and_redoes_nothing(ckpt: Path, inside: Any, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_redoes_nothing(
+    ckpt: Path, fork_server: ForkServer, inside: Any, tmp_path: Path
+) -> None:
     (tmp_path / "many.txt").write_text("".join(f"prompt {i}\n" for i in range(2000)))
     words = ["predict", "--ckpt_path", str(ckpt), "--prompts", "many.txt", "--output", "out.jsonl", *FLAGS]
     partial = tmp_path / "out.jsonl.partial"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lit_gpt", *words]
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 240
-        while not (partial.exists() and partial.stat().st_size > 20_000) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
+    process = fork_server.start("-m", "lit_gpt", *words, cwd=tmp_path)
+    deadline = time.monotonic() + 240
+    while not (partial.exists() and partial.stat().st_size > 20_000) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "out.jsonl").exists()
     partial.write_bytes(partial.read_bytes() + b'{"index": 1999, "sample": 0, "sam')  # torn by the kill
     before = partial.read_bytes().splitlines()[1:-1]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import signal
 import string
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from environment import ROOT
+from fork_server import ForkServer
 from jsonargparse import Namespace
 
 from lit_gpt.__main__ import main
@@ -146,19 +143,20 @@ def test_a_checkpoint_of_another_folder_goes_on_in_that_folder(
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_status_130_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_status_130_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork_server: ForkServer
+) -> None:
     """Lightning leaves with status 1 and without a word."""
     prepare(tmp_path / "A", monkeypatch)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lit_gpt", *FIT, "--trainer.max_steps", "1000000"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = fork_server.start("-m", "lit_gpt", *FIT, "--trainer.max_steps", 1000000)
     try:
         deadline = time.monotonic() + 120
         while not (CHECKPOINTS / "last.ckpt").exists() and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()[1]
+            assert process.poll() is None, process.output()[1]
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        errors = process.communicate(timeout=60)[1]
+        process.wait(60)
+        errors = process.output()[1]
     finally:
         process.kill()
     assert process.returncode == 130

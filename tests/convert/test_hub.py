@@ -231,6 +231,7 @@ def refused(done: Any, *messages: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_no_such_repository(server: Any, tmp_path: Path) -> None:
     done = server[1]("convert", "some/other", tmp_path / "a.ckpt")
     refused(done, "some/other is neither a file here nor a repository of the hub")

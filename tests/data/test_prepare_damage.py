@@ -79,6 +79,7 @@ def test_a_damaged_state_never_gives_another_folder(
     assert files(folder) == files(reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [-1, 1])
 def test_a_wrong_count_of_jobs_is_found_at_the_end(unfinished: Path, corpus: Path, jobs: int, tmp_path: Path) -> None:
     """Changing it by hand lost 800,000 tokens or doubled 1.5 million, and --check was content."""
@@ -211,6 +212,7 @@ def test_text_that_is_wrong_for_good_leaves_nothing(unfinished: Path, corpus: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_source_that_changes_while_it_is_read_is_not_mixed_in(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +230,7 @@ def test_a_source_that_changes_while_it_is_read_is_not_mixed_in(
     assert not (tmp_path / "out/index.json").exists()
 
 
+@pytest.mark.slow
 def test_a_download_that_fails_later_throws_nothing_away(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,14 +8,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
-from environment import ROOT
+from fork_server import ForkServer
 from preparing import CODE, OPTIONS, die_at, files, in_a_child, write
 
 from lit_gpt.data import prepare as module
@@ -56,17 +54,18 @@ def test_finished_shards_are_kept_and_not_written_again(corpus: Path, reference:
 
 
 @pytest.mark.slow
-def test_the_program_with_workers_is_killed_from_outside(corpus: Path, reference: Path, tmp_path: Path) -> None:
+def test_the_program_with_workers_is_killed_from_outside(
+    corpus: Path, reference: Path, tmp_path: Path, fork_server: ForkServer
+) -> None:
     flags = [f"--{name}={value}" for name, value in {**OPTIONS, "workers": 2}.items()]
-    command = [sys.executable, "-m", "lit_gpt", "prepare", str(corpus), "--output", "out", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    words = ("-m", "lit_gpt", "prepare", corpus, "--output", "out", *flags)
+    process = fork_server.start(*words, cwd=tmp_path)
     while process.poll() is None and not (tmp_path / "out/train_000001.bin").exists():
         threading.Event().wait(0.005)
-    process.kill()
-    process.communicate(timeout=60)  # workers hold stderr open; this returns because they end too
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120)
+    process.send_signal(signal.SIGKILL)  # not its workers, which end by themselves
+    process.wait()
+    done = fork_server.run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert files(tmp_path / "out") == files(reference)
 
 

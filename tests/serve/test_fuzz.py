@@ -10,7 +10,6 @@ import pytest
 from fuzzing import EXAMPLES, fuzz
 from serving import Serving, serving
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 MODES = ("POSITIVE", "NEGATIVE")
 SHARE = 0.4
 """Of the examples of other fuzz tests, for each path."""
@@ -26,6 +25,7 @@ def fuzzed() -> Iterator[Serving]:
 @pytest.mark.parametrize("mode", MODES)
 def test_no_500(fuzzed: Serving, mode: str) -> None:
     """Well-formed requests and ill-formed ones, on every path of the schema."""
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     schema = schemathesis.openapi.from_url(f"{fuzzed.url}/openapi.json")
     wanted = getattr(schemathesis.GenerationMode, mode)
     seen = set()

@@ -167,6 +167,7 @@ def test_metrics_are_prometheus_text(server: Serving) -> None:
     assert server.metric("generation_tokens_total") >= 5
 
 
+@pytest.mark.slow
 def test_slow_and_disconnecting_clients_leave_no_state_behind(start: Start) -> None:
     """A short soak; `scripts/bench_serve.py soak` is the long one."""
     server = start(max_slots=4, limits=Limits(max_queue=8))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import pytest
-from environment import ROOT
+from fork_server import ForkServer
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
@@ -173,6 +170,7 @@ def test_the_first_step_may_be_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert clock.now <= 60
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_from_the_share_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = Clock(1.0, evaluation=0.3, samples=1.0)
     whole, _ = fit(tmp_path / "whole", 60.0, straight, monkeypatch)
@@ -226,6 +224,7 @@ def test_a_resumed_run_whose_budget_is_spent_makes_no_step_and_a_longer_one_goes
     assert made.global_step + 20 < more.global_step < 60
 
 
+@pytest.mark.slow
 def test_a_run_that_time_ended_goes_on_in_the_middle_of_its_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,13 +262,11 @@ def test_the_trainer_gets_a_budget_for_its_max_time() -> None:
 
 
 @pytest.mark.slow
-def test_all_ranks_have_the_share_and_the_rate_of_rank_0(tmp_path: Path) -> None:
+def test_all_ranks_have_the_share_and_the_rate_of_rank_0(fork_server: ForkServer, tmp_path: Path) -> None:
     """Their own clocks say different things: rank 1's runs three times as fast."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))), "OMP_NUM_THREADS": "1"}
     asked = {"devices": 2, "strategy": "ddp", "max_steps": 12, "budget": 600, "skew": 200.0, "schedule": "linear"}
-    command = [sys.executable, str(HERE / "parallel_run.py"), str(tmp_path), json.dumps(asked)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
+    for done in fork_server.run_ranks(2, HERE / "parallel_run.py", tmp_path, json.dumps(asked)):
+        assert done.returncode == 0, done.stderr[-2000:]
     rates = [json.loads((tmp_path / f"rates_{rank}.json").read_text()) for rank in (0, 1)]
     assert len(rates[0]) == 12
     assert rates[0] == rates[1]

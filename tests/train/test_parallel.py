@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from environment import ROOT
+from fork_server import ForkServer
 from parallel_run import main
 from training import Batches
 
@@ -22,19 +23,19 @@ HERE = Path(__file__).resolve().parent
 
 
 def start(folder: Path, **asked: Any) -> subprocess.CompletedProcess[str]:
-    folder.mkdir(exist_ok=True)
+    """With Lightning's own launch, whose processes get the signal from rank 0."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / "parallel_run.py"), str(folder), json.dumps(asked)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
 
 
-def run(folder: Path, **asked: Any) -> dict[str, Any]:
+def run(fork_server: ForkServer, folder: Path, **asked: Any) -> dict[str, Any]:
     """Final figures and, under `train`, the losses and norms of every step. One process needs no other."""
+    folder.mkdir(exist_ok=True)
     if "devices" in asked:
-        done = start(folder, **asked)
-        assert done.returncode == 0, done.stderr[-2000:]
+        for done in fork_server.run_ranks(asked["devices"], HERE / "parallel_run.py", folder, json.dumps(asked)):
+            assert done.returncode == 0, done.stderr[-2000:]
     else:
-        folder.mkdir(exist_ok=True)
         main(folder, asked)
     figures = json.loads((folder / "figures.json").read_text())
     with open(Path(figures["log_dir"]) / "metrics.csv") as file:
@@ -55,16 +56,16 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], steps: int) -> None:
 
 
 @pytest.mark.slow
-def test_ddp_with_half_the_batch_each_equals_one_process(tmp_path: Path) -> None:
-    one = run(tmp_path / "one")
-    two = run(tmp_path / "two", devices=2, strategy="ddp")
+def test_ddp_with_half_the_batch_each_equals_one_process(fork_server: ForkServer, tmp_path: Path) -> None:
+    one = run(fork_server, tmp_path / "one")
+    two = run(fork_server, tmp_path / "two", devices=2, strategy="ddp")
     assert_same(one, two, 6)
 
 
 @pytest.mark.slow
-def test_fsdp2_clips_saves_and_resumes_as_one_process(tmp_path: Path) -> None:
-    one = run(tmp_path / "one", optimizer="muon")
-    two = run(tmp_path / "two", optimizer="muon", devices=2, strategy="fsdp2")
+def test_fsdp2_clips_saves_and_resumes_as_one_process(fork_server: ForkServer, tmp_path: Path) -> None:
+    one = run(fork_server, tmp_path / "one", optimizer="muon")
+    two = run(fork_server, tmp_path / "two", optimizer="muon", devices=2, strategy="fsdp2")
     assert two["train"].keys() == one["train"].keys()
     for (step, name), value in one["train"].items():
         # Products of shards round otherwise than those of the whole, and Muon makes much of small singular values.
@@ -79,19 +80,21 @@ def test_fsdp2_clips_saves_and_resumes_as_one_process(tmp_path: Path) -> None:
             nll, tokens = nll + float(output.loss_sum), tokens + int(output.n_targets)
     assert tokens == 13 * 16
     assert nll / tokens == pytest.approx(two["val/loss"], rel=1e-5)
-    more = run(tmp_path / "more", optimizer="muon", devices=2, strategy="fsdp2", ckpt_path=str(path), max_steps=8)
-    alone = run(tmp_path / "alone", optimizer="muon", ckpt_path=str(path), max_steps=8)
+    more = run(
+        fork_server, tmp_path / "more", optimizer="muon", devices=2, strategy="fsdp2", ckpt_path=str(path), max_steps=8
+    )
+    alone = run(fork_server, tmp_path / "alone", optimizer="muon", ckpt_path=str(path), max_steps=8)
     assert {step for step, _ in more["train"]} == {7, 8}
     assert more["train"][7, "train/loss"] == pytest.approx(alone["train"][7, "train/loss"], rel=1e-5)
     assert more["train"][8, "train/loss"] == pytest.approx(alone["train"][8, "train/loss"], rel=1e-3)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_checkpoint_and_exits_143(tmp_path: Path) -> None:
+def test_sigterm_saves_a_checkpoint_and_exits_143(fork_server: ForkServer, tmp_path: Path) -> None:
     done = start(tmp_path, sigterm=3, devices=2, strategy="ddp")
     assert done.returncode == 143, done.stderr[-2000:]
     header = read_header(next(tmp_path.rglob("last.ckpt")))
     assert header.step == 3
     assert not list(tmp_path.rglob("*.partial"))
-    more = run(tmp_path / "more", ckpt_path=str(header.path))  # what was saved can be gone on with
+    more = run(fork_server, tmp_path / "more", ckpt_path=str(header.path))  # what was saved can be gone on with
     assert max(step for step, _ in more["train"]) == 6

@@ -6,14 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stop_driver
 import torch
-from environment import ROOT
+from fork_server import ForkServer
 from lightning.pytorch.callbacks import Callback
 from training import TINY, Batches, module, trainer
 
@@ -28,10 +27,9 @@ HERE = Path(__file__).resolve().parent
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
 
 
-def start(folder: Path, **asked: Any) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "stop_driver.py"), str(folder), json.dumps(asked)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+def start(fork_server: ForkServer, folder: Path, **asked: Any) -> subprocess.CompletedProcess[str]:
+    """A process for each rank, and how rank 0 ended."""
+    return fork_server.run_ranks(asked.get("devices", 1), HERE / "stop_driver.py", folder, json.dumps(asked))[0]
 
 
 def validated(folder: Path, rank: int = 0) -> list[tuple[int, int]]:
@@ -133,8 +131,8 @@ def test_ctrl_c_ends_after_the_step_and_saves_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_at_once_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
-    done = start(tmp_path, where="train", signals=[INT, INT])
+def test_a_second_ctrl_c_ends_at_once_with_the_last_checkpoint_whole(fork_server: ForkServer, tmp_path: Path) -> None:
+    done = start(fork_server, tmp_path, where="train", signals=[INT, INT])
     assert done.returncode == 130
     assert "interrupted twice: ended without saving" in done.stderr
     assert read_header(last_of(tmp_path)).step == 6
@@ -142,8 +140,8 @@ def test_a_second_ctrl_c_ends_at_once_with_the_last_checkpoint_whole(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_stops_all_within_a_batch_of_validation(tmp_path: Path) -> None:
-    done = start(tmp_path, where="validation", signals=[TERM], rank=1, devices=2)
+def test_a_signal_to_one_rank_stops_all_within_a_batch_of_validation(fork_server: ForkServer, tmp_path: Path) -> None:
+    done = start(fork_server, tmp_path, where="validation", signals=[TERM], rank=1, devices=2)
     assert done.returncode == 143, done.stderr[-2000:]
     assert validated(tmp_path, 0)[-1] == validated(tmp_path, 1)[-1] == (12, 1)
     assert read_header(last_of(tmp_path)).step == 12
