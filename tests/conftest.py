@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from environment import ROOT, RunProgram
-from fork_server import ForkServer
+from fork_server import ADDRESS, ForkServer, Server
 from hypothesis import settings
 
 if TYPE_CHECKING:  # torch is not imported here: the process that only hands out the tests would wait for it too
@@ -26,6 +26,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A slow machine is not a wrong result. Every run tries new examples; in CI, where a change is judged, the same ones.
 settings.register_profile("lit_gpt", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("lit_gpt")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the fork server that all workers share, which imports while they do."""
+    if "PYTEST_XDIST_WORKER" not in os.environ and config.getoption("numprocesses", None):
+        server = Server()
+        os.environ[ADDRESS] = server.address
+        config.add_cleanup(server.close)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,42 @@ READ_VARIABLES = "huggingface_hub"
 
 # The client ----------------------------------------------------------------------------------------------------------
 
+ADDRESS = "LIT_GPT_TEST_FORK_SERVER"
+"""The variable with the socket of a server that several processes share."""
 
-class ForkServer:
-    """The process that forks, started when it is first needed."""
+
+class Server:
+    """The process that forks, and its socket. It ends with this process."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        self._folder = tempfile.mkdtemp(prefix="lit_gpt-test-")
+        self.address = os.path.join(self._folder, "socket")
+        paths = os.pathsep.join(filter(None, sys.path))
+        # No more lines of PyTorch's own on stderr than errors; one thread, since children could not use the others.
+        fixed = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": paths}
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self.address)
+            listener.listen(64)
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+                env=os.environ | fixed,
+                start_new_session=True,
+            )
+
+    def close(self) -> None:
+        """End it, and with it all children."""
+        self._process.communicate()
+        shutil.rmtree(self._folder)
+
+
+class ForkServer:
+    """Starts processes by a server: the one that `ADDRESS` names, else one of its own when it is first needed."""
+
+    def __init__(self) -> None:
+        self._own: Server | None = None
+        self._socket: socket.socket | None = None
         self._ended: dict[int, int] = {}
 
     def start(
@@ -65,8 +95,6 @@ class ForkServer:
             cwd: its current folder; None for this process's.
             env: all of its environment; None for this process's.
         """
-        if self._process is None:
-            self._process = self._start_server()
         files = Path(tempfile.mkdtemp(prefix="lit_gpt-test-"))
         asked = {
             "words": list(map(str, words)),
@@ -74,8 +102,11 @@ class ForkServer:
             "env": dict(os.environ if env is None else env),
             "files": str(files),
         }
-        self._write(asked)
-        return Child(self, self._read(None)["started"], files)
+        self._connected().sendall(json.dumps(asked).encode())
+        while True:
+            message = self._receive()
+            if "started" in message:
+                return Child(self, message["started"], files)
 
     def run_ranks(
         self,
@@ -113,54 +144,34 @@ class ForkServer:
         """The exit status of a child, as `subprocess` has it; None if it has not ended after so many seconds."""
         deadline = time.monotonic() + seconds
         while pid not in self._ended:
-            message = self._read(max(0.0, deadline - time.monotonic()))
-            if message is None:
+            if not select.select([self._connected()], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 return None
-            self._ended[message["ended"]] = message["status"]
+            self._receive()
         return self._ended[pid]
 
     def close(self) -> None:
-        """End it, and with it all children."""
-        if self._process is not None:
-            self._process.communicate()
+        """Kill the children that are left, and end the server if it is this one's own."""
+        if self._socket is not None:
+            self._socket.close()
+        if self._own is not None:
+            self._own.close()
 
-    def _start_server(self) -> subprocess.Popen[str]:
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
-        process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            env=environment,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            if ADDRESS not in os.environ:
+                self._own = Server()
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.connect(os.environ[ADDRESS] if self._own is None else self._own.address)
+        return self._socket
 
-    def _write(self, message: dict[str, Any]) -> None:
-        assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
-
-    def _read(self, seconds: float | None) -> Any:
-        """The next message, or that of a start if `seconds` is None; else None if there is none in that time."""
-        assert self._process is not None and self._process.stdout is not None
-        while True:
-            # Lines are read whole, one at a time, by a reader that holds no more than one: see `_Lines` in the server.
-            if seconds is not None and not select.select([self._process.stdout], [], [], seconds)[0]:
-                return None
-            line = os.read(self._process.stdout.fileno(), MESSAGE_BYTES).decode()
-            assert line, "the fork server has ended"
-            message = json.loads(line)
-            if seconds is not None or "started" in message:
-                return message
+    def _receive(self) -> dict[str, int]:
+        """The next message, kept if it is of an end."""
+        received = self._connected().recv(MESSAGE_BYTES)
+        assert received, "the fork server has ended"
+        message: dict[str, int] = json.loads(received)
+        if "ended" in message:
             self._ended[message["ended"]] = message["status"]
+        return message
 
 
 class Child:
@@ -212,59 +223,79 @@ class Child:
 
 # The server ----------------------------------------------------------------------------------------------------------
 
-MESSAGE_BYTES = 64
-"""Of each message of the server: padded, so that one read is one message."""
+MESSAGE_BYTES = 1 << 18
+"""Of the longest message: a socket of packets gives them whole."""
 
 
-def serve() -> dict[str, Any]:
-    """Fork for each request on stdin. Returns the request, in the children only."""
+class Client:
+    """A process that asks for others; they end with it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.alive: set[int] = set()
+
+    def say(self, **message: int) -> None:
+        """Send a message, if somebody is left to hear it."""
+        with contextlib.suppress(OSError):
+            self.connection.sendall(json.dumps(message).encode())
+
+    def end(self) -> None:
+        """Kill its children."""
+        self.connection.close()
+        for pid in self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+
+def serve(listener: socket.socket) -> dict[str, Any]:
+    """Fork for each request until stdin ends. Returns the request, in the children only."""
     wake, woken = os.pipe2(os.O_NONBLOCK)
     signal.set_wakeup_fd(woken)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    os.write(1, b"ready\n")
-    received, alive = b"", set()
+    clients: dict[int, Client] = {}  # by descriptor
     while True:
-        ready = select.select([0, wake], [], [])[0]
+        ready = select.select([0, wake, listener, *clients], [], [])[0]
+        if 0 in ready:
+            for client in clients.values():
+                client.end()
+            os._exit(0)
         if wake in ready:
             os.read(wake, 4096)
-            for pid, status in iter(_reap, None):
-                alive.discard(pid)
-                _say(ended=pid, status=status)
-        if 0 in ready:
-            part = os.read(0, 1 << 16)
-            if not part:
-                _end_all(alive)
-            received += part
-        while b"\n" in received:
-            line, received = received.split(b"\n", 1)
+            _reap(clients.values())
+        if listener in ready:
+            connection = listener.accept()[0]
+            clients[connection.fileno()] = Client(connection)
+        for descriptor in clients.keys() & set(ready):
+            client = clients[descriptor]
+            received = client.connection.recv(MESSAGE_BYTES)
+            if not received:
+                clients.pop(descriptor).end()
+                continue
             pid = os.fork()
             if not pid:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                os.close(wake)
-                os.close(woken)
-                return json.loads(line)  # type: ignore[no-any-return]
-            alive.add(pid)
-            _say(started=pid)
+                for open_one in (wake, woken, listener.detach(), *clients):
+                    os.close(open_one)
+                for other in clients.values():
+                    other.connection.detach()
+                return json.loads(received)  # type: ignore[no-any-return]
+            client.alive.add(pid)
+            client.say(started=pid)
 
 
-def _say(**message: int) -> None:
-    os.write(1, json.dumps(message).ljust(MESSAGE_BYTES).encode())
-
-
-def _reap() -> tuple[int, int] | None:
-    try:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return (pid, os.waitstatus_to_exitcode(status)) if pid else None
-
-
-def _end_all(alive: set[int]) -> None:
-    for pid in alive:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-    os._exit(0)
+def _reap(clients: Iterable[Client]) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        for client in clients:
+            if pid in client.alive:
+                client.alive.remove(pid)
+                client.say(ended=pid, status=os.waitstatus_to_exitcode(status))
 
 
 def become(asked: dict[str, Any]) -> None:
@@ -302,4 +333,4 @@ if __name__ == "__main__":
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what is shared with the children stays shared
-    become(serve())
+    become(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from environment import ROOT
+from fork_server import ForkServer
 
 SCRIPT = ROOT / "scripts/torture.py"
 SECTIONS = ("fit", "prepare", "results", "disk", "damage", "two", "kernels", "serve")
@@ -31,15 +32,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """The program with files that are written in their places."""
 
 
-def torture(tmp_path: Path, *words: str, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    command = [sys.executable, *start, str(SCRIPT), "--short", *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
-
-
 @pytest.mark.slow
-def test_the_short_form_loses_nothing(tmp_path: Path) -> None:
-    done = torture(tmp_path)
+def test_the_short_form_loses_nothing(tmp_path: Path, fork_server: ForkServer) -> None:
+    done = fork_server.run(SCRIPT, "--short", env={**os.environ, "TMPDIR": str(tmp_path)}, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     head, rule, *lines, total = done.stdout.splitlines()
     assert (head, rule[:4]) == ("| section | tried | how many | lost or wrong | seconds |", "|---")
@@ -51,9 +46,11 @@ def test_the_short_form_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_half_an_output_is_noticed(tmp_path: Path) -> None:
-    careless = CARELESS.format(scripts=str(SCRIPT.parent))
+    careless = ("-c", CARELESS.format(scripts=str(SCRIPT.parent)))
     kill_in_the_middle_of_a_checkpoint = ("results", "--trial", "4")
-    done = torture(tmp_path, *kill_in_the_middle_of_a_checkpoint, start=("-c", careless))
+    command = [sys.executable, *careless, str(SCRIPT), *kill_in_the_middle_of_a_checkpoint, "--short"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 1
     assert "half an output" in done.stderr
     assert "python scripts/torture.py SECTION --seed 0 --trial N --short" in done.stderr

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,10 @@ from lit_gpt.checkpoint.format import load_model, read_header
 HERE = Path(__file__).resolve().parent
 
 
-def start(folder: Path, **asked: Any) -> subprocess.CompletedProcess[str]:
+def start(fork_server: ForkServer, folder: Path, **asked: Any) -> subprocess.CompletedProcess[str]:
     """With Lightning's own launch, whose processes get the signal from rank 0."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "parallel_run.py"), str(folder), json.dumps(asked)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    return fork_server.run(HERE / "parallel_run.py", folder, json.dumps(asked), env=env, timeout=200)
 
 
 def run(fork_server: ForkServer, folder: Path, **asked: Any) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def test_fsdp2_clips_saves_and_resumes_as_one_process(fork_server: ForkServer, t
 
 @pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_exits_143(fork_server: ForkServer, tmp_path: Path) -> None:
-    done = start(tmp_path, sigterm=3, devices=2, strategy="ddp")
+    done = start(fork_server, tmp_path, sigterm=3, devices=2, strategy="ddp")
     assert done.returncode == 143, done.stderr[-2000:]
     header = read_header(next(tmp_path.rglob("last.ckpt")))
     assert header.step == 3

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from environment import ROOT
+from fork_server import ForkServer
 from jsonargparse import Namespace
 
 from lit_gpt.checkpoint.format import read_header
@@ -41,9 +40,8 @@ def environment() -> dict[str, str]:
     return env | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
-def drive(folder: Path, *stages: dict[str, list[dict[str, Any]]]) -> dict[str, Ended]:
-    command = [sys.executable, str(DRIVER), str(folder), json.dumps(stages)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+def drive(fork_server: ForkServer, folder: Path, *stages: dict[str, list[dict[str, Any]]]) -> dict[str, Ended]:
+    done = fork_server.run(DRIVER, folder, json.dumps(stages), env=environment(), timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
@@ -97,7 +95,9 @@ def two(first: dict[str, Any], second: dict[str, Any] | None = None, **options: 
 
 
 @pytest.mark.slow
-def test_two_nodes_by_lightning_decide_once_and_end_together(tmp_path: Path, data: Path) -> None:
+def test_two_nodes_by_lightning_decide_once_and_end_together(
+    tmp_path: Path, data: Path, fork_server: ForkServer
+) -> None:
     same, other = ({"names": [], "options": {"a": {"b": value}, "c": 2}, "then_sleep": 50} for value in (1, 3))
 
     def program(*steps: int) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def test_two_nodes_by_lightning_decide_once_and_end_together(tmp_path: Path, dat
             "nobody": [{"absent": True}, {**two({})[1], "limits": {"arrival": 2.0}}],
             "port": [{**two({})[0], "port": in_use}],
         }
-        ended = drive(tmp_path, runs)
+        ended = drive(fork_server, tmp_path, runs)
     agreed = '["a of node 0", "b of node 0"]\nthe end\nnothing left'
     expected = {
         "agree": [(0, agreed), (0, agreed)],
@@ -148,25 +148,22 @@ def test_two_nodes_by_lightning_decide_once_and_end_together(tmp_path: Path, dat
 
 
 @pytest.mark.slow
-def test_two_nodes_by_torchrun_on_two_loopback_addresses(tmp_path: Path) -> None:
+def test_two_nodes_by_torchrun_on_two_loopback_addresses(tmp_path: Path, fork_server: ForkServer) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     asked = {"decide": {"names": ["a", "b"], "options": {"c": 1}, "group": True}}
     launch = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=1"]
     nodes = [
-        subprocess.Popen(
-            [
-                sys.executable, "-m", "torch.distributed.run", *launch, f"--rdzv_endpoint=127.0.0.1:{port}",
-                f"--local_addr=127.0.0.{node}", str(DRIVER), str(tmp_path), json.dumps(asked),
-            ],
-            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        fork_server.start(
+            "-m", "torch.distributed.run", *launch, f"--rdzv_endpoint=127.0.0.1:{port}",
+            f"--local_addr=127.0.0.{node}", DRIVER, tmp_path, json.dumps(asked), env=environment(),
         )
         for node in (1, 2)
     ]  # fmt: skip
-    ended = [(node.communicate(timeout=100), node.returncode) for node in nodes]
-    assert [status for _, status in ended] == [0, 0], ended
-    decided = [output.splitlines() for (output, _), _ in ended]
+    ended = [node.finish(100) for node in nodes]
+    assert [node.returncode for node in ended] == [0, 0], ended
+    decided = [node.stdout.splitlines() for node in ended]
     assert [json.loads(lines[0]) for lines in decided] == [["a of node 0", "b of node 0"]] * 2
 
 
@@ -250,7 +247,7 @@ FAULTS = {
 
 
 @pytest.mark.slow
-def test_all_ranks_end_and_the_run_resumes(tmp_path: Path, data: Path) -> None:
+def test_all_ranks_end_and_the_run_resumes(tmp_path: Path, data: Path, fork_server: ForkServer) -> None:
     def run(name: str, **options: Any) -> list[dict[str, Any]]:
         asked = {"root": str(tmp_path / name), "data": str(data), **options}
         return [{"fit": asked, "limits": {**LIMITS, "saving": 5.0}}] * 2
@@ -258,7 +255,7 @@ def test_all_ranks_end_and_the_run_resumes(tmp_path: Path, data: Path) -> None:
     runs = {name: run(name, fault=[name.split()[0], int(name[-1])]) for name in FAULTS}
     runs["whole"] = run("whole", fault=["pause", 0, 3])  # a long pause after a validation is no failure
     more = {f"from {name}": run(f"from {name}", ckpt_path=str(tmp_path / name)) for name in ("kill 1", "kill 0")}
-    ended = drive(tmp_path, runs, more)
+    ended = drive(fork_server, tmp_path, runs, more)
     expected = {name: lines for name, (lines, _) in FAULTS.items()}
     assert [
         text for name in ended for text in problems(name, ended[name], expected.get(name, [(0, "nothing left")] * 2))
@@ -272,14 +269,15 @@ def test_all_ranks_end_and_the_run_resumes(tmp_path: Path, data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_that_the_program_started(tmp_path: Path, data: Path) -> None:
+def test_a_killed_rank_that_the_program_started(tmp_path: Path, data: Path, fork_server: ForkServer) -> None:
     """Lightning's own observer ended rank 0 with SIGKILL: no line said why, and what was made was lost."""
     fault = ["--trainer.callbacks+=rank_driver.Fault", "--trainer.callbacks.kind=kill", "--trainer.callbacks.rank=1"]
-    command = [sys.executable, "-m", "lit_gpt", *flags(data, tmp_path), "--trainer.devices=2", *fault]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    words = ("-m", "lit_gpt", *flags(data, tmp_path), "--trainer.devices=2", *fault)
+    process = fork_server.start(*words, env=environment())
     try:
-        errors = process.communicate(timeout=100)[1]
-        assert process.returncode == 1, errors
+        done = process.finish(100)
+        errors = done.stderr
+        assert done.returncode == 1, errors
         assert processes_of(process.pid) == []
     finally:
         for pid in processes_of(process.pid):
