@@ -1,8 +1,16 @@
-"""The wheel and the source archive: built offline, they hold what the package needs, and the wheel runs by itself."""
+"""The wheel and the source archive: built offline, they hold what the package needs, and the wheel runs by itself.
+
+Its kernels are used where there is no compiler. That they are in the wheel is asserted: the extension is optional, so
+that a build without a compiler succeeds.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,18 +21,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from environment import ROOT
+from environment import FIXTURES, ROOT
+
+from lit_gpt.inference.kernel_library import check_library
+from lit_gpt.inference.levels import LEVELS
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 NAME = f"lit_gpt-{VERSION}"
 CONFIGS = "lit_gpt/configs"  # a link to configs/ in the checkout, files in what is built
+LIBRARY = "lit_gpt/inference/libkernels.so"
+SUPPORTED = platform.system() == "Linux" and platform.machine() in LEVELS
+HAS_COMPILER = shutil.which("g++") is not None
+
+with_kernels = pytest.mark.skipif(
+    not SUPPORTED or (not HAS_COMPILER and "CI" not in os.environ), reason="no kernels for this machine, or no g++"
+)
 
 
 class Built(NamedTuple):
-    """The two files of a build."""
+    """What was built.
 
+    Attributes:
+        tree: the copy of the tracked files that it was built from.
+        installed: the folder that the wheel was installed into.
+    """
+
+    tree: Path
     wheel: Path
     sdist: Path
+    installed: Path
 
 
 def tracked_files() -> list[str]:
@@ -34,24 +59,44 @@ def tracked_files() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and os.path.lexists(ROOT / name)]
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Run this Python on `command` with nothing of the checkout on its path; what it prints."""
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python on `command` with nothing of the checkout on its path."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PIP_NO_INDEX": "1"} | environment
     words = [sys.executable, "-P", *map(str, command)]
     done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done
+
+
+def install(wheel: Path, target: Path) -> None:
+    run("-m", "pip", "install", "--no-deps", "--quiet", "--target", target, wheel, cwd=target.parent)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Both, from a copy of the tracked files: a build leaves folders behind, and includes what it finds in old ones."""
-    folder = tmp_path_factory.mktemp("built")
+    """Both, from a copy of the tracked files: a build leaves folders behind, and includes what it finds in old ones.
+
+    Compiling takes a while: pytest's processes share what the first of them has built.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "distribution"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            build(folder)
+            (folder / "done").touch()
+    (wheel,) = folder.glob("dist/*.whl")
+    return Built(folder / "tree", wheel, folder / f"dist/{NAME}.tar.gz", folder / "installed")
+
+
+def build(folder: Path) -> None:
     for name in tracked_files():
         (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / "tree" / name, follow_symlinks=False)
+    (folder / "tree" / LIBRARY).write_bytes(b"what an older checkout has built in place")
     run("-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "tree", cwd=folder)
-    return Built(folder / f"dist/{NAME}-py3-none-any.whl", folder / f"dist/{NAME}.tar.gz")
+    install(next(folder.glob("dist/*.whl")), folder / "installed")
 
 
 @pytest.mark.slow
@@ -63,21 +108,92 @@ def test_both_have_every_file_of_the_package(built: Built) -> None:
     assert {"lit_gpt/inference/csrc/dispatch.cpp", "lit_gpt/serve/page/index.html"} <= package
 
     metadata = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
-    assert set(zipfile.ZipFile(built.wheel).namelist()) == package | {f"{NAME}.dist-info/{name}" for name in metadata}
+    in_wheel = set(zipfile.ZipFile(built.wheel).namelist())
+    assert in_wheel - {LIBRARY} == package | {f"{NAME}.dist-info/{name}" for name in metadata}
 
     with tarfile.open(built.sdist) as archive:
         files = {member.name.removeprefix(f"{NAME}/") for member in archive if not member.isdir()}
         assert all(member.isdir() or member.isreg() for member in archive), "no links, which not every system has"
     made = {name for name in files if name.startswith("lit_gpt.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     assert files == tracked | configs | made
+    assert {"setup.py", "lit_gpt/inference/csrc/level.cpp", "lit_gpt/inference/csrc/abi.h"} <= files
 
 
 @pytest.mark.slow
 def test_the_wheel_runs_without_the_checkout(built: Built, tmp_path: Path) -> None:
-    target = tmp_path / "installed"
-    run("-m", "pip", "install", "--no-deps", "--quiet", "--target", target, built.wheel, cwd=tmp_path)
+    target = built.installed
     where = "import lit_gpt.cli.shipped_configs as c; print(c.__file__, (c.SHIPPED / 'quickstart.yaml').is_file())"
-    assert run("-c", where, cwd=tmp_path, PYTHONPATH=str(target)) == f"{target}/lit_gpt/cli/shipped_configs.py True\n"
-    printed = run("-m", "lit_gpt", "info", "--preset", "gpt2", cwd=tmp_path, PYTHONPATH=str(target))
+    printed = run("-c", where, cwd=tmp_path, PYTHONPATH=str(target)).stdout
+    assert printed == f"{target}/lit_gpt/cli/shipped_configs.py True\n"
+    printed = run("-m", "lit_gpt", "info", "--preset", "gpt2", cwd=tmp_path, PYTHONPATH=str(target)).stdout
     assert "124,439,808" in printed
-    assert run("-m", "lit_gpt", "--version", cwd=tmp_path, PYTHONPATH=str(target)) == f"lit_gpt {VERSION}\n"
+    assert run("-m", "lit_gpt", "--version", cwd=tmp_path, PYTHONPATH=str(target)).stdout == f"lit_gpt {VERSION}\n"
+
+
+@pytest.mark.slow
+@with_kernels
+def test_the_wheel_has_the_kernels_of_all_levels(built: Built) -> None:
+    assert built.wheel.name == f"{NAME}-py3-none-linux_{platform.machine()}.whl"  # of no Python's ABI
+    path = built.installed / LIBRARY
+    check_library(path, platform.machine())
+    assert b"libgomp" not in path.read_bytes() and b"libstdc++" not in path.read_bytes()
+    library, names = ctypes.CDLL(str(path)), []
+    library.level_name.restype, library.level_name.argtypes = ctypes.c_char_p, [ctypes.c_long]
+    while (name := library.level_name(len(names))) is not None:
+        names.append(name.decode())
+    assert names == list(LEVELS[platform.machine()])
+
+
+PREDICT = """
+import sys
+from lit_gpt.__main__ import main
+from lit_gpt.inference.decode_kernel import FusedDecode
+original, calls = FusedDecode.__call__, []
+FusedDecode.__call__ = lambda *arguments: calls.append(1) or original(*arguments)
+status = main(["predict", "--ckpt_path", sys.argv[1], "--start", "First Citizen:", "--max_new_tokens", "9"])
+print(f"{status} {len(calls)} calls of the kernels", file=sys.stderr)
+"""
+
+
+def predict(installed: Path, folder: Path) -> tuple[str, list[str], str]:
+    """What `predict` prints, its lines on stderr, and what `info --hardware` says of the kernels."""
+    environment = {"PYTHONPATH": str(installed), "PATH": str(folder), "HF_HUB_OFFLINE": "1"}
+    environment |= {"CC": "/no/such/cc", "CXX": "/no/such/c++"}
+    done = run("-c", PREDICT, FIXTURES / "modern.ckpt", cwd=folder, **environment)
+    command = ("-m", "lit_gpt", "info", "--hardware", "--format", "json")
+    hardware = json.loads(run(*command, cwd=folder, **environment).stdout)["hardware"]
+    return done.stdout, done.stderr.splitlines(), hardware["decoding kernels"]
+
+
+@pytest.mark.slow
+@with_kernels
+def test_predict_uses_the_kernels_where_there_is_no_compiler(built: Built, tmp_path: Path) -> None:
+    text, lines, kernels = predict(built.installed, tmp_path)
+    assert text.startswith("First Citizen:") and len(text.strip()) > len("First Citizen:")
+    assert kernels.split(", ")[0] == "yes" and kernels.split(", ")[1] in LEVELS[platform.machine()]
+    assert lines[-1] == "0 8 calls of the kernels" and not any("kernels, slower" in line for line in lines)
+    assert list(tmp_path.iterdir()) == [], "nothing is compiled or kept"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SUPPORTED, reason="no kernels for this kind of machine")
+def test_a_build_without_a_compiler_makes_a_package_that_falls_back(built: Built, tmp_path: Path) -> None:
+    """It says so once, when it is installed, and then where somebody asks or waits longer."""
+    shutil.copytree(built.tree, tmp_path / "tree", symlinks=True, ignore=shutil.ignore_patterns("build", "dist"))
+    command = ("-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tmp_path / "tree")
+    log = run(*command, cwd=tmp_path, CC="/no/such/cc", CXX="/no/such/c++")
+    warning = 'building extension "lit_gpt.inference.libkernels" failed: /no/such/c++ was not found.'
+    assert (log.stdout + log.stderr).count(warning) == 1
+    (wheel,) = tmp_path.glob("*.whl")
+    assert LIBRARY not in zipfile.ZipFile(wheel).namelist()
+    install(wheel, tmp_path / "installed")
+
+    (tmp_path / "empty").mkdir()
+    text, lines, kernels = predict(tmp_path / "installed", tmp_path / "empty")
+    reason = "their library was not built when lit_gpt was installed: install it again where there is a g++"
+    assert kernels == f"no: {reason}"
+    assert [line for line in lines if "kernels" in line] == [
+        f"PyTorch does the work of the kernels, slower: {reason}",
+        "0 0 calls of the kernels",
+    ]
+    assert text.startswith("First Citizen:") and len(text.strip()) > len("First Citizen:")

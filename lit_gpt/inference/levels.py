@@ -1,6 +1,7 @@
 """The levels of the kernels: one for each instruction set that they are compiled for, and the flags for it.
 
-All levels of a kind of CPU are in one library, and the CPU says which can be used: see csrc/dispatch.cpp.
+All levels of a kind of CPU are in one library, and the CPU says which can be used: see csrc/dispatch.cpp. This module
+imports the standard library only: setup.py reads it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from typing import NamedTuple
 
 ISA_VARIABLE = "LIT_GPT_ISA"
 """The environment variable with the name of the level to use: at most what the CPU has."""
+
+FLAGS = ("-O3", "-ffp-contract=off", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fPIC", "-fvisibility=hidden")
+"""Of g++, for all files."""
+LINK_FLAGS = ("-shared", "-s", "-Wl,--as-needed", "-static-libgcc")
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
@@ -42,6 +47,10 @@ LEVELS: dict[str, dict[str, LevelSource]] = {  # by `platform.machine()`; the le
 }
 
 
-def level_arguments(name: str, source: LevelSource) -> list[str]:
-    """The compiler's arguments for the level, beside those that all have."""
-    return [*source.flags, f"-DLEVEL=level_{name}", f'-DPRIMITIVES="{source.primitives}"']
+def object_arguments(machine: str) -> dict[str, list[str]]:
+    """For each object file of that kind of machine's library its source in csrc/ and the compiler's arguments."""
+    arguments = {"dispatch": ["dispatch.cpp", *FLAGS]}
+    for name, source in LEVELS[machine].items():
+        defined = [f"-DLEVEL=level_{name}", f'-DPRIMITIVES="{source.primitives}"']
+        arguments[name] = ["level.cpp", *FLAGS, *source.flags, *defined]
+    return arguments

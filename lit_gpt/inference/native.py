@@ -1,8 +1,8 @@
 """C++ kernels for inference (csrc/): loaded, their level chosen, and what they are given checked.
 
 PyTorch's products reach half of the memory's bandwidth with one row, and each of its operations costs as much as a
-small product. The library has one level for each instruction set; the best that this CPU has is used. Compiling takes
-some seconds, once; where there is no compiler or a CPU without any level, PyTorch does the work.
+small product. The library has one level for each instruction set; the best that this CPU has is used. It is a part of
+the package; where it is missing or cannot be used, or the CPU has none of the levels, PyTorch does the work.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import ctypes
 import functools
 import os
 import platform
-import shutil
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.inference.kernel_library import Unavailable, compiled_library
+from lit_gpt.inference import kernel_library
+from lit_gpt.inference.kernel_library import Unavailable
 from lit_gpt.inference.levels import ISA_VARIABLE, LEVELS
+from lit_gpt.inference.openmp import OpenMP, openmp_functions
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """Of the exported functions and the meaning of the structs' fields, as in csrc/abi.h: both are raised together."""
 
 _POINTER, _LONG, _INT, _FLOAT, _TEXT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float, ctypes.c_char_p
@@ -32,6 +32,7 @@ _SIGNATURES = {  # name → arguments, result
     "level_is_here": ([_LONG], _INT),
     "use_level": ([_LONG], None),
     "used_level": ([], _LONG),
+    "use_openmp": ([_POINTER], None),
     "activation_index": ([_TEXT], _LONG),
     "format_index": ([_TEXT], _LONG),
     "linear_scratch_bytes": ([_POINTER, _LONG], _LONG),
@@ -84,6 +85,10 @@ class CacheLayout(ctypes.Structure):
     ]
 
 
+class Unsupported(Unavailable):
+    """There are no kernels for this kind of machine."""
+
+
 def load() -> ctypes.CDLL | None:
     """The compiled functions of csrc/, or None where they cannot be had."""
     library = _attempt()
@@ -101,7 +106,16 @@ def require() -> ctypes.CDLL:
 def status() -> str:
     """Whether there are kernels here, for which instructions, and if not, why: `yes, avx2` or `no: …`."""
     library = _attempt()
-    return f"no: {library}" if isinstance(library, Unavailable) else f"yes, {_used_level(library)}"
+    if isinstance(library, Unavailable):
+        return f"no: {library}"
+    threads = "" if openmp_functions() else ", on one thread: PyTorch has no OpenMP that they could share"
+    return f"yes, {_used_level(library)}{threads}"
+
+
+def fault() -> str | None:
+    """Why the library that this machine should have cannot be used; None where it can, or there is none for it."""
+    library = _attempt()
+    return str(library) if isinstance(library, Unavailable) and not isinstance(library, Unsupported) else None
 
 
 def levels() -> list[str]:
@@ -144,32 +158,33 @@ def is_stored(tensor: Tensor) -> bool:
 
 @functools.cache
 def _attempt() -> ctypes.CDLL | Unavailable:
-    """The library or why there is none, found out once: a compiler that fails is not run again."""
+    """The library or why there is none, found out once."""
     try:
         return _load()
     except Unavailable as error:
         return error
-    except OSError as error:  # of /proc, or of an unreadable folder
+    except OSError as error:  # of sources that cannot be read
         return Unavailable(str(error))
 
 
 def _load() -> ctypes.CDLL:
-    wanted = _wanted_level()
-    if platform.system() != "Linux" or platform.machine() not in LEVELS:
-        raise Unavailable("they are written for Linux on x86-64 and on 64-bit Arm")
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise Unavailable("no g++ was found (set CXX to one)")
-    path = compiled_library(compiler, _openmp())
+    wanted, machine = _wanted_level(), platform.machine()
+    if platform.system() != "Linux" or machine not in LEVELS:
+        raise Unsupported("they are written for Linux on x86-64 and on 64-bit Arm")
+    path = kernel_library.LIBRARY
+    kernel_library.check_library(path, machine)
     try:
         library = ctypes.CDLL(str(path))
         for name, (arguments, result) in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, result
-    except (OSError, AttributeError) as error:
-        raise Unavailable(f"{path} cannot be used: {error}") from error
+    except (OSError, AttributeError) as error:  # OSError: as on a file system without permission to execute
+        reason = str(error).removeprefix(f"{path}: ")  # the linker begins with it
+        raise Unavailable(f"{path} cannot be used: {reason}") from error
     _check_abi(library)
     _choose_level(library, wanted)
+    if functions := openmp_functions():
+        library.use_openmp(ctypes.byref(functions))
     return library
 
 
@@ -196,14 +211,14 @@ def _choose_level(library: ctypes.CDLL, wanted: str | None) -> None:
     """Use the level that is wanted, or the best.
 
     Raises:
-        Unavailable: if this CPU has none.
+        Unsupported: if this CPU has none.
         UserError: if it has not the one that is wanted.
     """
     here = _levels_here(library)
     if wanted is not None and wanted not in here:
         raise UserError(f'{ISA_VARIABLE} is "{wanted}", which this CPU lacks: use {" or ".join(here) or "none"}')
     if not here:
-        raise Unavailable("this CPU has no AVX2 with FMA and F16C")
+        raise Unsupported("this CPU has no AVX2 with FMA and F16C")
     library.use_level(here[wanted or list(here)[-1]])
 
 
@@ -219,19 +234,9 @@ def _check_abi(library: ctypes.CDLL) -> None:
     """
     if (version := library.abi_version()) != ABI_VERSION:
         raise Unavailable(f"the compiled library has ABI {version}, and {ABI_VERSION} is expected")
-    for struct in (Linear, BlockLayout, Stack, CacheLayout):
+    for struct in (Linear, BlockLayout, Stack, CacheLayout, OpenMP):
         offsets = {f"{struct.__name__}.{name}": getattr(struct, name).offset for name, *_ in struct._fields_}
         for name, here in {**offsets, struct.__name__: ctypes.sizeof(struct)}.items():
             if (there := library.layout_bytes(name.encode())) != here:
                 kind = "offset" if "." in name else "size"
                 raise Unavailable(f"the compiled library has {name} at another {kind}: {there} bytes, not {here}")
-
-
-def _openmp() -> str:
-    """PyTorch's own OpenMP, to be linked to: a second pool of threads would wait for the first one's cores."""
-    lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
-    mapped = {line.split(maxsplit=5)[-1] for line in lines}
-    found = sorted((path for path in mapped if "libgomp" in path), key=lambda path: "torch" not in path)
-    if not found or any("libiomp" in path for path in mapped):
-        raise Unavailable("PyTorch's threads are not GNU OpenMP's")
-    return found[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, get_args
 
 import torch
@@ -36,12 +37,19 @@ def prepare_for_inference(model: GPT, precision: str = "auto") -> GPT:
     on_gpu = model.wte.weight.device.type == "cuda"
     is_quantised = precision in ("int8", "int4")
     has_kernels = not on_gpu and native.load() is not None
+    if not on_gpu and (reason := native.fault()):
+        _tell_once(f"PyTorch does the work of the kernels, slower: {reason}")
     half = (precision == "bf16" and not has_kernels) or (is_quantised and on_gpu)
     model = model.to(torch.bfloat16 if half else torch.float32)
     _replace_linear_layers(model, precision if is_quantised or (precision == "bf16" and has_kernels) else None)
     if FusedDecode.fusible(model):
         model.decode_kernel = FusedDecode(model)
     return model
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    note(message)
 
 
 def _replace_linear_layers(model: nn.Module, weights: str | None) -> None:

@@ -23,7 +23,7 @@ class KernelsSection(Section):
     reason: str | None = None
 
     def set_up(self) -> None:
-        """Compile the kernels, or find out why there are none."""
+        """Find out whether there are kernels, and why not."""
 
         def status() -> str | None:
             from lit_gpt.inference import native

@@ -1,9 +1,12 @@
 // Prints one line for each level that this CPU has and each case: a hash of the bits that the kernels compute.
 //
-// Linked with the kernels' objects, for this machine or another: the lines of all levels and machines must agree.
+//   hashes THREADS [LEVEL]
+//
+// Linked with the kernels, for this machine or another: the lines of all levels, machines and numbers of threads must agree.
 
-#include <stdio.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <vector>
@@ -14,6 +17,7 @@ extern "C" {
 const char *level_name(long i);
 int level_is_here(long i);
 void use_level(long i);
+void use_openmp(const OpenMP *functions);
 long linear_scratch_bytes(const Linear *l, long B);
 long decode_scratch_bytes(const Stack *stack, const long *lengths, long B, int threads);
 void linear_forward(const Linear *l, const float *x, float *y, uint8_t *scratch, long B, int threads);
@@ -21,10 +25,16 @@ void decode(const Stack *stack, const CacheLayout *cache, float *x, const long *
             uint8_t *scratch, long B, int threads);
 }
 
-// Compiled without OpenMP: one thread.
-extern "C" int omp_get_thread_num() { return 0; }
-extern "C" int omp_get_num_threads() { return 1; }
+#ifdef _OPENMP
+extern "C" {
+void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
+void GOMP_barrier();
+int omp_get_thread_num();
+int omp_get_num_threads();
+}
+#endif
 
+static int threads;
 static uint32_t state;
 static uint32_t random_bits() { return (state = state * 1664525u + 1013904223u) >> 8; }
 static float random_float() { return (float)(int)(random_bits() & 0xffff) / 32768.0f - 1; }
@@ -79,7 +89,7 @@ static void linear_case(long B, long I, long O, long format) {
     Layer layer(I, O, format);
     std::vector<float> x = floats(B * I, 3), y(B * O);
     std::vector<uint8_t> scratch(linear_scratch_bytes(&layer.layout, B) + 1);
-    linear_forward(&layer.layout, x.data(), y.data(), scratch.data(), B, 1);
+    linear_forward(&layer.layout, x.data(), y.data(), scratch.data(), B, threads);
     printf("%s %ldx%ldx%ld %016llx\n", FORMATS[format], B, I, O, (unsigned long long)hash(y.data(), y.size() * 4));
 }
 
@@ -98,20 +108,26 @@ static void decode_case(long activation, long format, bool bf16_cache) {
     const long strides[] = {B * K * S * D, K * S * D, S * D}, slots[] = {2, 0, 1}, lengths[] = {0, 17, 39};
     CacheLayout cache = {keys.data(), values.data(), strides[0], strides[1], strides[2], bf16_cache};
     if (bf16_cache) cache.keys = half_keys.data(), cache.values = half_values.data();
-    std::vector<uint8_t> scratch(decode_scratch_bytes(&stack, lengths, B, 1));
-    decode(&stack, &cache, x.data(), slots, lengths, scratch.data(), B, 1);
+    std::vector<uint8_t> scratch(decode_scratch_bytes(&stack, lengths, B, threads));
+    decode(&stack, &cache, x.data(), slots, lengths, scratch.data(), B, threads);
     printf("decode %s %s %d %016llx\n", ACTIVATIONS[activation], FORMATS[format], bf16_cache,
            (unsigned long long)hash(x.data(), x.size() * 4));
 }
 
-int main() {
+int main(int count, char **arguments) {
+    threads = atoi(arguments[1]);
+#ifdef _OPENMP
+    const OpenMP functions = {GOMP_parallel, GOMP_barrier, omp_get_thread_num, omp_get_num_threads};
+    use_openmp(&functions);
+#endif
     for (long level = 0; level_name(level); level++) {
-        if (!level_is_here(level)) continue;
+        if (!level_is_here(level) || (count > 2 && strcmp(arguments[2], level_name(level)))) continue;
         printf("level %s\n", level_name(level));
         use_level(level);
         for (long format = 0; format < N_FORMATS; format++)
             for (long B : {1, 2, 7, 70})
-                for (long I : {32, 96, 1056}) linear_case(B, format == INT4 ? I : I + 5, 50, format);
+                for (long I : {32, 96, 1056})
+                    if (B * I < 10000) linear_case(B, format == INT4 ? I : I + 5, 50, format);
         for (long activation = 0; activation < N_ACTIVATIONS; activation++)
             for (long format = 0; format < N_FORMATS; format++)
                 for (bool bf16_cache : {false, true}) decode_case(activation, format, bf16_cache);

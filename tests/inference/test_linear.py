@@ -38,7 +38,7 @@ ODD_SHAPES = [
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without a compiler."""
+    """A machine without the kernels."""
     monkeypatch.setattr(native, "load", lambda: None)
 
 

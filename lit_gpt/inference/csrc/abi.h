@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-const int ABI_VERSION = 2;  // to be raised with any change of an exported function or of what a field means
+const int ABI_VERSION = 3;  // to be raised with any change of an exported function or of what a field means
 
 // How a weight (O, I) is stored:
 //   FP32, BF16  (O, I)
@@ -49,6 +49,14 @@ struct CacheLayout {
     long layer_stride, slot_stride, head_stride;
     long bf16;  // or fp32
 };
+
+// Functions of the OpenMP that PyTorch has loaded: see threads.h. All null where there is none.
+struct OpenMP {
+    void (*parallel)(void (*function)(void *), void *data, unsigned threads, unsigned flags);  // GOMP_parallel
+    void (*barrier)();                                                                        // GOMP_barrier
+    int (*thread_num)(), (*num_threads)();  // omp_get_thread_num, omp_get_num_threads
+};
+extern OpenMP openmp;
 
 // The functions of one level: the loops, compiled for one instruction set. See level.cpp.
 struct Level {

@@ -65,12 +65,11 @@ void attend(const float *q, const Element *keys, const Element *values, float *y
 // The new tokens' keys and values into the cache, and their queries over all that is there: qkv (B, (H + 2K) · D) → y
 // (B, H · D). scores: `n_scores` floats of scratch for each thread.
 template <typename Element>
-void attention(const Stack &s, long layer, const CacheLayout &cache, const long *slots, const long *lengths, float *qkv,
-               float *y, float *scores, long n_scores, long B) {
+void attention(const Team &team, const Stack &s, long layer, const CacheLayout &cache, const long *slots,
+               const long *lengths, float *qkv, float *y, float *scores, long n_scores, long B) {
     const BlockLayout &block = s.blocks[layer];
     const long D = s.D, group = s.H / s.K, width = (s.H + 2 * s.K) * D;
-#pragma omp for
-    for (long i = 0; i < B * s.K; i++) {
+    team.each(B * s.K, [&](long i) {
         long b = i / s.K, head = i % s.K, position = lengths[b];
         const float *rotation = s.rotation ? s.rotation + position * D : 0;
         float *q = qkv + b * width + head * group * D, *k = qkv + b * width + (s.H + head) * D, *v = k + s.K * D;
@@ -83,10 +82,10 @@ void attention(const Stack &s, long layer, const CacheLayout &cache, const long 
         for (long j = 0; j < group; j++, q += D) {
             if (block.q_norm) normalize(q, block.q_norm, 0, q, D, true, s.eps);
             if (rotation) rotate(q, rotation, D);
-            float *own = scores + omp_get_thread_num() * n_scores;
+            float *own = scores + team.thread * n_scores;
             attend(q, keys, values, y + (b * s.H + head * group + j) * D, own, position + 1, D);
         }
-    }
+    });
 }
 
 }  // namespace

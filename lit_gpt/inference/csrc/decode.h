@@ -47,8 +47,7 @@ long decode_scratch_bytes(const Stack *stack, const long *lengths, long B, int t
 // x (B, I) → y (B, O). scratch: linear_scratch_bytes.
 void linear_forward(const Linear *l, const float *x, float *y, uint8_t *scratch, long B, int threads) {
     const Output out = {y, l->O, Output::STORE, 0};
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    linear(*l, x, scratch, B, out);
+    run_on_threads(threads, [&](const Team &team) { linear(team, *l, x, scratch, B, out); });
 }
 
 // All blocks on x (B, C), in place: one new token for each of `slots`, which hold `lengths` tokens.
@@ -63,23 +62,22 @@ void decode(const Stack *stack, const CacheLayout *cache, float *x, const long *
     uint8_t *inputs = scratch + parts.inputs;
     const Output add_to_x = {x, C, Output::ADD, 0}, to_qkv = {qkv, (s.H + 2 * s.K) * s.D, Output::STORE, 0};
     const Output to_hidden = {hidden, F, Output::ACTIVATE, s.activation}, times_hidden = {hidden, F, Output::MULTIPLY, 0};
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    for (long layer = 0; layer < s.n_layer; layer++) {
-        const BlockLayout &block = s.blocks[layer];
-#pragma omp for
-        for (long b = 0; b < B; b++) normalize(x + b * C, block.ln_1, block.ln_1_bias, h + b * C, C, s.rmsnorm, s.eps);
-        linear(block.c_attn, h, inputs, B, to_qkv);
-        if (cache->bf16)
-            attention<Bf16>(s, layer, *cache, slots, lengths, qkv, h, scores, n_scores, B);
-        else
-            attention<float>(s, layer, *cache, slots, lengths, qkv, h, scores, n_scores, B);
-        linear(block.attn_c_proj, h, inputs, B, add_to_x);
-#pragma omp for
-        for (long b = 0; b < B; b++) normalize(x + b * C, block.ln_2, block.ln_2_bias, h + b * C, C, s.rmsnorm, s.eps);
-        linear(block.c_gate.weight ? block.c_gate : block.c_fc, h, inputs, B, to_hidden);
-        if (block.c_gate.weight) linear(block.c_fc, h, inputs, B, times_hidden);
-        linear(block.mlp_c_proj, hidden, inputs, B, add_to_x);
-    }
+    run_on_threads(threads, [&](const Team &team) {
+        for (long layer = 0; layer < s.n_layer; layer++) {
+            const BlockLayout &block = s.blocks[layer];
+            team.each(B, [&](long b) { normalize(x + b * C, block.ln_1, block.ln_1_bias, h + b * C, C, s.rmsnorm, s.eps); });
+            linear(team, block.c_attn, h, inputs, B, to_qkv);
+            if (cache->bf16)
+                attention<Bf16>(team, s, layer, *cache, slots, lengths, qkv, h, scores, n_scores, B);
+            else
+                attention<float>(team, s, layer, *cache, slots, lengths, qkv, h, scores, n_scores, B);
+            linear(team, block.attn_c_proj, h, inputs, B, add_to_x);
+            team.each(B, [&](long b) { normalize(x + b * C, block.ln_2, block.ln_2_bias, h + b * C, C, s.rmsnorm, s.eps); });
+            linear(team, block.c_gate.weight ? block.c_gate : block.c_fc, h, inputs, B, to_hidden);
+            if (block.c_gate.weight) linear(team, block.c_fc, h, inputs, B, times_hidden);
+            linear(team, block.mlp_c_proj, hidden, inputs, B, add_to_x);
+        }
+    });
 }
 
 }  // namespace

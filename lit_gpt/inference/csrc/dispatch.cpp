@@ -11,6 +11,8 @@
 #include <sys/auxv.h>
 #endif
 
+OpenMP openmp;
+
 extern const Level level_avx2, level_avx2_vnni, level_avx512, level_avx512_vnni, level_avx512_bf16;
 extern const Level level_neon, level_neon_dotprod, level_neon_i8mm;
 
@@ -76,6 +78,9 @@ long index_of(const char *name, const char *const *names, long n) {
 
 }  // namespace
 
+// The rest has no name outside of the library: it is compiled with -fvisibility=hidden.
+#pragma GCC visibility push(default)
+
 extern "C" {
 
 int abi_version() { return ABI_VERSION; }
@@ -91,6 +96,9 @@ void use_level(long i) {
     used = LEVELS[i].level;
     used_index = i;
 }
+
+// Calls that follow use these functions of an OpenMP for their threads.
+void use_openmp(const OpenMP *functions) { openmp = *functions; }
 
 // The index of the level that is used; -1 before the first `use_level`.
 long used_level() { return used_index; }
@@ -130,6 +138,7 @@ long layout_bytes(const char *name) {
         SIZE(Stack), FIELD(Stack, blocks), FIELD(Stack, rotation), FIELD(Stack, n_layer), FIELD(Stack, C),
         FIELD(Stack, H), FIELD(Stack, K), FIELD(Stack, D), FIELD(Stack, F), FIELD(Stack, activation),
         FIELD(Stack, rmsnorm), FIELD(Stack, eps),
+        SIZE(OpenMP), FIELD(OpenMP, parallel), FIELD(OpenMP, barrier), FIELD(OpenMP, thread_num), FIELD(OpenMP, num_threads),
         SIZE(CacheLayout), FIELD(CacheLayout, keys), FIELD(CacheLayout, values), FIELD(CacheLayout, layer_stride),
         FIELD(CacheLayout, slot_stride), FIELD(CacheLayout, head_stride), FIELD(CacheLayout, bf16),
     };
@@ -141,3 +150,5 @@ long layout_bytes(const char *name) {
 }
 
 }  // extern "C"
+
+#pragma GCC visibility pop

@@ -12,6 +12,8 @@
 
 #include PRIMITIVES
 
+#include "threads.h"
+
 #include "vector.h"
 
 #include "elementwise.h"

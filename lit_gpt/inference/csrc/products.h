@@ -12,12 +12,9 @@
 // int4 W is in blocks of 16 outputs, whose sums are the lanes: see abi.h. W is read once and in order for ROWS_AT_ONCE rows
 // of x. The result for a row of x depends on no other row: a sum has the same order whatever the tile.
 //
-// `linear` runs on all threads at once, which share the work, and returns when all are done.
+// `linear` runs on all threads of a team at once, which share the work, and returns when all are done.
 
 #pragma once
-
-extern "C" int omp_get_thread_num(void);
-extern "C" int omp_get_num_threads(void);
 
 namespace {
 
@@ -52,14 +49,7 @@ INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE long round_up(long n, long unit) { return (n + unit - 1) / unit * unit; }
 
 // This thread's blocks of 16 outputs.
-struct Share {
-    long from, to;
-    explicit Share(long O) {
-        long thread = omp_get_thread_num(), n_threads = omp_get_num_threads(), n_blocks = round_up(O, LANES) / LANES;
-        from = n_blocks * thread / n_threads;
-        to = n_blocks * (thread + 1) / n_threads;
-    }
-};
+INLINE Range blocks_of(const Team &team, long O) { return team.share(round_up(O, LANES) / LANES); }
 
 // fp32 and bf16 -------------------------------------------------------------------------------------------------------
 
@@ -134,10 +124,11 @@ INLINE void accumulate_rows(const typename F::Input *x, const typename F::Weight
 
 // Rows of x, at most ROWS_AT_ONCE, as rows `first_row` … of the output.
 template <typename F>
-void float_product(const Linear &l, const typename F::Input *x, long first_row, long rows, const Output &out) {
+void float_product(const Team &team, const Linear &l, const typename F::Input *x, long first_row, long rows,
+                   const Output &out) {
     const typename F::Weight *W = (const typename F::Weight *)l.weight;
     const long I = l.I, O = l.O, chunk = rows < FLOAT_ROWS ? round_up(I, LANES) : FLOAT_CHUNK;
-    const Share share(O);
+    const Range share = blocks_of(team, O);
     for (long o = share.from * LANES; o < share.to * LANES; o += LANES) {
         float totals[ROWS_AT_ONCE][LANES];
         for (long j = 0; j < LANES; j += TILE) {
@@ -315,8 +306,8 @@ INLINE void tiles(const Product &product, long b, long end, long block, bool fet
 }
 
 template <typename Product>
-void integer_product(const Product &product, long B) {
-    const Share share(product.l.O);
+void integer_product(const Team &team, const Product &product, long B) {
+    const Range share = blocks_of(team, product.l.O);
     for (long from = 0; from < B; from += ROWS_AT_ONCE) {
         const long end = least(from + ROWS_AT_ONCE, B);
         long block = share.from;
@@ -342,55 +333,54 @@ struct LinearScratch {
     }
 };
 
-void int8_linear(const Linear &l, const float *x, float *units, void *rows, long B, const Output &out) {
+void int8_linear(const Team &team, const Linear &l, const float *x, float *units, void *rows, long B, const Output &out) {
     Int8::Input *q = (Int8::Input *)rows;
     const long stride = round_up(l.I, QUAD);
-#pragma omp for
-    for (long b = 0; b < B; b++) units[b] = quantize_row<Int8>(x + b * l.I, q + b * stride, l.I);
-    integer_product(Int8Product{l, q, units, out}, B);
+    team.each(B, [&](long b) { units[b] = quantize_row<Int8>(x + b * l.I, q + b * stride, l.I); });
+    integer_product(team, Int8Product{l, q, units, out}, B);
 }
 
-void int4_linear(const Linear &l, const float *x, float *units, int32_t *corrections, void *rows, long B, const Output &out) {
+void int4_linear(const Team &team, const Linear &l, const float *x, float *units, int32_t *corrections, void *rows, long B,
+                 const Output &out) {
     Int4::Input *q = (Int4::Input *)rows;
     const long groups = l.I / GROUP;
-#pragma omp for
-    for (long b = 0; b < B; b++) {
+    team.each(B, [&](long b) {
         units[b] = quantize_row<Int4>(x + b * l.I, q + b * l.I, l.I);
         for (long g = 0; g < groups; g++) {
             int32_t total = 0;
             for (long i = 0; i < GROUP; i++) total += q[b * l.I + g * GROUP + i];
             corrections[b * groups + g] = -8 * total;
         }
-    }
-    integer_product(Int4Product{l, q, units, corrections, out}, B);
+    });
+    integer_product(team, Int4Product{l, q, units, corrections, out}, B);
 }
 
 template <typename F>
-void float_linear(const Linear &l, const typename F::Input *x, long B, const Output &out) {
-    for (long b = 0; b < B; b += ROWS_AT_ONCE) float_product<F>(l, x + b * l.I, b, least(B - b, ROWS_AT_ONCE), out);
+void float_linear(const Team &team, const Linear &l, const typename F::Input *x, long B, const Output &out) {
+    for (long b = 0; b < B; b += ROWS_AT_ONCE)
+        float_product<F>(team, l, x + b * l.I, b, least(B - b, ROWS_AT_ONCE), out);
 }
 
 // Overloads, of which the one that a level needs is used: its products of bf16 take rows in fp32, or rounded to bf16.
-INLINE const float *as_inputs(const float *x, float *, long, long) { return x; }
-INLINE const Bf16 *as_inputs(const float *x, Bf16 *rows, long B, long I) {
-#pragma omp for
-    for (long b = 0; b < B; b++) write_bf16(rows + b * I, x + b * I, I);
+INLINE const float *as_inputs(const Team &, const float *x, float *, long, long) { return x; }
+INLINE const Bf16 *as_inputs(const Team &team, const float *x, Bf16 *rows, long B, long I) {
+    team.each(B, [&](long b) { write_bf16(rows + b * I, x + b * I, I); });
     return rows;
 }
 
 // x (B, I) times W, with the bias. scratch: linear_scratch_bytes.
-void linear(const Linear &l, const float *x, uint8_t *scratch, long B, const Output &out) {
+void linear(const Team &team, const Linear &l, const float *x, uint8_t *scratch, long B, const Output &out) {
     const LinearScratch parts(l, B);
     float *units = (float *)scratch;
     if (l.format == INT8)
-        int8_linear(l, x, units, scratch + parts.rows, B, out);
+        int8_linear(team, l, x, units, scratch + parts.rows, B, out);
     else if (l.format == INT4)
-        int4_linear(l, x, units, (int32_t *)(scratch + parts.corrections), scratch + parts.rows, B, out);
+        int4_linear(team, l, x, units, (int32_t *)(scratch + parts.corrections), scratch + parts.rows, B, out);
     else if (l.format == BF16)
-        float_linear<Bf16Format>(l, as_inputs(x, (Bf16Format::Input *)scratch, B, l.I), B, out);
+        float_linear<Bf16Format>(team, l, as_inputs(team, x, (Bf16Format::Input *)scratch, B, l.I), B, out);
     else
-        float_linear<Widened<float>>(l, x, B, out);
-#pragma omp barrier
+        float_linear<Widened<float>>(team, l, x, B, out);
+    team.wait();
 }
 
 }  // namespace
