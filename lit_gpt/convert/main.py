@@ -9,8 +9,8 @@ from lit_gpt.console import note
 from lit_gpt.options import make_parser
 
 DESCRIPTION = """Convert checkpoints from and to other projects. The source's kind is recognised by what it holds:
-a Hugging Face folder or id (GPT-2, Llama 3, Qwen2, Qwen3, SmolLM2), nanoGPT's ckpt.pt, a .pth of "LLMs from scratch",
-the transformer book's model.ckpt, or a checkpoint of lit_gpt."""
+a Hugging Face folder or id (GPT-2, Llama 3, Qwen2, Qwen3, SmolLM2), nanoGPT's ckpt.pt or its folder, a .pth of "LLMs
+from scratch", the transformer book's model.ckpt, or a checkpoint of lit_gpt."""
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
 
     output = Path(options.output).expanduser()
     check_absent(output)
-    source = open_source(options.source, options.tokenizer, options.n_head).to(options.dtype)
+    heads = "lit_gpt convert --n_head N"
+    source = open_source(options.source, options.tokenizer, options.n_head, heads).to(options.dtype)
     parameters = sum(stored.nbytes // stored.dtype.itemsize for stored in source.weights.values())
     note(f"{source.kind}: {parameters:,} parameters")
     (write_hf if options.to == "hf" else write_lit_gpt)(source, output)
