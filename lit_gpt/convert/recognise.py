@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lit_gpt.checkpoint.format import KEY, check_ours, header_of
 from lit_gpt.checkpoint.torch_file import OpenTorchFile
+from lit_gpt.checkpoint.training_record import training_record
 from lit_gpt.convert import nanogpt, textbooks
 from lit_gpt.convert.pickles import stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint
@@ -166,7 +167,7 @@ def _open_ours(file: OpenTorchFile, tokenizer: Tokenizer | None) -> SourceCheckp
     weights = to_our_names(
         header.config, plan, strip_prefix(stored, "_orig_mod."), str(path), tied_head="lm_head.weight"
     )
-    return SourceCheckpoint(str(path), OURS, header.config, tokenizer, weights)
+    return SourceCheckpoint(str(path), OURS, header.config, tokenizer, weights, training_record(file, header))
 
 
 def _chosen_tokenizer(spec: str) -> Tokenizer:
