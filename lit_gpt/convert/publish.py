@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_gpt.console import note
+from lit_gpt.convert.endpoint import check_endpoint
 from lit_gpt.convert.licences import licence_metadata
 from lit_gpt.errors import UserError
 
@@ -97,6 +98,7 @@ def _check_push(options: Namespace) -> None:
         raise UserError(f"--push uploads a folder, not {options.output}: leave OUTPUT out, or name a folder")
     if options.license is None:
         raise UserError("--push needs --license: others may use a model only under one; apache-2.0 is usual")
+    check_endpoint()
     from lit_gpt.convert.push import check_repository
 
     check_repository(options.push)

@@ -13,6 +13,7 @@ from lit_gpt.checkpoint.format import KEY, check_ours, header_of
 from lit_gpt.checkpoint.torch_file import OpenTorchFile
 from lit_gpt.checkpoint.training_record import training_record
 from lit_gpt.convert import nanogpt, textbooks
+from lit_gpt.convert.endpoint import check_endpoint
 from lit_gpt.convert.pickles import stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.weights import TensorEntry, model_shapes, to_our_names
@@ -70,6 +71,7 @@ def _open(source: str, chosen: Tokenizer | None, n_head: int | None, n_head_opti
         raise UserError(
             f"{source} does not exist: give a file, a folder or a Hugging Face id such as openai-community/gpt2"
         )
+    check_endpoint()
     from lit_gpt.convert.hf import open_hf
     from lit_gpt.convert.hub import fetch_description, fetch_weights
 

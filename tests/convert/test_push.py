@@ -11,6 +11,7 @@ import torch
 import yaml
 from hub_server import Hub, refused
 
+from lit_gpt.__main__ import main
 from lit_gpt.checkpoint.format import load_model, save_model
 from lit_gpt.convert.push import check_access, check_repository
 from lit_gpt.errors import UserError
@@ -197,6 +198,21 @@ def test_no_hub_there(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="check the network and HF_ENDPOINT") as caught:
         check_access("some/model")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["http://[", "http://127.0.0.1:99999", "http://", "huggingface.co"])
+@pytest.mark.parametrize(
+    "words", [["some/model", "a.ckpt"], ["absent.ckpt", "--push", "some/model", "--license", "mit"]]
+)
+def test_an_address_that_is_none(
+    endpoint: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """`huggingface_hub` raises ValueError over some of them, when it is imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert main(["convert", *words]) == 2
+    printed = capsys.readouterr().err
+    assert f"HF_ENDPOINT={endpoint} is no address" in printed and printed.count("\n") == 1
 
 
 def test_a_server_that_is_no_hub(server: Any, hub: Hub, push: Any) -> None:
