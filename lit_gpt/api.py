@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from lit_gpt.checkpoint.format import resolve_ckpt_path
-from lit_gpt.convert.recognise import load_source
+from lit_gpt.convert.recognise import CONVERTED, load_source
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import Completion, PromptInput, complete, encode_prompt
 from lit_gpt.generation.engine import Draft, Engine
@@ -21,19 +21,25 @@ from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 
-def load(path_or_id: str, precision: str = "auto", device: str = "auto") -> Generator:
+def load(path_or_id: str, precision: str = "auto", device: str = "auto", n_head: int | None = None) -> Generator:
     """Load a checkpoint for generation.
 
     Args:
         path_or_id: whatever `--ckpt_path` and `--init_from` take: a checkpoint of ours, `last`, `best`, a folder or id
-            of Hugging Face, nanoGPT's `ckpt.pt`, …
+            of Hugging Face, nanoGPT's `ckpt.pt` or its folder, …
         precision: `auto` (what is fastest here without a loss to speak of), `fp32`, `bf16`, `int8` or `int4`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        n_head: number of heads, which a `.pth` of "LLMs from scratch" lacks.
 
     Raises:
-        UserError: if there is no such checkpoint, precision or device.
+        UserError: if there is no such checkpoint, precision or device, or the checkpoint has other heads.
     """
-    model, tokenizer = _read(path_or_id)
+    return load_for(path_or_id, precision, device, n_head, "load(..., n_head=N)")
+
+
+def load_for(path_or_id: str, precision: str, device: str, n_head: int | None, n_head_option: str) -> Generator:
+    """`load` on behalf of a command, whose user gives `n_head` by `n_head_option`: errors name that."""
+    model, tokenizer = _read(path_or_id, n_head, n_head_option)
     target = resolve_device(device)
     return Generator(prepare_for_inference(model.to(target), precision), tokenizer, precision, target)
 
@@ -54,8 +60,9 @@ def resolve_device(device: str) -> torch.device:
     return found
 
 
-def _read(path_or_id: str) -> tuple[GPT, Tokenizer | None]:
-    return load_source(str(resolve_ckpt_path(path_or_id)) if path_or_id in ("last", "best") else path_or_id)
+def _read(path_or_id: str, n_head: int | None, n_head_option: str) -> tuple[GPT, Tokenizer | None]:
+    source = str(resolve_ckpt_path(path_or_id)) if path_or_id in ("last", "best") else path_or_id
+    return load_source(source, None, n_head, n_head_option)
 
 
 class Generator:
@@ -89,7 +96,7 @@ class Generator:
             UserError: for a draft that does not fit.
         """
         if draft != NGRAM:
-            small = load(draft, self._precision, str(self.device))
+            small = load_for(draft, self._precision, str(self.device), None, CONVERTED)
             options["draft"] = Draft(small.model, small.config, small.tokenizer)
         return Engine(self.model, self.config, self.tokenizer, device=self.device, **options)
 

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -95,6 +96,25 @@ def make_parser(name: str, description: str) -> CommandParser:
     )
     parser.add_argument("--config", action="config", help="a YAML file of these options; can be given several times")
     return parser
+
+
+def options_first(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """The words of `argv` with those that belong to no option at the end.
+
+    argparse gives a positional that may be missing nothing but what stands in one row with the one before it: of
+    `SOURCE --to hf OUTPUT` the last word would be unknown.
+    """
+    takes_next = {name for action in parser._actions if action.nargs is None for name in action.option_strings}
+    options, positional, words = list[str](), list[str](), iter(argv)
+    for word in words:
+        if word == "--":
+            positional += words
+        elif not word.startswith("-") or word == "-":
+            positional.append(word)
+        else:
+            options.append(word)
+            options += islice(words, 1 if word in takes_next else 0)
+    return [*options, "--", *positional] if positional else options
 
 
 _TEXT_COLUMN, _WIDTH = 34, 120  # of a help page

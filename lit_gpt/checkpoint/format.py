@@ -249,6 +249,7 @@ _OUR_ENTRIES: dict[str, tuple[type, ...]] = {
     "config": (dict,),
     "tokenizer": (dict, type(None)),
     "precision": (str, type(None)),
+    "validation": (dict, type(None)),
 }
 
 

@@ -54,6 +54,8 @@ def find_weights(subcommand: str, options: Namespace) -> ExistingWeights:
     Raises:
         UserError: if it names two, or none where the subcommand needs some, or they cannot be read.
     """
+    if options.n_head is not None and not options.init_from:
+        raise UserError(f"--n_head {options.n_head} is for --init_from: leave it out, or name the source there")
     if options.ckpt_path and options.init_from:
         raise UserError("--ckpt_path goes on with a run, --init_from starts from other weights: give one of them")
     if options.ckpt_path:
@@ -62,7 +64,8 @@ def find_weights(subcommand: str, options: Namespace) -> ExistingWeights:
         asked = frozenset(name for name in ("path", "cache_dir") if data.get(name) is not None)
         return ExistingWeights(header=read_header(path), asked_data=asked)
     if options.init_from:
-        return ExistingWeights(source=open_source(options.init_from))
+        n_head_option = f"lit_gpt {subcommand} --n_head N"
+        return ExistingWeights(source=open_source(options.init_from, None, options.n_head, n_head_option))
     if subcommand != "fit":
         raise UserError(f"{subcommand} needs a model: --ckpt_path PATH, --ckpt_path last, or --init_from SOURCE")
     return ExistingWeights()

@@ -35,7 +35,7 @@ from lit_gpt.cli.predict_options import add_predict_arguments
 from lit_gpt.cli.resolve import check_machine, resolve_compile_option, resolve_data, resolve_precision_option
 from lit_gpt.cli.shipped_configs import use_shipped_configs
 from lit_gpt.console import note
-from lit_gpt.convert.recognise import open_source
+from lit_gpt.convert.recognise import CONVERTED, open_source
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.errors import UserError
@@ -127,6 +127,8 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         if self.name == "predict":
             add_predict_arguments(parser, InferencePrecision)
         parser.add_argument("--init_from", type=str | None, default=None, help=text)
+        text = 'heads of --init_from, where its file does not say, as a .pth of "LLMs from scratch"'
+        parser.add_argument("--n_head", type=int | None, default=None, help=text)
 
     # Parsing -----------------------------------------------------------------------------------------------------
 
@@ -173,7 +175,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         source = str(self.options.ckpt_path or self.options.init_from)
         self.prediction = Prediction(self.options, config, tokenizer, source)
         if self.prediction.draft is not None:
-            self.draft = open_source(self.prediction.draft)
+            self.draft = open_source(self.prediction.draft, n_head_option=CONVERTED)
             check_draft(Draft(None, self.draft.config, self.draft.tokenizer), config, tokenizer)
 
     # Building and running -------------------------------------------------------------------------------------------

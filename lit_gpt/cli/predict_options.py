@@ -10,7 +10,9 @@ from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.options import help_page, make_parser
 
 _GROUPS = {
-    "the model, the prompts and the results": ("ckpt_path", "init_from", "start", "prompts", "output", "resume"),
+    "the model, the prompts and the results": (
+        "ckpt_path", "init_from", "start", "prompts", "output", "resume", "n_head",
+    ),
     "how much, and how it is drawn": (
         "num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "precision",
     ),
@@ -75,6 +77,7 @@ def print_help() -> None:
     add = parser.add_argument
     add("--ckpt_path", type=str | None, help="a checkpoint, or `last` or `best` of the newest run")
     add("--init_from", type=str | None, help="instead, what `lit_gpt convert` reads: a Hugging Face folder or id, …")
+    add("--n_head", type=int | None, help='heads of --init_from, which a .pth of "LLMs from scratch" does not say')
     add("--trainer.accelerator", type=str, default="auto", help="cpu, gpu, cuda, mps")
     add("--trainer.devices", type=str, default="auto", help="how many devices share the prompts, or which: 4, or 0,2")
     add("--trainer.num_nodes", type=int, default=1, help="machines that share the prompts")

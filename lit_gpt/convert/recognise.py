@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from lit_gpt.checkpoint.format import KEY, check_ours, header_of
 from lit_gpt.checkpoint.torch_file import OpenTorchFile
+from lit_gpt.checkpoint.training_record import training_record
 from lit_gpt.convert import nanogpt, textbooks
+from lit_gpt.convert.endpoint import check_endpoint
 from lit_gpt.convert.pickles import stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.weights import TensorEntry, model_shapes, to_our_names
@@ -24,35 +26,52 @@ if TYPE_CHECKING:
     from lit_gpt.model.gpt import GPT
 
 OURS = "lit_gpt"
+N_HEAD_KEYWORD = "n_head=N"
+CONVERTED = "the .ckpt that lit_gpt convert --n_head N makes of it"
+"""How to give the heads of a checkpoint, such as a draft, for which a command has no flag of its own."""
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
 
 
-def open_source(source: str, tokenizer: str | None = None, n_head: int | None = None) -> SourceCheckpoint:
+def open_source(
+    source: str, tokenizer: str | None = None, n_head: int | None = None, n_head_option: str = N_HEAD_KEYWORD
+) -> SourceCheckpoint:
     """Recognise a checkpoint of any kind and read everything but its weights.
 
     Args:
-        source: a Hugging Face folder or id, nanoGPT's `ckpt.pt`, a `.pth` of "LLMs from scratch", the transformer
-            book's `model.ckpt`, or a checkpoint of ours. An id that is not in the cache is downloaded.
+        source: a Hugging Face folder or id, nanoGPT's `ckpt.pt` or the folder that has it, a `.pth` of "LLMs from
+            scratch", the transformer book's `model.ckpt`, or a checkpoint of ours. An id that is not in the cache is
+            downloaded.
         tokenizer: to use instead of the source's: what `get_tokenizer` takes, or the path of nanoGPT's `meta.pkl`.
         n_head: number of heads, where the source does not say.
+        n_head_option: how the user gives `n_head`: a keyword, or a flag of the command that runs. For errors.
 
     Returns:
         An object with `config`, `tokenizer` (None where there is none), `weights` (read when needed) and `load()`.
 
     Raises:
-        UserError: if it is none of these, cannot be had, is damaged, wants to run code, or describes a model that this
-            project does not express (naming the field).
+        UserError: if it is none of these, cannot be had, is damaged, wants to run code, describes a model that this
+            project does not express (naming the field), or has another number of heads.
     """
-    path = Path(source).expanduser()
     chosen = None if tokenizer is None else _chosen_tokenizer(tokenizer)
+    opened = _open(source, chosen, n_head, n_head_option)
+    if n_head not in (None, opened.config.n_head):
+        raise UserError(f"n_head={n_head}, but {source} has {opened.config.n_head} heads and says so: leave it out")
+    return opened
+
+
+def _open(source: str, chosen: Tokenizer | None, n_head: int | None, n_head_option: str) -> SourceCheckpoint:
+    path = Path(source).expanduser()
     if path.is_dir():
+        if (path / nanogpt.CHECKPOINT).is_file() and not (path / "config.json").is_file():
+            return _open_file(path / nanogpt.CHECKPOINT, chosen, n_head, n_head_option)
         return _open_folder(path, source, chosen)
     if path.is_file():
-        return _open_file(path, chosen, n_head)
+        return _open_file(path, chosen, n_head, n_head_option)
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors") or not _HUB_ID.fullmatch(source):
         raise UserError(
             f"{source} does not exist: give a file, a folder or a Hugging Face id such as openai-community/gpt2"
         )
+    check_endpoint()
     from lit_gpt.convert.hf import open_hf
     from lit_gpt.convert.hub import fetch_description, fetch_weights
 
@@ -60,17 +79,24 @@ def open_source(source: str, tokenizer: str | None = None, n_head: int | None = 
     return open_hf(folder, source, chosen, lambda: fetch_weights(source, folder))
 
 
-def load_source(source: str, dtype: str | torch.dtype | None = None) -> tuple[GPT, Tokenizer | None]:
+def load_source(
+    source: str,
+    dtype: str | torch.dtype | None = None,
+    n_head: int | None = None,
+    n_head_option: str = N_HEAD_KEYWORD,
+) -> tuple[GPT, Tokenizer | None]:
     """The model (on the CPU, in eval mode) and tokenizer of a checkpoint of any kind; what `--init_from` takes.
 
     Args:
         source: as for `open_source`.
         dtype: of the weights; None keeps the source's.
+        n_head: as for `open_source`.
+        n_head_option: likewise.
 
     Raises:
         UserError: as `open_source`, or for an unknown dtype.
     """
-    opened = open_source(source)
+    opened = open_source(source, None, n_head, n_head_option)
     return opened.to(dtype).load(), opened.tokenizer
 
 
@@ -97,10 +123,13 @@ def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> Sour
     inside = sorted(path.name for path in folder.iterdir() if path.suffix in (".ckpt", ".pt", ".pth"))
     if inside:
         raise UserError(f"{source} is a folder without config.json: did you mean {folder / inside[0]}?")
-    raise UserError(f"{source} holds no checkpoint: a Hugging Face folder has config.json and *.safetensors")
+    raise UserError(
+        f"{source} holds no checkpoint: a Hugging Face folder has config.json and *.safetensors, one of nanoGPT "
+        f"{nanogpt.CHECKPOINT}"
+    )
 
 
-def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None) -> SourceCheckpoint:
+def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None, n_head_option: str) -> SourceCheckpoint:
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UserError(f"{path} is part of a Hugging Face folder: give the folder, {path.parent}")
     file = OpenTorchFile(path)
@@ -114,7 +143,7 @@ def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None) -> S
     if textbooks.is_transformer_book(checkpoint):
         return textbooks.open_transformer_book(file, tokenizer)
     if textbooks.is_raschka(checkpoint):
-        return textbooks.open_raschka(file, tokenizer, n_head)
+        return textbooks.open_raschka(file, tokenizer, n_head, n_head_option)
     found = ", ".join(
         name if isinstance(name, str) and len(name) < 80 else brief(name) for name in list(checkpoint)[:4]
     )
@@ -140,7 +169,7 @@ def _open_ours(file: OpenTorchFile, tokenizer: Tokenizer | None) -> SourceCheckp
     weights = to_our_names(
         header.config, plan, strip_prefix(stored, "_orig_mod."), str(path), tied_head="lm_head.weight"
     )
-    return SourceCheckpoint(str(path), OURS, header.config, tokenizer, weights)
+    return SourceCheckpoint(str(path), OURS, header.config, tokenizer, weights, training_record(file, header))
 
 
 def _chosen_tokenizer(spec: str) -> Tokenizer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lit_gpt.checkpoint.format import build_model
+from lit_gpt.checkpoint.training_record import TrainingRecord
 from lit_gpt.console import note
 from lit_gpt.convert.weights import DTYPES, StoredTensor
 from lit_gpt.errors import UserError, nearest
@@ -25,6 +26,7 @@ class SourceCheckpoint:
         config: the model's shape.
         tokenizer: its tokenizer, or None where the source has none.
         weights: by the names of `GPT.state_dict`; a tied head is not among them.
+        training: what the checkpoint says of the run that made it; None where it is none of ours.
     """
 
     name: str
@@ -32,6 +34,7 @@ class SourceCheckpoint:
     config: GPTConfig
     tokenizer: Tokenizer | None
     weights: dict[str, StoredTensor]
+    training: TrainingRecord | None = None
 
     def to(self, dtype: str | torch.dtype | None) -> SourceCheckpoint:
         """The same with all weights in `dtype`; None keeps each as it is.

@@ -46,13 +46,16 @@ def is_raschka(checkpoint: dict[str, Any]) -> bool:
     return isinstance(state, dict) and any(isinstance(name, str) and name.endswith("tok_emb.weight") for name in state)
 
 
-def open_raschka(file: OpenTorchFile, tokenizer: Tokenizer | None, n_head: int | None) -> SourceCheckpoint:
+def open_raschka(
+    file: OpenTorchFile, tokenizer: Tokenizer | None, n_head: int | None, n_head_option: str
+) -> SourceCheckpoint:
     """A `.pth` of "LLMs from scratch".
 
     Args:
         file: the checkpoint.
         tokenizer: the user's choice; None for the book's, GPT-2's.
         n_head: number of heads; None for GPT-2's at that width.
+        n_head_option: how the user gives it, for the error message.
 
     Raises:
         UserError: if the number of heads cannot be known, or tensors are missing or do not fit.
@@ -60,7 +63,7 @@ def open_raschka(file: OpenTorchFile, tokenizer: Tokenizer | None, n_head: int |
     path = file.path
     keys = ("model_state_dict",) if "model_state_dict" in file.content else ()
     stored = strip_prefix(stored_tensors(file, *keys), "_orig_mod.")
-    config = _raschka_config(path, stored, n_head)
+    config = _raschka_config(path, stored, n_head, n_head_option)
     check_fits(config, [tensor.shape for tensor in stored.values()], str(path))
     weights = to_our_names(config, list(tensor_entries(config, RASCHKA_TABLE)), stored, str(path), r"\.att\.mask$")
     if tokenizer is None and config.vocab_size == GPTConfig().vocab_size:
@@ -68,15 +71,15 @@ def open_raschka(file: OpenTorchFile, tokenizer: Tokenizer | None, n_head: int |
     return SourceCheckpoint(str(path), "LLMs from scratch", config, tokenizer, weights)
 
 
-def _raschka_config(path: Path, stored: dict[str, StoredTensor], n_head: int | None) -> GPTConfig:
+def _raschka_config(path: Path, stored: dict[str, StoredTensor], n_head: int | None, n_head_option: str) -> GPTConfig:
     width, hidden = _shape(path, stored, "tok_emb.weight"), _shape(path, stored, "trf_blocks.0.ff.layers.0.weight")
     numbers = [name.split(".")[1] for name in stored if name.startswith("trf_blocks.")]
     odd = next((number for number in numbers if not (number.isascii() and number.isdigit() and len(number) < 7)), None)
     if odd is not None:
         raise UserError(f"{path} has a block numbered {brief(odd)}: it is no state dict of the book's GPTModel")
-    heads = n_head or _HEADS_OF_WIDTH.get(width[1])
+    heads = _HEADS_OF_WIDTH.get(width[1]) if n_head is None else n_head
     if heads is None:
-        raise UserError(f"{path} does not say how many heads its width of {width[1]} has: lit_gpt convert --n_head N")
+        raise UserError(f"{path} does not say how many heads its width of {width[1]} has: give {n_head_option}")
     return GPTConfig(
         vocab_size=width[0],
         block_size=_shape(path, stored, "pos_emb.weight")[0],

@@ -17,12 +17,14 @@ import torch
 from lit_gpt.atomic import atomic_write, sync_folder, temporary_path
 from lit_gpt.checkpoint.format import model_checkpoint
 from lit_gpt.console import note
+from lit_gpt.convert.generation_json import generation_json
 from lit_gpt.convert.hf_architectures import read_config, tensor_plan, write_config
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.tokenizer_json import write_tokenizer, write_tokenizer_config
 from lit_gpt.convert.weights import StoredTensor, model_shapes, to_their_names
 from lit_gpt.errors import UserError
 
+CARD = "README.md"
 SHARD_BYTES = 5_000_000_000
 _NOTE_BYTES = 1 << 30  # a progress line for each GiB
 
@@ -57,8 +59,13 @@ def write_lit_gpt(source: SourceCheckpoint, path: Path) -> None:
             _write_tensor(file, stored)
 
 
-def write_hf(source: SourceCheckpoint, folder: Path) -> None:
+def write_hf(source: SourceCheckpoint, folder: Path, card: str | None = None) -> None:
     """A folder that `from_pretrained` of transformers loads.
+
+    Args:
+        source: what is written.
+        folder: where.
+        card: the model card; None for no README.md.
 
     Raises:
         UserError: if `folder` exists, or no architecture of transformers expresses the model.
@@ -68,18 +75,20 @@ def write_hf(source: SourceCheckpoint, folder: Path) -> None:
     tokenizer = source.tokenizer
     eos, bos = (None, None) if tokenizer is None else (tokenizer.eot_id, tokenizer.bos_id)
     config |= {"eos_token_id": eos, "bos_token_id": bos, "torch_dtype": _dtype_name(source)}
-    files: dict[str, dict[str, Any]] = {
-        "config.json": config,
-        "generation_config.json": {"eos_token_id": eos, "bos_token_id": bos, "pad_token_id": eos},
-    }
+    files: dict[str, dict[str, Any]] = {"config.json": config, "generation_config.json": generation_json(tokenizer)}
+    texts = {} if card is None else {CARD: card}
     if tokenizer is not None:
         files["tokenizer.json"] = write_tokenizer(tokenizer, source.name)
         files["tokenizer_config.json"] = write_tokenizer_config(tokenizer, source.config.block_size)
-    weights = _without_padding(source)
+        if tokenizer.chat_template is not None:
+            texts["chat_template.jinja"] = tokenizer.chat_template  # which newer programs read, others the config's
+    weights = without_padding(source)
     with _whole_folder(folder) as unfinished:
         for name, values in files.items():
+            texts[name] = json.dumps(values, ensure_ascii=False, indent=None if name == "tokenizer.json" else 2)
+        for name, text in texts.items():
             with atomic_write(unfinished / name, "w") as file:
-                json.dump(values, file, ensure_ascii=False, indent=None if name == "tokenizer.json" else 2)
+                file.write(text)
         _write_shards(unfinished, _their_tensors(config["model_type"], config, weights))
 
 
@@ -88,7 +97,7 @@ def _dtype_name(source: SourceCheckpoint) -> str:
     return str(max(set(dtypes), key=dtypes.count)).removeprefix("torch.")
 
 
-def _without_padding(source: SourceCheckpoint) -> dict[str, StoredTensor]:
+def without_padding(source: SourceCheckpoint) -> dict[str, StoredTensor]:
     """Rows past the vocabulary cut off: their logits never leave our model, transformers would sample from them."""
     size = source.config.vocab_size
     padded = {"wte.weight", "lm_head.weight", "lm_head.bias"}

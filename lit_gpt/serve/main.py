@@ -91,10 +91,10 @@ def build_service(options: Namespace, source: str) -> Service:
     Raises:
         UserError: if it cannot be loaded, or has no tokenizer.
     """
-    from lit_gpt.api import load
+    from lit_gpt.api import load_for
 
     note(f"loading {source}")
-    gpt = load(source, precision=options.precision, device=options.device)
+    gpt = load_for(source, options.precision, options.device, options.n_head, "lit_gpt serve --n_head N")
     if gpt.tokenizer is None:
         raise UserError(f"{source} was trained on bare ids and has no tokenizer: serve needs one to speak text")
     metrics = Metrics()

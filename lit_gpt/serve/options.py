@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.options import CommandParser, help_page, make_parser
 
 _GROUPS = {
-    "the model and the address": ("ckpt_path", "init_from", "host", "port", "served_model_name"),
+    "the model and the address": ("ckpt_path", "init_from", "host", "port", "served_model_name", "n_head"),
     "speed": ("precision", "device", "max_slots"),
     "who may use it": ("api_key", "api_key_file", "allowed_hosts", "insecure"),
     "limits": ("max_queue", "queue_seconds", "request_seconds"),
@@ -66,6 +66,7 @@ def _parser() -> CommandParser:
     add = parser.add_argument
     add("--ckpt_path", type=str | None, help="a checkpoint, or `last` or `best` of the newest run")
     add("--init_from", type=str | None, help="what `lit_gpt convert` reads: a Hugging Face folder or id, …")
+    add("--n_head", type=int | None, help='heads of --init_from, which a .pth of "LLMs from scratch" does not say')
     add("--host", type=str, default="127.0.0.1", help="address to listen on; others than loopback need an API key")
     add("--port", type=int, default=8000, help="0 for any free one")
     add("--precision", type=str, default="auto", help="of the weights: auto, fp32, bf16, int8 or int4")
@@ -85,6 +86,8 @@ def _parser() -> CommandParser:
 def _check(options: Namespace) -> None:
     if (options.ckpt_path is None) == (options.init_from is None):
         raise UserError("serve needs a checkpoint: give either --ckpt_path X or --init_from gpt2")
+    if options.n_head is not None and options.init_from is None:
+        raise UserError(f"--n_head {options.n_head} is for --init_from: leave it out, or name the source there")
     if not 0 <= options.port <= 65535:
         raise UserError(f"port={options.port} is outside 0 … 65535: choose one inside, 0 for any free one")
     for name, least in (("max_slots", 1), ("max_queue", 0)):

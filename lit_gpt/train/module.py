@@ -64,6 +64,7 @@ class LitGPT(L.LightningModule):
         observer: told of every token that `predict` decides on, if not None.
         inference_precision: of the weights in `predict`: `auto`, `fp32`, `bf16`, `int8` or `int4`.
         draft: what proposes tokens in speculative decoding, where it is a checkpoint.
+        validation: the figures of the run's latest validation, and the `step` that it was made after; for checkpoints.
     """
 
     model: GPT
@@ -78,6 +79,7 @@ class LitGPT(L.LightningModule):
     observer: Observer | None = None
     inference_precision: str = "auto"
     draft: Draft | None = None
+    validation: dict[str, float] | None = None
     _completions: Completions[PromptRecord] | None = None
     _byte_lengths: Tensor | None = None
     _step_loss: Tensor | None = None
@@ -290,7 +292,9 @@ class LitGPT(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss`, `val/perplexity` and `val/bits_per_byte` over all batches of all ranks."""
-        self._log_metric("val")
+        figures = self._log_metric("val")
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.validation = {"step": self.global_step, **{name: float(value) for name, value in figures.items()}}
 
     def on_test_epoch_end(self) -> None:
         """Log the same figures for the test set."""
@@ -306,11 +310,12 @@ class LitGPT(L.LightningModule):
         n_bytes = 0 if self._byte_lengths is None else count_bytes(batch[1], self._byte_lengths)
         self.metric.update(output.loss_sum, output.n_targets, n_bytes)
 
-    def _log_metric(self, stage: str) -> None:
-        figures = self.metric.compute()
+    def _log_metric(self, stage: str) -> dict[str, Tensor]:
+        figures: dict[str, Tensor] = self.metric.compute()
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, prog_bar=stage == "val")
         if self.trainer.training or self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step))  # the logger's x-axis: optimizer steps done
+        return figures
 
     # Prediction --------------------------------------------------------------------------------------------------
 
@@ -347,13 +352,15 @@ class LitGPT(L.LightningModule):
     # Checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what makes a checkpoint complete: shape, tokenizer, precision, seed."""
+        """Add what makes a checkpoint complete: shape, tokenizer, precision, seed, and the latest figures."""
         entry = header_entry(self.config, self.tokenizer, str(self.trainer.precision))
-        checkpoint[KEY] = {**entry, "seed": self.seed, "precision_reason": self.precision_reason}
+        about_run = {"seed": self.seed, "precision_reason": self.precision_reason, "validation": self.validation}
+        checkpoint[KEY] = {**entry, **about_run}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore tokenizer, seed and Lightning's progress from a checkpoint."""
+        """Restore tokenizer, seed, figures and Lightning's progress from a checkpoint."""
         entry = checkpoint[KEY]
+        self.validation = entry.get("validation")
         self.seed = entry.get("seed", self.seed)
         self.precision_reason = entry.get("precision_reason", self.precision_reason)
         if entry["tokenizer"] is not None:

@@ -43,11 +43,16 @@ def subject_from_checkpoint(path: str) -> Subject:
     return Subject(str(file), header.config, _known(training), dtypes)
 
 
-def subject_from_source(source: str) -> Subject:
-    """A model of another project, as `lit_gpt convert` reads it. Raises UserError if it is none."""
+def subject_from_source(source: str, n_head: int | None = None) -> Subject:
+    """A model of another project, as `lit_gpt convert` reads it. Raises UserError if it is none.
+
+    Args:
+        source: as for `open_source`.
+        n_head: number of heads, where the source does not say.
+    """
     from lit_gpt.convert.recognise import open_source
 
-    return Subject(source, open_source(source).config)
+    return Subject(source, open_source(source, None, n_head, "lit_gpt info --n_head N").config)
 
 
 def subject_from_config(path: str) -> Subject:
@@ -133,6 +138,8 @@ def main(argv: list[str]) -> int | None:
         raise UserError(
             f"give one of --preset, --config, --ckpt_path and --init_from, not {len(sources)}: presets are {_presets()}"
         )
+    if args.n_head is not None and args.init_from is None:
+        raise UserError(f"--n_head {args.n_head} is for --init_from: leave it out, or name the source there")
     results: dict[str, Any] = {}
     if args.hardware:
         from lit_gpt.train.hardware import hardware_table
@@ -140,7 +147,7 @@ def main(argv: list[str]) -> int | None:
         results["hardware"] = dict(hardware_table())
     if sources:
         name, value = sources.popitem()
-        subject = _SOURCES[name](value)
+        subject = subject_from_source(value, args.n_head) if name == "init_from" else _SOURCES[name](value)
         info = describe(subject, **{name: args[name] for name in _SETTINGS})
         results = {**info.to_dict(), **results}
     if args.format == "json":
@@ -188,6 +195,7 @@ def _parser() -> Any:
     parser.add_argument(
         "--init_from", type=str | None, help="what `lit_gpt convert` reads: a Hugging Face folder or id"
     )
+    parser.add_argument("--n_head", type=int | None, help="heads of --init_from, where its file does not say")
     parser.add_argument("--format", type=str, default="table", help="table or json")
     parser.add_argument("--hardware", action="store_true", help="what `precision: auto` decides by on this machine")
     parser.add_argument("--batch_size", type=int | None, help="sequences of a micro-batch, for the training memory")
