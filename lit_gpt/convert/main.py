@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ActionYesNo, ArgumentParser
 
 from lit_gpt.console import note
+from lit_gpt.errors import UserError
 from lit_gpt.options import make_parser
 
+if TYPE_CHECKING:
+    from lit_gpt.convert.source import SourceCheckpoint
+
 DESCRIPTION = """Convert checkpoints from and to other projects. The source's kind is recognised by what it holds:
-a Hugging Face folder or id (GPT-2, Llama 3, Qwen2, Qwen3, SmolLM2), nanoGPT's ckpt.pt, a .pth of "LLMs from scratch",
-the transformer book's model.ckpt, or a checkpoint of lit_gpt."""
+a Hugging Face folder or id (GPT-2, Llama 3, Qwen2, Qwen3, SmolLM2), a GGUF file of one of these, nanoGPT's ckpt.pt,
+a .pth of "LLMs from scratch", the transformer book's model.ckpt, or a checkpoint of lit_gpt."""
 
 
 def main(argv: list[str]) -> int:
     """Convert; prints the path that was written."""
     parser = make_parser("convert", DESCRIPTION)
     parser.add_argument("source", type=str, help="a file, a folder, or a Hugging Face id such as openai-community/gpt2")
-    parser.add_argument("output", type=str, help="the .ckpt to write, or the folder with --to hf")
-    parser.add_argument("--to", type=Literal["lit_gpt", "hf"], default="lit_gpt", help="the format to write")
-    parser.add_argument(
-        "--dtype",
-        type=Literal["float32", "bfloat16", "float16", "float64", None],
-        default=None,
-        help="dtype of the weights; the source's if left out",
-    )
+    parser.add_argument("output", type=str, help="the .ckpt or .gguf to write, or the folder with --to hf")
+    _add_format_options(parser)
     parser.add_argument(
         "--tokenizer",
         type=str | None,
@@ -41,9 +42,73 @@ def main(argv: list[str]) -> int:
 
     output = Path(options.output).expanduser()
     check_absent(output)
-    source = open_source(options.source, options.tokenizer, options.n_head).to(options.dtype)
+    to_gguf = _is_to_gguf(options.to, output, options.dtype, options.modelfile)
+    write: Callable[[SourceCheckpoint, Path], None] = write_hf if options.to == "hf" else write_lit_gpt
+    if to_gguf:
+        write = _gguf_writer(output, options.dtype, options.modelfile)
+    source = open_source(options.source, options.tokenizer, options.n_head)
     parameters = sum(stored.nbytes // stored.dtype.itemsize for stored in source.weights.values())
     note(f"{source.kind}: {parameters:,} parameters")
-    (write_hf if options.to == "hf" else write_lit_gpt)(source, output)
+    if not to_gguf:
+        source = source.to(_TORCH_NAMES.get(options.dtype, options.dtype))
+    write(source, output)
     print(output)
     return 0
+
+
+_TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def _add_format_options(parser: ArgumentParser) -> None:
+    """The options that say what is written."""
+    parser.add_argument(
+        "--to",
+        type=Literal["lit_gpt", "hf", "gguf", None],
+        default=None,
+        help="the format to write; left out, gguf for an output that ends in .gguf and lit_gpt for any other",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=Literal["f32", "f16", "bf16", "q8_0", "q4_0", "float32", "bfloat16", "float16", "float64", None],
+        default=None,
+        help="dtype of the weights, q8_0 and q4_0 in GGUF only; the source's if left out",
+    )
+    parser.add_argument(
+        "--modelfile", action=ActionYesNo, nargs="?", default=False, help="write Ollama's Modelfile beside a .gguf, too"
+    )
+
+
+def _is_to_gguf(to: str | None, output: Path, dtype: str | None, modelfile: bool) -> bool:
+    """Whether GGUF is written. Raises UserError if the options do not go together."""
+    to_gguf = to == "gguf" or (to is None and output.suffix == ".gguf")
+    if to == "lit_gpt" and output.suffix == ".gguf":
+        raise UserError(f"--to lit_gpt does not write {output}: leave --to out, or name a .ckpt")
+    if dtype in ("q8_0", "q4_0") and not to_gguf:
+        raise UserError(
+            f"--dtype {dtype} is one of GGUF: name an output that ends in .gguf, or choose f32, f16 or bf16"
+        )
+    if dtype == "float64" and to_gguf:
+        raise UserError("--dtype float64 is none of GGUF: choose f32, f16, bf16, q8_0 or q4_0")
+    if modelfile and not to_gguf:
+        raise UserError("--modelfile goes with GGUF: name an output that ends in .gguf")
+    return to_gguf
+
+
+def _gguf_writer(output: Path, dtype: str | None, with_modelfile: bool) -> Callable[[SourceCheckpoint, Path], None]:
+    """What writes a GGUF file, and its Modelfile if it is asked for.
+
+    Raises:
+        UserError: if there is a Modelfile already.
+    """
+    from lit_gpt.convert.gguf_write import write_gguf
+    from lit_gpt.convert.modelfile import modelfile_path, write_modelfile
+
+    beside = modelfile_path(output) if with_modelfile else None
+
+    def write(source: SourceCheckpoint, path: Path) -> None:
+        write_gguf(source, path, dtype)
+        if beside is not None:
+            write_modelfile(source, path, beside)
+            note(f"wrote {beside}")
+
+    return write
