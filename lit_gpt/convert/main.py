@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from lit_gpt.console import note
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, nearest
 from lit_gpt.options import make_parser
 
 if TYPE_CHECKING:
@@ -57,21 +57,23 @@ def main(argv: list[str]) -> int:
 
 
 _TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_DTYPES = (*_TORCH_NAMES, "q8_0", "q4_0", *_TORCH_NAMES.values(), "float64")
+_FORMATS = ("lit_gpt", "hf", "gguf")
 
 
 def _add_format_options(parser: ArgumentParser) -> None:
     """The options that say what is written."""
     parser.add_argument(
         "--to",
-        type=Literal["lit_gpt", "hf", "gguf", None],
+        type=str | None,
         default=None,
-        help="the format to write; left out, gguf for an output that ends in .gguf and lit_gpt for any other",
+        help="the format to write: lit_gpt, hf or gguf; left out, gguf for an output that ends in .gguf, else lit_gpt",
     )
     parser.add_argument(
         "--dtype",
-        type=Literal["f32", "f16", "bf16", "q8_0", "q4_0", "float32", "bfloat16", "float16", "float64", None],
+        type=str | None,
         default=None,
-        help="dtype of the weights, q8_0 and q4_0 in GGUF only; the source's if left out",
+        help="dtype of the weights: f32, bf16, f16 or float64, and in GGUF q8_0 or q4_0; the source's if left out",
     )
     parser.add_argument(
         "--modelfile", action=ActionYesNo, nargs="?", default=False, help="write Ollama's Modelfile beside a .gguf, too"
@@ -79,7 +81,10 @@ def _add_format_options(parser: ArgumentParser) -> None:
 
 
 def _is_to_gguf(to: str | None, output: Path, dtype: str | None, modelfile: bool) -> bool:
-    """Whether GGUF is written. Raises UserError if the options do not go together."""
+    """Whether GGUF is written. Raises UserError for unknown options, and if they do not go together."""
+    for option, value, known in (("to", to, _FORMATS), ("dtype", dtype, _DTYPES)):
+        if value is not None and value not in known:
+            raise UserError(f'--{option} "{value}" is unknown: {nearest(value, known)}')
     to_gguf = to == "gguf" or (to is None and output.suffix == ".gguf")
     if to == "lit_gpt" and output.suffix == ".gguf":
         raise UserError(f"--to lit_gpt does not write {output}: leave --to out, or name a .ckpt")

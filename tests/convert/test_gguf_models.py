@@ -315,6 +315,8 @@ def test_the_program(tmp_path: Path, program: RunProgram) -> None:
         (("b.gguf", "--to", "lit_gpt"), "--to lit_gpt does not write b.gguf"),
         (("b.ckpt", "--modelfile"), "--modelfile goes with GGUF"),
         (("b.gguf", "--modelfile"), "Modelfile exists already"),
+        (("b.gguf", "--dtype", "q4_1"), '--dtype "q4_1" is unknown: did you mean "q4_0"?'),
+        (("b.gguf", "--to", "ggml"), '--to "ggml" is unknown: did you mean "gguf"?'),
     ):
         done = program("convert", "sample.ckpt", *arguments)
         assert (done.returncode, done.stdout) == (2, "") and message in done.stderr
