@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from lit_gpt.console import note
 from lit_gpt.convert.publish import add_arguments as add_publishing_arguments
 from lit_gpt.convert.publish import publication_of, publish
+from lit_gpt.errors import UserError, nearest
 from lit_gpt.options import CommandParser, make_parser, options_first
 
+if TYPE_CHECKING:
+    from lit_gpt.convert.source import SourceCheckpoint
+
 DESCRIPTION = """Convert checkpoints from and to other projects. The source's kind is recognised by what it holds:
-a Hugging Face folder or id (GPT-2, Llama 3, Qwen2, Qwen3, SmolLM2), nanoGPT's ckpt.pt or its folder, a .pth of "LLMs
-from scratch", the transformer book's model.ckpt, or a checkpoint of lit_gpt."""
+a Hugging Face folder or id (GPT-2, Llama 3, Qwen2, Qwen3, SmolLM2), a GGUF file of one of these, nanoGPT's ckpt.pt or
+its folder, a .pth of "LLMs from scratch", the transformer book's model.ckpt, or a checkpoint of lit_gpt."""
 
 
 def main(argv: list[str]) -> int:
     """Convert; prints the path that was written, and the address of what was uploaded."""
     parser = _parser()
     options = parser.parse_args(options_first(parser, argv))
+    to_gguf = _is_to_gguf(options)
     publication = publication_of(options)
 
     from lit_gpt.convert.recognise import open_source
@@ -29,15 +37,19 @@ def main(argv: list[str]) -> int:
         check_absent(output)
     if publication is not None:
         publication.check_access()
-    heads = "lit_gpt convert --n_head N"
-    source = open_source(options.source, options.tokenizer, options.n_head, heads).to(options.dtype)
+    write: Callable[[SourceCheckpoint, Path], None] = write_lit_gpt
+    if to_gguf and output is not None:
+        write = _gguf_writer(output, options.dtype, options.modelfile)
+    source = open_source(options.source, options.tokenizer, options.n_head, "lit_gpt convert --n_head N")
     parameters = sum(stored.nbytes // stored.dtype.itemsize for stored in source.weights.values())
     note(f"{source.kind}: {parameters:,} parameters")
+    if not to_gguf:
+        source = source.to(_TORCH_NAMES.get(options.dtype, options.dtype))
     if publication is not None:
         for line in publish(source, output, publication):
             print(line)
     elif output is not None:
-        write_lit_gpt(source, output)
+        write(source, output)
         print(output)
     return 0
 
@@ -45,14 +57,10 @@ def main(argv: list[str]) -> int:
 def _parser() -> CommandParser:
     parser = make_parser("convert", DESCRIPTION)
     parser.add_argument("source", type=str, help="a file, a folder, or a Hugging Face id such as openai-community/gpt2")
-    parser.add_argument("output", type=str | None, nargs="?", help="the .ckpt to write, or the folder with --to hf")
-    parser.add_argument("--to", type=Literal["lit_gpt", "hf"], default="lit_gpt", help="the format to write")
     parser.add_argument(
-        "--dtype",
-        type=Literal["float32", "bfloat16", "float16", "float64", None],
-        default=None,
-        help="dtype of the weights; the source's if left out",
+        "output", type=str | None, nargs="?", help="the .ckpt or .gguf to write, or the folder with --to hf"
     )
+    _add_format_options(parser)
     parser.add_argument(
         "--tokenizer",
         type=str | None,
@@ -64,3 +72,70 @@ def _parser() -> CommandParser:
     )
     add_publishing_arguments(parser)
     return parser
+
+
+_TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_DTYPES = (*_TORCH_NAMES, "q8_0", "q4_0", *_TORCH_NAMES.values(), "float64")
+_FORMATS = ("lit_gpt", "hf", "gguf")
+
+
+def _add_format_options(parser: ArgumentParser) -> None:
+    """The options that say what is written."""
+    parser.add_argument(
+        "--to",
+        type=str | None,
+        default=None,
+        help="the format to write: lit_gpt, hf or gguf; left out, gguf for an output that ends in .gguf, else lit_gpt",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=str | None,
+        default=None,
+        help="dtype of the weights: f32, bf16, f16 or float64, and in GGUF q8_0 or q4_0; the source's if left out",
+    )
+    parser.add_argument(
+        "--modelfile", action=ActionYesNo, nargs="?", default=False, help="write Ollama's Modelfile beside a .gguf, too"
+    )
+
+
+def _is_to_gguf(options: Namespace) -> bool:
+    """Whether GGUF is written. Raises UserError for unknown options, and if they do not go together."""
+    to, dtype, output = options.to, options.dtype, options.output
+    for option, value, known in (("to", to, _FORMATS), ("dtype", dtype, _DTYPES)):
+        if value is not None and value not in known:
+            raise UserError(f'--{option} "{value}" is unknown: {nearest(value, known)}')
+    ends_in_gguf = output is not None and Path(output).suffix == ".gguf"
+    to_gguf = to == "gguf" or (to is None and ends_in_gguf)
+    if to == "lit_gpt" and ends_in_gguf:
+        raise UserError(f"--to lit_gpt does not write {output}: leave --to out, or name a .ckpt")
+    if dtype in ("q8_0", "q4_0") and not to_gguf:
+        raise UserError(
+            f"--dtype {dtype} is one of GGUF: name an output that ends in .gguf, or choose f32, f16 or bf16"
+        )
+    if dtype == "float64" and to_gguf:
+        raise UserError("--dtype float64 is none of GGUF: choose f32, f16, bf16, q8_0 or q4_0")
+    if options.push is not None and to not in (None, "hf"):
+        raise UserError(f"--push uploads a Hugging Face folder: leave --to {to} out")
+    if options.modelfile and not to_gguf:
+        raise UserError("--modelfile goes with GGUF: name an output that ends in .gguf")
+    return to_gguf
+
+
+def _gguf_writer(output: Path, dtype: str | None, with_modelfile: bool) -> Callable[[SourceCheckpoint, Path], None]:
+    """What writes a GGUF file, and its Modelfile if it is asked for.
+
+    Raises:
+        UserError: if there is a Modelfile already.
+    """
+    from lit_gpt.convert.gguf_write import write_gguf
+    from lit_gpt.convert.modelfile import modelfile_path, write_modelfile
+
+    beside = modelfile_path(output) if with_modelfile else None
+
+    def write(source: SourceCheckpoint, path: Path) -> None:
+        write_gguf(source, path, dtype)
+        if beside is not None:
+            write_modelfile(source, path, beside)
+            note(f"wrote {beside}")
+
+    return write

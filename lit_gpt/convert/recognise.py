@@ -1,6 +1,7 @@
 """The kind of a checkpoint, recognised by what it holds and not by its name.
 
-What only Hugging Face's models need (`huggingface_hub`, `tokenizers`) is imported when one is opened.
+What only Hugging Face's models and GGUF files need (`huggingface_hub`, `tokenizers`, `gguf`) is imported when one is
+opened.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def open_source(
     """Recognise a checkpoint of any kind and read everything but its weights.
 
     Args:
-        source: a Hugging Face folder or id, nanoGPT's `ckpt.pt` or the folder that has it, a `.pth` of "LLMs from
-            scratch", the transformer book's `model.ckpt`, or a checkpoint of ours. An id that is not in the cache is
-            downloaded.
+        source: a Hugging Face folder or id, a GGUF file, nanoGPT's `ckpt.pt` or the folder that has it, a `.pth` of
+            "LLMs from scratch", the transformer book's `model.ckpt`, or a checkpoint of ours. An id that is not in the
+            cache is downloaded.
         tokenizer: to use instead of the source's: what `get_tokenizer` takes, or the path of nanoGPT's `meta.pkl`.
         n_head: number of heads, where the source does not say.
         n_head_option: how the user gives `n_head`: a keyword, or a flag of the command that runs. For errors.
@@ -67,7 +68,7 @@ def _open(source: str, chosen: Tokenizer | None, n_head: int | None, n_head_opti
         return _open_folder(path, source, chosen)
     if path.is_file():
         return _open_file(path, chosen, n_head, n_head_option)
-    if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors") or not _HUB_ID.fullmatch(source):
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf") or not _HUB_ID.fullmatch(source):
         raise UserError(
             f"{source} does not exist: give a file, a folder or a Hugging Face id such as openai-community/gpt2"
         )
@@ -120,7 +121,7 @@ def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> Sour
         from lit_gpt.convert.hf import open_hf
 
         return open_hf(folder, source, tokenizer)
-    inside = sorted(path.name for path in folder.iterdir() if path.suffix in (".ckpt", ".pt", ".pth"))
+    inside = sorted(path.name for path in folder.iterdir() if path.suffix in (".ckpt", ".pt", ".pth", ".gguf"))
     if inside:
         raise UserError(f"{source} is a folder without config.json: did you mean {folder / inside[0]}?")
     raise UserError(
@@ -132,6 +133,10 @@ def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> Sour
 def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None, n_head_option: str) -> SourceCheckpoint:
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UserError(f"{path} is part of a Hugging Face folder: give the folder, {path.parent}")
+    if path.suffix == ".gguf" or begins_as_gguf(path):
+        from lit_gpt.convert.gguf_read import open_gguf
+
+        return open_gguf(path, tokenizer)
     file = OpenTorchFile(path)
     checkpoint = file.content
     if not isinstance(checkpoint, dict):
@@ -151,6 +156,15 @@ def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None, n_he
         f"{path} is no checkpoint that is known here (it holds {found or 'nothing'}): known are lit_gpt's, nanoGPT's, "
         '"LLMs from scratch" and the transformer book\'s, and Hugging Face folders'
     )
+
+
+def begins_as_gguf(path: Path) -> bool:
+    """Whether a file has GGUF's first bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False  # what is wrong with it is said by what reads it
 
 
 def _open_ours(file: OpenTorchFile, tokenizer: Tokenizer | None) -> SourceCheckpoint:

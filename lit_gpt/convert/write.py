@@ -54,7 +54,7 @@ def write_lit_gpt(source: SourceCheckpoint, path: Path) -> None:
         del state
         file.seek(0)
         laid_out = torch.load(file, map_location="meta", weights_only=True)["state_dict"]
-        for name, stored in _with_notes(source.weights):
+        for name, stored in with_notes(source.weights):
             file.seek(laid_out[f"model.{name}"].untyped_storage()._checkpoint_offset)
             _write_tensor(file, stored)
 
@@ -149,7 +149,7 @@ def _write_safetensors(path: Path, tensors: dict[str, StoredTensor]) -> None:
     encoded += b" " * (-len(encoded) % 8)
     with atomic_write(path) as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for _, stored in _with_notes(tensors):
+        for _, stored in with_notes(tensors):
             _write_tensor(file, stored)
 
 
@@ -160,7 +160,7 @@ def _write_tensor(file: IO[bytes], stored: StoredTensor) -> None:
     file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _with_notes(tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
+def with_notes(tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
     """The items of `tensors`, with a progress line for each `_NOTE_BYTES`."""
     total, done, noted = sum(stored.nbytes for stored in tensors.values()), 0, 0
     for name, stored in tensors.items():
