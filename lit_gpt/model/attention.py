@@ -86,7 +86,7 @@ def _trains_in_bf16_on_cpu(q: Tensor, v: Tensor) -> bool:
     )
 
 
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Causal attention as two batched products: (B, H, T, D) each → (B, H, T, D).
 
     For bf16 on a CPU: the backward pass of PyTorch's fused kernel there does not use the bf16 units and needs four
