@@ -51,17 +51,21 @@ def open_hf(
     if fetch_weights is not None:
         fetch_weights()
     model_type = values["model_type"]
-    stored = _with_base_prefix(model_type, stored_safetensors(folder))
+    stored = _with_current_names(model_type, stored_safetensors(folder))
     check_fits(config, [tensor.shape for tensor in stored.values()], name)
     config, stored = _without_zero_biases(values, config, stored)
-    ignored = r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$"
-    weights = to_our_names(config, tensor_plan(model_type, config), stored, name, ignored, "lm_head.weight")
+    ignored = r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
+    head = f"{ARCHITECTURES[model_type].tensors['lm_head']}.weight"
+    weights = to_our_names(config, tensor_plan(model_type, config), stored, name, ignored, head)
     return SourceCheckpoint(name, model_type, config, tokenizer, weights)
 
 
-def _with_base_prefix(model_type: str, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The names of a whole model; those on the hub's GPT-2 are of a model that was saved without its head."""
+def _with_current_names(model_type: str, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The names of a whole model in the table; those on the hub's GPT-2 are of one that was saved without its head."""
     architecture = ARCHITECTURES[model_type]
+    for other, name in architecture.other_names.items():
+        if other in stored and name not in stored:
+            stored = {name if found == other else found: tensor for found, tensor in stored.items()}
     prefix, embedding = architecture.base_prefix, f"{architecture.tensors['wte']}.weight"
     if not prefix or embedding.removeprefix(prefix) not in stored:
         return stored

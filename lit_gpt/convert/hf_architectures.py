@@ -1,30 +1,30 @@
 """The Hugging Face architectures that are converted: the names of their tensors and the fields of their config.
 
-To add one, add a line to `ARCHITECTURES`, with a table of tensor names and functions that read and write its
-`config.json`, if none of those here will do.
+To add one, add an entry to `ARCHITECTURES`, with a table of tensor names and functions that read and write its
+`config.json`, if none of those here will do. docs/families.md says what was checked of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from lit_gpt.convert.hf_config import (
+    FEATURES,
     SCHEMA,
-    LlamaVariant,
     Requirements,
     gpt2_requirements,
-    llama_requirements,
     read_gpt2,
-    read_llama,
     refuse,
     write_gpt2,
-    write_llama,
 )
+from lit_gpt.convert.hf_gemma import gemma3_requirements, read_gemma3, write_gemma3
+from lit_gpt.convert.hf_gpt_neox import gpt_neox_requirements, read_gpt_neox, write_gpt_neox
+from lit_gpt.convert.hf_llama import LlamaVariant, llama_requirements, read_llama, write_llama
 from lit_gpt.convert.schema import check_schema
-from lit_gpt.convert.weights import NameTable, TensorEntry, tensor_entries
+from lit_gpt.convert.weights import NameTable, Part, TensorEntry, tensor_entries
 from lit_gpt.errors import UserError, brief, nearest
 from lit_gpt.model.config import GPTConfig
 
@@ -54,6 +54,32 @@ LLAMA_TABLE: NameTable = {
     "ln_f": "model.norm",
     "lm_head": "lm_head",
 }
+PHI3_TABLE: NameTable = {
+    **LLAMA_TABLE,
+    "h.{}.attn.c_attn": "model.layers.{}.self_attn.qkv_proj",
+    "h.{}.mlp.c_gate": Part("model.layers.{}.mlp.gate_up_proj", 0, 2),
+    "h.{}.mlp.c_fc": Part("model.layers.{}.mlp.gate_up_proj", 1, 2),
+}
+OLMO2_TABLE: NameTable = {
+    **LLAMA_TABLE,
+    "h.{}.ln_1_post": "model.layers.{}.post_attention_layernorm",
+    "h.{}.ln_2_post": "model.layers.{}.post_feedforward_layernorm",
+}
+GEMMA3_TABLE: NameTable = {
+    **OLMO2_TABLE,
+    "h.{}.ln_2": "model.layers.{}.pre_feedforward_layernorm",
+}
+GPT_NEOX_TABLE: NameTable = {
+    "wte": "gpt_neox.embed_in",
+    "h.{}.ln_1": "gpt_neox.layers.{}.input_layernorm",
+    "h.{}.attn.c_attn": "gpt_neox.layers.{}.attention.query_key_value",
+    "h.{}.attn.c_proj": "gpt_neox.layers.{}.attention.dense",
+    "h.{}.ln_2": "gpt_neox.layers.{}.post_attention_layernorm",
+    "h.{}.mlp.c_fc": "gpt_neox.layers.{}.mlp.dense_h_to_4h",
+    "h.{}.mlp.c_proj": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+    "ln_f": "gpt_neox.final_layer_norm",
+    "lm_head": "embed_out",
+}
 CONV1D = frozenset({"h.{}.attn.c_attn", "h.{}.attn.c_proj", "h.{}.mlp.c_fc", "h.{}.mlp.c_proj"})
 """GPT-2's `Conv1D` keeps its weight as (in, out), `nn.Linear` as (out, in)."""
 HINTS = "lit_gpt"
@@ -69,10 +95,12 @@ class Architecture:
         tensors: our modules → theirs.
         read: `config.json` and how errors name it → our config.
         write: our config → the fields of `config.json`.
-        suits: whether a model of ours with this config is written as this architecture; the first that suits is used.
+        suits: whether a model of ours with this config, which no entry above suits, is written as this architecture.
         requirements: the values that fields of ours must have then, or the model is refused.
         transposed: modules of ours whose weight is stored as (in, out).
+        by_head: modules of ours whose queries, keys and values are stored head by head.
         base_prefix: of names which a checkpoint that was saved without its head lacks.
+        other_names: other names of tensors, which some files have → those in the table.
     """
 
     class_name: str
@@ -82,22 +110,25 @@ class Architecture:
     suits: Callable[[GPTConfig], bool]
     requirements: Callable[[GPTConfig], Requirements]
     transposed: frozenset[str] = frozenset()
+    by_head: frozenset[str] = frozenset()
     base_prefix: str = ""
+    other_names: Mapping[str, str] = field(default_factory=dict)
 
 
-def _llama_like(class_name: str, suits: Callable[[GPTConfig], bool], variant: LlamaVariant) -> Architecture:
+def _llama_like(
+    class_name: str,
+    suits: Callable[[GPTConfig], bool],
+    variant: LlamaVariant,
+    tensors: NameTable = LLAMA_TABLE,
+) -> Architecture:
     return Architecture(
         class_name,
-        LLAMA_TABLE,
+        tensors,
         read=partial(read_llama, variant=variant),
         write=partial(write_llama, variant=variant),
         suits=suits,
         requirements=partial(llama_requirements, variant=variant),
     )
-
-
-def _bias_in_qkv_only(config: GPTConfig) -> bool:
-    return bool(config.qkv_bias and not config.proj_bias)
 
 
 ARCHITECTURES = {
@@ -111,26 +142,59 @@ ARCHITECTURES = {
         transposed=CONV1D,
         base_prefix="transformer.",
     ),
-    "llama": _llama_like(
-        "LlamaForCausalLM",
-        lambda config: config.position == "rope" and not config.qk_norm and not _bias_in_qkv_only(config),
-        LlamaVariant(has_mlp_bias=True),
+    "gpt_neox": Architecture(
+        "GPTNeoXForCausalLM",
+        GPT_NEOX_TABLE,
+        read_gpt_neox,
+        write_gpt_neox,
+        suits=lambda config: config.norm == "layernorm",
+        requirements=gpt_neox_requirements,
+        by_head=frozenset({"h.{}.attn.c_attn"}),
+        other_names={"lm_head.weight": "embed_out.weight"},
     ),
-    "qwen2": _llama_like(
-        "Qwen2ForCausalLM",
-        lambda config: config.position == "rope" and not config.qk_norm and _bias_in_qkv_only(config),
-        LlamaVariant(qkv_bias=True, proj_bias=False, constants={"use_sliding_window": False}),
+    "gemma3_text": Architecture(
+        "Gemma3ForCausalLM",
+        GEMMA3_TABLE,
+        read_gemma3,
+        write_gemma3,
+        suits=lambda config: config.norm_unit_offset,
+        requirements=gemma3_requirements,
+    ),
+    "olmo2": _llama_like(
+        "Olmo2ForCausalLM",
+        lambda config: config.block_norm == "post",
+        LlamaVariant(has_head_dim=False, shape={"block_norm": "post", "qk_norm": True, "qk_norm_full": True}),
+        OLMO2_TABLE,
     ),
     "qwen3": _llama_like(
         "Qwen3ForCausalLM",
-        lambda config: config.position == "rope" and config.qk_norm,
-        LlamaVariant(qk_norm=True, head_dim=128),
+        lambda config: config.qk_norm,
+        LlamaVariant(head_dim=128, windows="by layer", shape={"qk_norm": True}),
+    ),
+    "qwen2": _llama_like(
+        "Qwen2ForCausalLM",
+        lambda config: config.qkv_bias and not config.proj_bias,
+        LlamaVariant(qkv_bias=True, proj_bias=False, windows="by layer"),
+    ),
+    "phi3": _llama_like(
+        "Phi3ForCausalLM",
+        lambda config: config.rotary_dim is not None,  # with all dimensions turned it is a Mistral or a Llama
+        LlamaVariant(
+            qkv_bias=False,
+            proj_bias=False,
+            has_head_dim=False,
+            windows="always",
+            has_partial_rotary=True,
+            has_rope_scaling=False,
+        ),
+        PHI3_TABLE,
     ),
     "mistral": _llama_like(
         "MistralForCausalLM",
-        lambda config: False,  # read only: without a sliding window it is a Llama
-        LlamaVariant(qkv_bias=False, proj_bias=False, always_slides=True),
+        lambda config: config.sliding_window is not None,  # without a window it is a Llama
+        LlamaVariant(qkv_bias=False, proj_bias=False, windows="always"),
     ),
+    "llama": _llama_like("LlamaForCausalLM", lambda config: True, LlamaVariant(has_mlp_bias=True)),
 }
 """`model_type` in `config.json` → architecture."""
 
@@ -165,7 +229,7 @@ def write_config(config: GPTConfig, where: str) -> dict[str, Any]:
     """
     config = replace(config, padded_vocab_size=None)  # rows without a meaning, which transformers would sample from
     model_type, architecture = next(item for item in ARCHITECTURES.items() if item[1].suits(config))
-    wanted: Requirements = {"head_bias": (False,), "logit_softcap": (None,), **architecture.requirements(config)}
+    wanted: Requirements = {name: (value,) for name, value in FEATURES.items()} | architecture.requirements(config)
     faults = [
         f"{name}={getattr(config, name)!r}" for name, allowed in wanted.items() if getattr(config, name) not in allowed
     ]
@@ -174,7 +238,9 @@ def write_config(config: GPTConfig, where: str) -> dict[str, Any]:
             f"{where}: no Hugging Face architecture that is known here has {', '.join(faults)}; the nearest is "
             f"{model_type}: convert a model of its kind"
         )
-    values = {"architectures": [architecture.class_name], "model_type": model_type, **architecture.write(config)}
+    # Without a pad_token_id transformers has its own, such as Phi-3's 32000, which must be in the vocabulary.
+    base = {"architectures": [architecture.class_name], "model_type": model_type, "pad_token_id": None}
+    values = {**base, **architecture.write(config)}
     again, ours = read_config(values, where).to_dict(), config.to_dict()
     hints = {name: value for name, value in ours.items() if again[name] != value}
     return values | {HINTS: hints} if hints else values
@@ -183,4 +249,4 @@ def write_config(config: GPTConfig, where: str) -> dict[str, Any]:
 def tensor_plan(model_type: str, config: GPTConfig) -> list[TensorEntry]:
     """Where each tensor of a model of this shape is in a folder of `model_type`."""
     architecture = ARCHITECTURES[model_type]
-    return list(tensor_entries(config, architecture.tensors, architecture.transposed))
+    return list(tensor_entries(config, architecture.tensors, architecture.transposed, architecture.by_head))

@@ -1,4 +1,4 @@
-"""Fields of transformers' `config.json` as a `GPTConfig`, and back: GPT-2, and Llama with its relatives.
+"""Fields of transformers' `config.json` as a `GPTConfig`, and back: what several architectures share, and GPT-2.
 
 What a config asks for and this project does not do is refused by its field's name, never ignored. Which architecture
 uses which of these functions is the table in `hf_architectures.py`.
@@ -6,13 +6,13 @@ uses which of these functions is the table in `hf_architectures.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from typing import Any, Literal
 
 from lit_gpt.convert.schema import COUNT, NUMBER, SWITCH, TEXT
 from lit_gpt.errors import UserError, brief
 from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.config_checks import check_count
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -34,49 +34,49 @@ _ROPE = {
 _COUNTS = (
     *("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "n_inner", "max_position_embeddings", "head_dim"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size"),
-    *("sliding_window", "max_window_layers"),
+    *("sliding_window", "max_window_layers", "sliding_window_pattern"),
 )
 _NUMBERS = (
-    *("layer_norm_epsilon", "rms_norm_eps", "resid_pdrop", "attention_dropout", "initializer_range", "rope_theta"),
-    "partial_rotary_factor",
+    *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "resid_pdrop", "attention_dropout", "hidden_dropout"),
+    *("initializer_range", "rope_theta", "rope_local_base_freq", "rotary_emb_base", "rotary_pct"),
+    *("partial_rotary_factor", "query_pre_attn_scalar", "final_logit_softcapping"),
 )
-_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+_SWITCHES = (*("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "use_parallel_residual"),)
 SCHEMA = {
     **dict.fromkeys(_COUNTS, COUNT),
     **dict.fromkeys(_NUMBERS, NUMBER),
     **dict.fromkeys(_SWITCHES, SWITCH),
-    **dict.fromkeys(("model_type", "activation_function", "hidden_act"), TEXT),
+    **dict.fromkeys(("model_type", "activation_function", "hidden_act", "hidden_activation"), TEXT),
     "layer_types": ([str], None),
-    "rope_parameters": (_ROPE, None),
+    "rope_parameters": ({**_ROPE, "full_attention": (_ROPE, None), "sliding_attention": (_ROPE, None)}, None),
     "rope_scaling": (_ROPE, None),
     "eos_token_id": (int, [int], None),
 }
 """Types of the fields that are read; which of them an architecture needs is in its function."""
 Requirements = dict[str, tuple[Any, ...]]
 """Field of `GPTConfig` → the values that an architecture can express."""
-
-
-@dataclass(frozen=True)
-class LlamaVariant:
-    """How a model type of the Llama family differs from the others.
-
-    Attributes:
-        qkv_bias: bias of queries, keys and values; None where `attention_bias` says so.
-        proj_bias: bias of the output projection, likewise.
-        qk_norm: whether queries and keys are normalised.
-        has_mlp_bias: whether `mlp_bias` is a field of its config.
-        head_dim: the default; None for hidden_size / num_attention_heads.
-        always_slides: whether a `sliding_window` holds for every layer, unless `layer_types` says otherwise.
-        constants: fields that are always written with this value.
-    """
-
-    qkv_bias: bool | None = None
-    proj_bias: bool | None = None
-    qk_norm: bool = False
-    has_mlp_bias: bool = False
-    head_dim: int | None = None
-    always_slides: bool = False
-    constants: Mapping[str, Any] = field(default_factory=dict)
+FEATURES: dict[str, Any] = {
+    "norm_unit_offset": False,
+    "block_norm": "pre",
+    "parallel_residual": False,
+    "rotary_dim": None,
+    "rope_local_theta": None,
+    "sliding_window": None,
+    "global_layers": None,
+    "qk_norm": False,
+    "qk_norm_full": False,
+    "attn_scale": None,
+    "head_bias": False,
+    "scale_embeddings": False,
+    "logit_softcap": None,
+}
+"""Fields of `GPTConfig` that change what is computed and that most architectures lack → the value without them."""
+Windows = Literal["never", "always", "by layer"]
+"""Whether the layers of an architecture can have a sliding window: none, all or some of them."""
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_MAX_LAYERS = 10_000
+_QWEN_WINDOW_LAYERS = 28
+"""transformers' default for `max_window_layers`, the first layer with a window."""
 
 
 def refuse(values: dict[str, Any], where: str, field: str, *allowed: Any) -> None:
@@ -133,63 +133,59 @@ def gpt2_requirements(config: GPTConfig) -> Requirements:
         "position": ("learned",),
         "mlp": tuple(ACTIVATIONS.values()),
         "norm": ("layernorm",),
-        "qk_norm": (False,),
         "n_kv_head": (None, config.n_head),
         "head_dim": (None, config.n_embd // config.n_head),
     }
 
 
-def read_llama(values: dict[str, Any], where: str, variant: LlamaVariant) -> GPTConfig:
-    """The fields of Llama or a relative as a config; `where` names the file in errors."""
-    refuse(values, where, "hidden_act", "silu", "swish")
-    refuse(values, where, "partial_rotary_factor", 1, 1.0)
-    _refuse_sliding_window(values, where, variant)
-    bias = bool(values.get("attention_bias", False))
-    theta, scaling = _read_rope(values, where)
-    return GPTConfig(
-        vocab_size=values["vocab_size"],
-        block_size=values["max_position_embeddings"],
-        n_layer=values["num_hidden_layers"],
-        n_head=values["num_attention_heads"],
-        n_kv_head=values.get("num_key_value_heads"),
-        n_embd=values["hidden_size"],
-        head_dim=values.get("head_dim") or variant.head_dim,
-        intermediate_size=values["intermediate_size"],
-        mlp="swiglu",
-        norm="rmsnorm",
-        norm_eps=values.get("rms_norm_eps", 1e-6),
-        position="rope",
-        rope_theta=theta,
-        rope_scaling=scaling,
-        qk_norm=variant.qk_norm,
-        qkv_bias=bias if variant.qkv_bias is None else variant.qkv_bias,
-        proj_bias=bias if variant.proj_bias is None else variant.proj_bias,
-        mlp_bias=bool(values.get("mlp_bias", False)),
-        tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-        dropout=values.get("attention_dropout") or 0.0,
-        init_std=values.get("initializer_range", 0.02),
-    )
+def read_windows(values: dict[str, Any], where: str, windows: Windows) -> tuple[int | None, list[int] | None]:
+    """`sliding_window` and `global_layers` of a config; several configs name a window that no layer uses.
 
-
-def _refuse_sliding_window(values: dict[str, Any], where: str, variant: LlamaVariant) -> None:
-    """Refuse a window that some layer uses and that is shorter than the context; several configs name one unused."""
-    window = values.get("sliding_window")
-    if window is None or window >= values["max_position_embeddings"]:
-        return
-    layers = values.get("layer_types")
+    Raises:
+        UserError: for a window that is used and that the architecture cannot have, or layers of another kind.
+    """
+    window, layers = values.get("sliding_window"), values.get("layer_types")
+    n_layer = values["num_hidden_layers"]
+    if window is None:
+        return None, None
+    check_count("num_hidden_layers", n_layer)
+    if n_layer > _MAX_LAYERS:
+        raise UserError(f"{where}: num_hidden_layers={n_layer} is no model's: get it again")
     if layers is not None:
-        used = "sliding_attention" in layers
-    elif variant.always_slides:
-        used = True
+        odd = next((kind for kind in layers if kind not in (_FULL, _SLIDING)), None)
+        if odd is not None or len(layers) != n_layer:
+            found = f"{len(layers)} of them for {n_layer} layers" if odd is None else brief(odd)
+            raise UserError(f"{where}: layer_types with {found} is not supported: only {_FULL} and {_SLIDING} are")
+        local = [kind == _SLIDING for kind in layers]
+    elif windows == "always":
+        local = [True] * n_layer
     else:
-        first = values.get("max_window_layers", 28)  # transformers' default for Qwen
-        used = bool(values.get("use_sliding_window")) and first < values["num_hidden_layers"]
-    if used:
+        first = values.get("max_window_layers")
+        first = _QWEN_WINDOW_LAYERS if first is None else first
+        local = [bool(values.get("use_sliding_window")) and layer >= first for layer in range(n_layer)]
+    if windows == "never" and any(local) and window < (values["max_position_embeddings"] or 0):
         raise UserError(f"{where}: sliding_window={window} is in use and not supported: convert a model without it")
+    if windows == "never" or not any(local):
+        return None, None
+    return window, [i for i in range(n_layer) if not local[i]] or None
 
 
-def _read_rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of the rotary frequencies, in either form.
+def write_windows(config: GPTConfig) -> dict[str, Any]:
+    """The inverse of `read_windows`, for an architecture that has them by layer."""
+    local = [config.window_of(layer) is not None for layer in range(config.n_layer)]
+    values = {
+        "use_sliding_window": any(local),
+        "sliding_window": config.sliding_window,
+        "layer_types": [_SLIDING if is_local else _FULL for is_local in local],
+    }
+    first = local.index(True) if any(local) else config.n_layer
+    if all(local[first:]):
+        values["max_window_layers"] = first  # what transformers read before it had layer_types
+    return values
+
+
+def read_rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None, float]:
+    """Base and scaling of the rotary frequencies, in either form, and the fraction of a head that is turned.
 
     transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 one mapping `rope_parameters`.
 
@@ -198,57 +194,43 @@ def _read_rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any
     """
     field = "rope_parameters" if values.get("rope_parameters") else "rope_scaling"
     given = dict(values.get(field) or {})
+    refuse(given, f"{where}: {field}", _FULL)
+    refuse(given, f"{where}: {field}", _SLIDING)
     theta = given.pop("rope_theta", None) or values.get("rope_theta") or 10000.0
     kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
     given.pop("type", None)
+    fraction = _fraction(given.pop("partial_rotary_factor", None), values.get("partial_rotary_factor"), where)
     if kind not in ("default", "linear", "llama3"):
         raise UserError(f"{where}: {field} of rope_type {brief(kind)} is not supported: default, linear and llama3 are")
-    if given.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{where}: {field} with partial_rotary_factor is not supported: convert a model without it")
     if kind == "default":
-        return float(theta), None
+        return float(theta), None, fraction
     wanted = ["factor"]
     if kind == "llama3":
         wanted += ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
     missing = [name for name in wanted if given.get(name) is None]
     if missing:
         raise UserError(f"{where}: {field} of rope_type {kind} lacks {', '.join(missing)}: get it again")
-    return float(theta), {"rope_type": kind, **{name: given[name] for name in wanted}}
+    return float(theta), {"rope_type": kind, **{name: given[name] for name in wanted}}, fraction
 
 
-def write_llama(config: GPTConfig, variant: LlamaVariant) -> dict[str, Any]:
-    """The inverse of `read_llama`."""
-    values = {
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.block_size,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.kv_heads,
-        "hidden_size": config.n_embd,
-        "head_dim": config.head_size,
-        "intermediate_size": config.mlp_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": config.rope_scaling,
-        "rope_parameters": {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta},
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_dropout": config.dropout,
-        "initializer_range": config.init_std,
-        "use_cache": True,
-    }
-    if variant.has_mlp_bias:
-        values["mlp_bias"] = config.mlp_bias
-    if variant.qkv_bias is None:
-        values["attention_bias"] = config.qkv_bias
-    return {**values, **variant.constants}
+def _fraction(inner: float | None, outer: float | None, where: str) -> float:
+    fraction = inner if inner is not None else 1.0 if outer is None else outer
+    if not 0 < fraction <= 1:  # NaN is in no range
+        raise UserError(f"{where}: partial_rotary_factor={fraction} is not in (0, 1]: get it again")
+    return float(fraction)
 
 
-def llama_requirements(config: GPTConfig, variant: LlamaVariant) -> Requirements:
-    """What this variant of Llama can express, beside what every architecture can."""
-    wanted: Requirements = {"mlp": ("swiglu",), "norm": ("rmsnorm",)}
-    if not variant.has_mlp_bias:
-        wanted["mlp_bias"] = (False,)
-    if variant.proj_bias is None:
-        wanted["proj_bias"] = (config.qkv_bias,)
-    return wanted
+def rotary_dim(config: GPTConfig, fraction: float) -> int | None:
+    """The number of dimensions of a head that `fraction` of it is, as transformers rounds it; None for all."""
+    return None if fraction == 1 else int(config.head_size * fraction)
+
+
+def rotary_fraction(config: GPTConfig) -> float:
+    """The inverse of `rotary_dim`: the fraction must not fall short by the last bit."""
+    fraction = config.rotary_size / config.head_size
+    return fraction if int(config.head_size * fraction) == config.rotary_size else math.nextafter(fraction, 1.0)
+
+
+def write_rope(config: GPTConfig) -> dict[str, Any]:
+    """Base and scaling in the form of transformers 5."""
+    return {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}

@@ -73,6 +73,21 @@ def _read_split(split: dict[str, Any], where: str) -> str:
     return _KNOWN.get(pattern, pattern)
 
 
+def with_space_runs(pattern: str, longest: int, where: str) -> str:
+    """GPT-2's rule between runs of 2 … `longest` spaces, which are pieces of their own and cut out first (GPT-NeoX).
+
+    Raises:
+        UserError: for another pattern than GPT-2's.
+    """
+    if pattern != GPT2:
+        raise UserError(
+            f"{where}: tokens for runs of spaces beside this pre_tokenizer are not supported: choose another model"
+        )
+    space = r"(?:(?! {2})\s)"  # none that begins a run: the text before one is cut as if it ended there
+    words = r"'(?:[dmst]|ll|re|ve)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++"
+    return rf" {{2,{longest}}}|{words}|{space}+(?!\S)|{space}+"
+
+
 def _with_digits_apart(one_by_one: bool) -> str:
     """GPT-2's rule in each stretch between digits, which are pieces of their own.
 

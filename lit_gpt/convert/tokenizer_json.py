@@ -6,8 +6,6 @@ could differ on some text the conversion is refused; what remains is tested on p
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +15,11 @@ import tokenizers
 
 from lit_gpt.console import note
 from lit_gpt.convert import patterns
+from lit_gpt.convert.byte_fallback_json import is_byte_fallback, read_byte_fallback
+from lit_gpt.convert.probe_texts import probe_texts
 from lit_gpt.convert.schema import SWITCH, TEXT, check_schema
 from lit_gpt.errors import UserError, brief
+from lit_gpt.tokenizer.byte_fallback import ByteFallbackTokenizer, library_tokenizer
 from lit_gpt.tokenizer.json_object import read_json, read_text
 from lit_gpt.tokenizer.tokenizer import Tokenizer, byte_alphabet
 from lit_gpt.tokenizer.vocabulary import is_panic
@@ -61,7 +62,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any], name: str) -> Tokenizer
         name: what the user called it.
 
     Raises:
-        UserError: if it is not byte-level BPE, or would give other ids as a tiktoken encoding.
+        UserError: if it is neither byte-level BPE nor BPE with byte fallback, or would give other ids here.
     """
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -72,8 +73,8 @@ def read_tokenizer(folder: Path, config: dict[str, Any], name: str) -> Tokenizer
     pieces = next((p for p in ("tokenizer.model", "spiece.model") if (folder / p).is_file()), None)
     if pieces:
         raise UserError(
-            f"{name}: {pieces} is a SentencePiece vocabulary, not byte-level BPE, which cannot be a tiktoken encoding: "
-            "choose a model with byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2)"
+            f"{name}: {pieces} is a SentencePiece vocabulary, and only tokenizer.json is read: save the tokenizer with "
+            "transformers, which writes one"
         )
     note(f"without a tokenizer: {name} has no tokenizer.json")
     return None
@@ -123,7 +124,7 @@ def _from_vocab_and_merges(folder: Path) -> dict[str, Any]:
 
 
 def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: str, name: str) -> Tokenizer:
-    """`tokenizer.json` as a tiktoken encoding that gives the same ids.
+    """`tokenizer.json` as a tokenizer that gives the same ids: a tiktoken encoding for byte-level BPE.
 
     Args:
         values: the file's content.
@@ -132,9 +133,14 @@ def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: st
         name: the tokenizer's.
 
     Raises:
-        UserError: if it is not byte-level BPE, or a text was found for which the ids differ.
+        UserError: if it is neither byte-level BPE nor BPE with byte fallback, or a text was found for which the ids
+            differ.
     """
     check_schema(values, _SCHEMA, where)
+    if is_byte_fallback(values):
+        end = _end_of_text(details, _added_tokens(values))
+        first = _first_token(values) or details["bos"]
+        return read_byte_fallback(values, end, first, details["chat_template"], where, name)
     model = values.get("model") or {}
     _check_model(values, model, where)
     check_schema(model, _MODEL_SCHEMA, where)
@@ -143,6 +149,11 @@ def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: st
     specials, end = _specials(values, details, vocabulary)
     ranks = {_bytes(letters, where): number for letters, number in vocabulary.items() if letters not in specials}
     _check_merges(model, ranks, where)
+    runs = _space_runs(values)
+    if runs:
+        pattern = patterns.with_space_runs(pattern, 1 + len(runs), where)
+        ranks |= {text.encode(): number for text, number in runs.items()}
+        specials = {text: number for text, number in specials.items() if text not in runs}
     try:
         tokenizer = Tokenizer.build(
             name,
@@ -156,29 +167,35 @@ def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: st
         )
     except UserError as error:
         raise UserError(f"{where} cannot be a tiktoken encoding: {error}") from None
-    _check_same_ids(tokenizer, hub_tokenizer(values, where), where)
+    _check_same_ids(tokenizer, library_tokenizer(values, where), where)
     return tokenizer
+
+
+def _added_tokens(values: dict[str, Any]) -> dict[str, int]:
+    return {token["content"]: token["id"] for token in values.get("added_tokens") or []}
+
+
+def _space_runs(values: dict[str, Any]) -> dict[str, int]:
+    """The added tokens that are 2, 3, … spaces, and no special ones; none if a length is missing."""
+    added = [token for token in values.get("added_tokens") or [] if token.get("special") is not True]
+    runs = {token["content"]: token["id"] for token in added if not token["content"].strip(" ")}
+    return runs if sorted(map(len, runs)) == list(range(2, 2 + len(runs))) else {}
+
+
+def _end_of_text(details: dict[str, Any], added: dict[str, int]) -> str | None:
+    """The name of the token that ends a text: that of `tokenizer_config.json`, or the one with the config's id."""
+    return details["eos"] or next((text for text, i in added.items() if i == details["eos_id"]), None)
 
 
 def _specials(
     values: dict[str, Any], details: dict[str, Any], vocabulary: dict[str, int]
 ) -> tuple[dict[str, int], str | None]:
     """Name → id of the special tokens, and the name of the one that ends a text, if there is one."""
-    specials = {token["content"]: token["id"] for token in values.get("added_tokens") or []}
-    end = details["eos"] or next((text for text, i in specials.items() if i == details["eos_id"]), None)
+    specials = _added_tokens(values)
+    end = _end_of_text(details, specials)
     if end is not None and end not in specials and end in vocabulary:
         specials[end] = vocabulary[end]
     return specials, end if end in specials else None
-
-
-def hub_tokenizer(values: dict[str, Any], where: str) -> tokenizers.Tokenizer:
-    """The same vocabulary in Hugging Face's own library. Raises UserError if it cannot read it."""
-    try:
-        return tokenizers.Tokenizer.from_str(json.dumps(values))
-    except BaseException as error:  # the library raises bare exceptions
-        if not isinstance(error, Exception) and not is_panic(error):
-            raise
-        raise UserError(f"{where} is damaged ({' '.join(str(error).split())[:200]}): get it again") from None
 
 
 def _check_model(values: dict[str, Any], model: dict[str, Any], where: str) -> None:
@@ -222,12 +239,20 @@ def _normalization(normalizer: dict[str, Any] | None, where: str) -> str | None:
 
 def _bos_id(values: dict[str, Any], details: dict[str, Any], specials: dict[str, int]) -> int | None:
     """The token that the model was trained to see first, if its tokenizer puts one in front of every text."""
+    first = _first_token(values)
+    if first is not None:
+        return specials.get(first)
+    return specials.get(details["bos"]) if details["bos"] else None
+
+
+def _first_token(values: dict[str, Any]) -> str | None:
+    """The token that the file puts in front of every text, if it does."""
     processor = values.get("post_processor") or {}
     for part in processor.get("processors") or [processor]:
         first = (part.get("single") or [{}])[0] if part.get("type") == "TemplateProcessing" else {}
-        if "SpecialToken" in first:
-            return specials.get(first["SpecialToken"]["id"])
-    return specials.get(details["bos"]) if details["bos"] else None
+        if first.get("SpecialToken"):
+            return first["SpecialToken"]["id"]
+    return None
 
 
 def _check_merges(model: dict[str, Any], ranks: dict[bytes, int], where: str) -> None:
@@ -277,29 +302,8 @@ def _texts_of_tokens(tokenizer: Tokenizer) -> Iterable[str]:
             yield text
 
 
-def probe_texts() -> list[str]:
-    """Texts that tell pre-tokenizers apart: contractions, runs of digits and of spaces, line ends, many scripts."""
-    fixed = [
-        "Hello world! I'll, we've, YOU'RE, 'tis 'Twas don't DON'T it's IT'S ſ'ſ K'K",
-        "0 00 000 0000 12345 1,234.5 3.14e-10 ½ ² Ⅷ ٣٤٥ 一二三 x1y22z333 4 5  6   7\t8\n9 1 a1 1a",
-        "  two   three    \t tabs\t\t\n\n new\r\nlines\r\r end   ",
-        "a\n b\n  c\n\n\n   \n d \n", " ", "  ", "\n", " \n", "\n ", "\t\n\x0b\x0c\r\x1c\x85\xa0\u2003\u2028\u3000x",
-        "def f(x):\n    return {**x, 'a': [1, 2]}  # ok\n\tif not x == y != z: pass;;;//\\\\ --> <- ... ?!?!",
-        "naïve café cafe\u0301 Å Å e\u0301\u0323 \u1100\u1161\u11a8 각 ﬁ ǅ",
-        "你好，世界。日本語のテキスト 한국어 العربية עברית हिन्दी ไทย Ελληνικά Русский",
-        "👩‍👩‍👧 🇩🇪 👍🏽 e\ufe0f \u200b\u200d\ufeff \ufffd \U0010ffff \x00\x01\x7f",
-    ]  # fmt: skip
-    draw = random.Random(0)
-    pools = [range(0x20, 0x7F), range(0x80, 0x600), range(0x2000, 0x3400), range(0x10000, 0x20000), range(0xD800)]
-    mixed = [
-        "".join(chr(draw.choice(draw.choice(pools))) + draw.choice(["", "", " ", "1", "a", "\n"]) for _ in range(24))
-        for _ in range(400)
-    ]
-    return fixed + mixed
-
-
 def write_tokenizer(tokenizer: Tokenizer, where: str) -> dict[str, Any]:
-    """Our tokenizer as `tokenizer.json`.
+    """Our tokenizer as `tokenizer.json`; one with byte fallback has been one all along.
 
     The merges are those that tiktoken would do to a token's bytes with ids below its own. A token that merges cannot
     reach is still found where it is a whole piece, which `ignore_merges` says.
@@ -307,6 +311,9 @@ def write_tokenizer(tokenizer: Tokenizer, where: str) -> dict[str, Any]:
     Raises:
         UserError: if a text was found for which the ids differ.
     """
+    if isinstance(tokenizer, ByteFallbackTokenizer):
+        processor = None if tokenizer.bos_id is None else _post_processor(tokenizer)
+        return {**tokenizer.content, "post_processor": processor}
     letters = {token: "".join(LETTER_OF[byte] for byte in token) for token in tokenizer.ranks}
     ordered = sorted(tokenizer.ranks, key=lambda token: tokenizer.ranks[token])
     pairs = (_last_pair(token, tokenizer.ranks) for token in ordered if len(token) > 1)
@@ -336,7 +343,7 @@ def write_tokenizer(tokenizer: Tokenizer, where: str) -> dict[str, Any]:
             "merges": [[letters[left], letters[right]] for left, right in filter(None, pairs)],
         },
     }
-    _check_same_ids(tokenizer, hub_tokenizer(values, where), where)
+    _check_same_ids(tokenizer, library_tokenizer(values, where), where)
     return values
 
 
@@ -382,7 +389,7 @@ def write_tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, A
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
         "eos_token": tokenizer.end_of_text,
-        "bos_token": None if tokenizer.bos_id is None else name_of[tokenizer.bos_id],
+        "bos_token": None if tokenizer.bos_id is None else name_of.get(tokenizer.bos_id),
         "chat_template": tokenizer.chat_template,
     }
     return {key: value for key, value in values.items() if value is not None}

@@ -4,8 +4,9 @@ A table says for each module of ours which module of theirs it is:
 
     {"h.{}.attn.c_attn": ("model.layers.{}.self_attn.q_proj", "…k_proj", "…v_proj")}
 
-Several modules of theirs are one of ours with their rows (or, where they are stored transposed, columns) stacked. A key
-with its kind (`h.{}.ln_1.weight`) goes before one without.
+Several modules of theirs are one of ours with their rows (or, where they are stored transposed, columns) stacked. Where
+it is the other way round, each of ours is a `Part` of theirs. A key with its kind (`h.{}.ln_1.weight`) goes before one
+without.
 """
 
 from __future__ import annotations
@@ -23,7 +24,23 @@ from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.uninitialized import empty_gpt
 
-NameTable = Mapping[str, "str | tuple[str, ...]"]
+
+@dataclass(frozen=True)
+class Part:
+    """One of several equal parts, by rows, of a module of theirs.
+
+    Attributes:
+        name: of the module.
+        index: which part it is, from 0.
+        count: how many there are.
+    """
+
+    name: str
+    index: int
+    count: int
+
+
+NameTable = Mapping[str, "str | tuple[str, ...] | Part"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -55,11 +72,19 @@ class StoredTensor:
         return StoredTensor(self.shape, dtype, lambda: self.read().to(dtype))
 
     def rows(self, start: int, count: int) -> StoredTensor:
-        """`count` rows from `start` on."""
+        """`count` rows from `start` on, in memory of their own: the others are not kept."""
         if (start, count) == (0, self.shape[0]):
             return self
         shape = (count, *self.shape[1:])
-        return StoredTensor(shape, self.dtype, lambda: self.read()[start : start + count].contiguous())
+        return StoredTensor(shape, self.dtype, lambda: self.read()[start : start + count].clone())
+
+    def regrouped(self, outer: int, inner: int) -> StoredTensor:
+        """Rows in `outer` groups of `inner` groups, reordered to `inner` groups of `outer`: (o, i, …) → (i, o, …)."""
+
+        def read() -> Tensor:
+            return self.read().unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2).contiguous()
+
+        return StoredTensor(self.shape, self.dtype, read)
 
     @property
     def transposed(self) -> StoredTensor:
@@ -76,12 +101,17 @@ class TensorEntry:
         theirs: the names whose rows, stacked, it is made of.
         shapes: the shape of each of them, as they store it.
         transposed: whether they store (in, out).
+        part: which one, and of how many equal parts of their rows, it is.
+        heads: 0, or the number of heads by which they order queries, keys and values: those of the first head, of the
+            second, and so on. Ours are all queries, all keys, all values.
     """
 
     ours: str
     theirs: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     transposed: bool
+    part: tuple[int, int] = (0, 1)
+    heads: int = 0
 
 
 def model_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -93,7 +123,10 @@ def model_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_entries(
-    config: GPTConfig, table: NameTable, transposed: frozenset[str] = frozenset()
+    config: GPTConfig,
+    table: NameTable,
+    transposed: frozenset[str] = frozenset(),
+    by_head: frozenset[str] = frozenset(),
 ) -> Iterator[TensorEntry]:
     """`table`, written out for every tensor of a model of this shape.
 
@@ -101,23 +134,30 @@ def tensor_entries(
         config: the model's shape.
         table: see the top of this file.
         transposed: modules of ours whose weight they store as (in, out).
+        by_head: modules of ours whose queries, keys and values they order by heads.
     """
     for ours, shape in model_shapes(config).items():
         module, _, kind = ours.rpartition(".")
         layer = re.search(r"\.(\d+)\.", ours)
         number = layer.group(1) if layer else ""
         pattern = module.replace(f".{number}.", ".{}.", 1) if number else module
-        names: str | tuple[str, ...]
-        if f"{pattern}.{kind}" in table:
-            names = table[f"{pattern}.{kind}"]
-            names = (names,) if isinstance(names, str) else names
-        else:
-            names = table[pattern]
-            names = tuple(f"{name}.{kind}" for name in ((names,) if isinstance(names, str) else names))
+        names, part = _their_names(table, pattern, kind)
         flip = pattern in transposed and kind == "weight"
-        rows = _rows_of_parts(config, len(names), shape[0])
-        parts = tuple((count, *shape[1:])[:: -1 if flip else 1] for count in rows)
-        yield TensorEntry(ours, tuple(name.replace("{}", number) for name in names), parts, flip)
+        rows = _rows_of_parts(config, len(names), shape[0] * part[1])
+        shapes = tuple((count, *shape[1:])[:: -1 if flip else 1] for count in rows)
+        heads = config.n_head if pattern in by_head else 0
+        yield TensorEntry(ours, tuple(name.replace("{}", number) for name in names), shapes, flip, part, heads)
+
+
+def _their_names(table: NameTable, pattern: str, kind: str) -> tuple[tuple[str, ...], tuple[int, int]]:
+    """The names of their tensors with this tensor of ours, and which part of them, of how many, it is."""
+    is_exact = f"{pattern}.{kind}" in table
+    found = table[f"{pattern}.{kind}" if is_exact else pattern]
+    part = (0, 1)
+    if isinstance(found, Part):
+        part, found = (found.index, found.count), found.name
+    names = (found,) if isinstance(found, str) else found
+    return names if is_exact else tuple(f"{name}.{kind}" for name in names), part
 
 
 def _rows_of_parts(config: GPTConfig, parts: int, total: int) -> list[int]:
@@ -162,6 +202,7 @@ def to_our_names(
             faults.append(f"{tied_head} differs from {wte}, though the config says that they are tied")
     faults += [f"{name} is unexpected" for name in stored if name not in used and not re.search(ignored, name)]
     if faults:
+        faults = list(dict.fromkeys(faults))  # a tensor with several parts is named once
         raise UserError(f"{source} does not hold the model that it describes: {list_faults(faults)}")
     return {entry.ours: _assemble(entry, [stored[name] for name in entry.theirs]) for entry in plan}
 
@@ -185,6 +226,15 @@ def _faults(name: str, stored: StoredTensor | None, shape: tuple[int, ...]) -> l
 def _assemble(entry: TensorEntry, parts: list[StoredTensor]) -> StoredTensor:
     if entry.transposed:
         parts = [part.transposed for part in parts]
+    stacked = _stack(parts)
+    index, count = entry.part
+    n_rows = stacked.shape[0] // count
+    ours = stacked.rows(index * n_rows, n_rows)
+    return ours.regrouped(entry.heads, 3) if entry.heads else ours
+
+
+def _stack(parts: list[StoredTensor]) -> StoredTensor:
+    """Tensors one below the other."""
     if len(parts) == 1:
         return parts[0]
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
@@ -196,12 +246,15 @@ def _assemble(entry: TensorEntry, parts: list[StoredTensor]) -> StoredTensor:
 
 def to_their_names(plan: list[TensorEntry], weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Our tensors under their names: the inverse of `to_our_names`."""
-    result = {}
+    parts: dict[str, dict[int, StoredTensor]] = {}
     for entry in plan:
+        ours = weights[entry.ours]
+        ours = ours.regrouped(3, entry.heads) if entry.heads else ours
+        index, count = entry.part
         start = 0
         for name, shape in zip(entry.theirs, entry.shapes):
-            count = shape[-1] if entry.transposed else shape[0]
-            part = weights[entry.ours].rows(start, count)
-            result[name] = part.transposed if entry.transposed else part
-            start += count
-    return result
+            n_rows = (shape[-1] if entry.transposed else shape[0]) // count
+            part = ours.rows(start, n_rows)
+            parts.setdefault(name, {})[index] = part.transposed if entry.transposed else part
+            start += n_rows
+    return {name: _stack([found[index] for index in sorted(found)]) for name, found in parts.items()}

@@ -65,8 +65,7 @@ def run_worker() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not end up between answers
     try:
-        parts, dtype = pickle.load(sys.stdin.buffer)
-        tokenizer = Tokenizer.build(**parts)
+        tokenizer, dtype = pickle.load(sys.stdin.buffer)
         while True:
             job = pickle.load(sys.stdin.buffer)
             pickle.dump(encode(tokenizer, dtype, job), answers, protocol=5)
@@ -100,9 +99,7 @@ class Workers:
 
     def __enter__(self) -> Workers:
         if self._count > 1:
-            names = ("name", "pattern", "ranks", "specials", "end_of_text", "normalization")
-            parts = {name: getattr(self._tokenizer, name) for name in names}
-            self._setup = pickle.dumps((parts, self._dtype), protocol=5)
+            self._setup = pickle.dumps((self._tokenizer, self._dtype), protocol=5)
             self._threads = ThreadPoolExecutor(self._count, initializer=self._start)
         return self
 

@@ -19,6 +19,16 @@ from lit_gpt.model.gpt import GPT, Block
 from lit_gpt.model.kv_cache import CacheStep
 
 _CACHE_DTYPES = (torch.float32, torch.bfloat16)
+_BLOCK: dict[str, Any] = {
+    "block_norm": "pre",
+    "parallel_residual": False,
+    "norm_unit_offset": False,
+    "rotary_dim": None,
+    "rope_local_theta": None,
+    "qk_norm_full": False,
+    "attn_scale": None,
+}
+"""The values of the config with which a block is the one that the kernels compute."""
 
 
 class FusedDecode(nn.Module):
@@ -52,9 +62,11 @@ class FusedDecode(nn.Module):
 
     @staticmethod
     def fusible(model: GPT) -> bool:
-        """Whether the kernels are there, all linear layers are theirs, and the activation is one that they have."""
+        """Whether the kernels are there, all linear layers are theirs, and they have all that the blocks do."""
         library = native.load()
         if library is None or not isinstance(model.lm_head, KernelLinear):
+            return False
+        if any(getattr(model.config, name) != value for name, value in _BLOCK.items()):
             return False
         blocks = [block for block in model.h if isinstance(block, Block)]
         layers = [layer for block in blocks for layer in _linear_layers(block).values()]
@@ -62,10 +74,14 @@ class FusedDecode(nn.Module):
         return ours and len(blocks) == model.config.n_layer and _activation_index(library, model.config) >= 0
 
     def supports(self, cache: CacheStep) -> bool:
-        """Whether the kernels have the cache's dtype and layout, and every new token's position is the model's."""
+        """Whether the kernels have the cache's dtype and layout, and every new token's position is the model's.
+
+        They know no sliding window; until a sequence is longer than it, there is nothing that it would hide.
+        """
         keys, values = cache.stores
         is_known = keys.dtype in _CACHE_DTYPES and keys.is_contiguous() and values.is_contiguous()
-        return is_known and max(cache.starts) < self._config.block_size
+        longest = min(self._config.block_size, self._config.sliding_window or self._config.block_size)
+        return is_known and max(cache.starts) < longest
 
     def __call__(self, x: Tensor, cache: CacheStep) -> Tensor:
         """(B, 1, C) → (B, 1, C), in fp32 whatever the dtype of x, and returned in that; writes the new keys and values.

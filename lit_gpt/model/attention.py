@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.kv_cache import CacheStep
-from lit_gpt.model.norm import RMSNorm
+from lit_gpt.model.kv_cache import CacheStep, attention_mask
+from lit_gpt.model.norm import make_rms_norm
 from lit_gpt.model.positions import rotate
 
 SHORT_CONTEXT = 512
@@ -28,37 +28,54 @@ class Attention(nn.Module):
         self.layer = layer
         self.dropout = config.dropout
         self.head_dim = config.head_size
-        self.heads = [config.n_head, config.kv_heads, config.kv_heads]
-        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * self.head_dim, bias=config.qkv_bias)
+        self.scale = config.attn_scale
+        self.window = config.window_of(layer)
+        self.widths = [heads * self.head_dim for heads in (config.n_head, config.kv_heads, config.kv_heads)]
+        self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_head * self.head_dim, config.n_embd, bias=config.proj_bias)
-        self.q_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.norms_all_heads = config.qk_norm_full
+        q_width, k_width = self.widths[:2] if config.qk_norm_full else (self.head_dim, self.head_dim)
+        self.q_norm = make_rms_norm(config, q_width) if config.qk_norm else nn.Identity()
+        self.k_norm = make_rms_norm(config, k_width) if config.qk_norm else nn.Identity()
         self.grouped = config.kv_heads != config.n_head
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: CacheStep | None = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        heads = self.c_attn(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2K, T, D)
-        q, k, v = heads.split(self.heads, 1)
-        if self.q_norm is not None and self.k_norm is not None:
+        q, k, v = self.c_attn(x).split(self.widths, -1)  # (B, T, H · D), and K · D twice
+        if self.norms_all_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (q, k, v))  # (B, H or K, T, D)
+        if not self.norms_all_heads:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
+        mask, is_causal = self._visible(x, cache)
         dropout = self.dropout if self.training else 0.0
-        if cache is None and not self.grouped and dropout == 0 and _trains_in_bf16_on_cpu(q, v):
-            y = _causal_attention(q.to(v.dtype), k.to(v.dtype), v)
+        if cache is None and is_causal and not self.grouped and dropout == 0 and _trains_in_bf16_on_cpu(q, v):
+            y = _causal_attention(q.to(v.dtype), k.to(v.dtype), v, self.scale)
         else:
             y = F.scaled_dot_product_attention(
                 q,
                 k.to(q.dtype),
                 v.to(q.dtype),
-                attn_mask=None if cache is None else cache.mask,
+                attn_mask=mask,
                 dropout_p=dropout,
-                is_causal=cache is None or cache.is_causal,
+                is_causal=is_causal,
+                scale=self.scale,
                 enable_gqa=self.grouped,
             )  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).flatten(2))
+
+    def _visible(self, x: Tensor, cache: CacheStep | None) -> tuple[Tensor | None, bool]:
+        """A mask that broadcasts to (B, H, T, S), or None; and whether plain causal attention does instead."""
+        if cache is not None:
+            return cache.visible(self.window)
+        n_tokens = x.size(1)
+        if self.window is None or n_tokens <= self.window:
+            return None, True
+        return attention_mask(torch.arange(n_tokens, device=x.device), n_tokens, self.window), False
 
 
 def _trains_in_bf16_on_cpu(q: Tensor, v: Tensor) -> bool:
@@ -69,7 +86,7 @@ def _trains_in_bf16_on_cpu(q: Tensor, v: Tensor) -> bool:
     )
 
 
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Causal attention as two batched products: (B, H, T, D) each → (B, H, T, D).
 
     For bf16 on a CPU: the backward pass of PyTorch's fused kernel there does not use the bf16 units and needs four
@@ -78,5 +95,6 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     b, h, t, d = q.shape
     mask = torch.full((t, t), -math.inf, dtype=q.dtype, device=q.device).triu(1)
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-    weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=1 / math.sqrt(d)).softmax(-1, dtype=q.dtype)
+    factor = 1 / math.sqrt(d) if scale is None else scale
+    weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=factor).softmax(-1, dtype=q.dtype)
     return torch.bmm(weights, v).unflatten(0, (b, h))

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lit_gpt.errors import UserError, brief, nearest
+from lit_gpt.model.config_checks import check_count, check_layers, check_number, check_rope_scaling, name_of
 
 Position = Literal["learned", "sinusoidal", "rope"]
 Norm = Literal["layernorm", "rmsnorm"]
-MLPKind = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu"]
+MLPKind = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu_tanh"]
+BlockNorm = Literal["pre", "post", "both"]
+GATED = ("swiglu", "geglu_tanh")
+"""Kinds of MLP with a third matrix, whose product goes through the activation and multiplies the first one's."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +33,31 @@ class GPTConfig:
         head_dim: width of one head (D); None for `n_embd // n_head`.
         intermediate_size: width of the MLP; None for 4 · `n_embd`.
         mlp: activation of the MLP. `gelu` is exact, `gelu_tanh` GPT-2's approximation, `relu2` its square
-            (arXiv 2109.08668), `swiglu` gated (arXiv 2002.05202).
+            (arXiv 2109.08668), `swiglu` and `geglu_tanh` gated by SiLU and `gelu_tanh` (arXiv 2002.05202).
         norm: `layernorm`, or `rmsnorm` (arXiv 1910.07467).
         norm_eps: added to the variance.
         norm_bias: whether LayerNorm has a bias.
+        norm_unit_offset: RMSNorm multiplies by 1 + weight, in fp32 at least (Gemma, arXiv 2403.08295).
+        block_norm: norms of a block: `pre`, before attention and MLP (GPT-2), `post`, of what they return (OLMo 2,
+            arXiv 2501.00656), or `both` (Gemma 3, arXiv 2503.19786).
+        parallel_residual: the MLP reads what the attention reads, and not its result (GPT-NeoX, arXiv 2204.06745).
         position: `learned` (GPT-2), `sinusoidal` (fixed, arXiv 1706.03762) or `rope` (arXiv 2104.09864, half-split
             as in Llama's published weights).
+        rotary_dim: leading dimensions of each head that rotary positions turn; None for all (GPT-NeoX: a quarter).
         rope_theta: base of the rotary frequencies.
         rope_scaling: None, or Hugging Face's mapping with `rope_type` `linear` or `llama3` and its parameters.
+        rope_local_theta: their base in the layers with a sliding window, without scaling; None for no other than
+            elsewhere (Gemma 3).
+        sliding_window: None, or how many tokens a query sees at most, its own included (arXiv 2310.06825).
+        global_layers: the layers, from 0, that see the whole context in spite of `sliding_window`; None for none.
         qk_norm: RMSNorm over each head's queries and keys before the rotation (arXiv 2010.04245).
+        qk_norm_full: `qk_norm` over all heads at once, with a weight for each of their dimensions (OLMo 2).
+        attn_scale: factor of the attention scores; None for 1 / √`head_dim`.
         qkv_bias: bias of `attn.c_attn`.
         proj_bias: bias of `attn.c_proj`.
         mlp_bias: bias of the MLP's matrices.
         head_bias: bias of `lm_head`.
+        scale_embeddings: multiply the embeddings of tokens by √`n_embd` (arXiv 1706.03762, Gemma).
         tie_embeddings: `lm_head` shares its weight with `wte`.
         dropout: probability, on embeddings, attention weights and both residual branches; training only.
         logit_softcap: None, or c in c · tanh(logits / c) (arXiv 2408.00118).
@@ -62,14 +78,24 @@ class GPTConfig:
     norm: Norm = "layernorm"
     norm_eps: float = 1e-5
     norm_bias: bool = True
+    norm_unit_offset: bool = False
+    block_norm: BlockNorm = "pre"
+    parallel_residual: bool = False
     position: Position = "learned"
+    rotary_dim: int | None = None
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
+    rope_local_theta: float | None = None
+    sliding_window: int | None = None
+    global_layers: list[int] | None = None
     qk_norm: bool = False
+    qk_norm_full: bool = False
+    attn_scale: float | None = None
     qkv_bias: bool = True
     proj_bias: bool = True
     mlp_bias: bool = True
     head_bias: bool = False
+    scale_embeddings: bool = False
     tie_embeddings: bool = True
     dropout: float = 0.0
     logit_softcap: float | None = None
@@ -83,21 +109,22 @@ class GPTConfig:
             UserError: naming the field, its value and the remedy.
         """
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            _check_count(name, getattr(self, name))
-        for name in ("n_kv_head", "head_dim", "intermediate_size", "padded_vocab_size"):
+            check_count(name, getattr(self, name))
+        for name in _OPTIONAL_COUNTS:
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
-        for name, kinds in (("mlp", get_args(MLPKind)), ("norm", get_args(Norm)), ("position", get_args(Position))):
+                check_count(name, getattr(self, name))
+        for name, kinds in _KINDS.items():
             value = getattr(self, name)
             if not isinstance(value, str) or value not in kinds:
-                raise UserError(f"{name}={brief(value)} is unknown: {nearest(_name(value), kinds)}")
+                raise UserError(f"{name}={brief(value)} is unknown: {nearest(name_of(value), kinds)}")
         self._check_switches_and_numbers()
         self._check_heads()
+        self._check_rotary()
+        self._check_combinations()
         if self.padded_vocab_size is not None and self.padded_vocab_size < self.vocab_size:
             raise UserError(
                 f"padded_vocab_size={self.padded_vocab_size} is below vocab_size={self.vocab_size}: raise it"
             )
-        _check_rope_scaling(self.rope_scaling)
         table = self.position_table_bytes()
         if table > _MAX_TABLE_BYTES:
             most = self.block_size * _MAX_TABLE_BYTES // table
@@ -111,7 +138,7 @@ class GPTConfig:
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}={brief(getattr(self, name))} must be true or false")
         for name in ("norm_eps", "rope_theta", "dropout", "init_std"):
-            _check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout={self.dropout} is not a probability below 1: choose a value in [0, 1)")
         for name in ("norm_eps", "init_std"):
@@ -119,10 +146,12 @@ class GPTConfig:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 0")
         if self.rope_theta <= 0:
             raise UserError(f"rope_theta={self.rope_theta} must be positive: 10000 is usual")
-        if self.logit_softcap is not None:
-            _check_number("logit_softcap", self.logit_softcap)
-            if self.logit_softcap <= 0:
-                raise UserError(f"logit_softcap={self.logit_softcap} must be positive: leave it out for none")
+        for name in ("logit_softcap", "attn_scale", "rope_local_theta"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value)
+                if value <= 0:
+                    raise UserError(f"{name}={value} must be positive: leave it out for none")
 
     def _check_heads(self) -> None:
         if self.head_dim is None and self.n_embd % self.n_head:
@@ -134,8 +163,25 @@ class GPTConfig:
             raise UserError(
                 f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}: choose a divisor of n_head"
             )
-        if self.position == "rope" and self.head_size % 2:
-            raise UserError(f"rotary positions turn pairs, but head_dim={self.head_size} is odd: choose an even one")
+
+    def _check_rotary(self) -> None:
+        check_rope_scaling(self.rope_scaling)
+        if self.position == "rope" and self.rotary_size % 2:
+            name = "head_dim" if self.rotary_dim is None else "rotary_dim"
+            raise UserError(f"rotary positions turn pairs, but {name}={self.rotary_size} is odd: choose an even one")
+        if self.rotary_size > self.head_size:
+            raise UserError(
+                f"rotary_dim={self.rotary_dim} is more than head_dim={self.head_size}: choose at most that many"
+            )
+        check_layers("global_layers", self.global_layers, self.n_layer)
+
+    def _check_combinations(self) -> None:
+        """Refuse a field that has no effect without another: with that one it was meant to go."""
+        for name, needed, wanted in _NEEDS:
+            if getattr(self, name) not in (None, False) and getattr(self, needed) in (None, False, *wanted):
+                remedy = f"set {needed} as well" if not wanted else f"choose another {needed}"
+                found = f"{needed}={getattr(self, needed)}"
+                raise UserError(f"{name}={getattr(self, name)} has no effect with {found}: {remedy}, or leave it out")
 
     @property
     def kv_heads(self) -> int:
@@ -146,6 +192,15 @@ class GPTConfig:
     def head_size(self) -> int:
         """D, with the default filled in."""
         return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def rotary_size(self) -> int:
+        """Dimensions of a head that rotary positions turn, with the default filled in."""
+        return self.rotary_dim or self.head_size
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens a query of this layer sees at most, its own included; None for all."""
+        return None if layer in (self.global_layers or ()) else self.sliding_window
 
     @property
     def mlp_size(self) -> int:
@@ -161,7 +216,7 @@ class GPTConfig:
         """Number of weights that a token is multiplied with in a forward pass: the head's included, embeddings not."""
         qkv = self.n_embd * (self.n_head + 2 * self.kv_heads) * self.head_size
         proj = self.n_head * self.head_size * self.n_embd
-        mlp = (3 if self.mlp == "swiglu" else 2) * self.n_embd * self.mlp_size
+        mlp = (3 if self.mlp in GATED else 2) * self.n_embd * self.mlp_size
         return self.n_layer * (qkv + proj + mlp) + self.n_embd * self.vocab_rows
 
     def least_weights(self) -> int:
@@ -172,15 +227,16 @@ class GPTConfig:
 
     def position_table_bytes(self) -> int:
         """Size of the table of positions that is computed, and not among the weights; 0 for learned positions."""
-        width = {"learned": 0, "sinusoidal": self.n_embd, "rope": self.head_size}[self.position]
+        rotary = self.rotary_size * (1 if self.rope_local_theta is None else 2)
+        width = {"learned": 0, "sinusoidal": self.n_embd, "rope": rotary}[self.position]
         return 4 * self.block_size * width
 
     def forward_flops_per_token(self, context: int | None = None) -> float:
         """FLOPs of one token's forward pass at a context of `context` tokens (`block_size` if None).
 
         Two per weight and 4 · n_layer · H · D · context for the attention, the convention of PaLM (arXiv
-        2204.02311, appendix B) and of PyTorch's FlopCounterMode: causality is not discounted. Training costs
-        three times as much.
+        2204.02311, appendix B) and of PyTorch's FlopCounterMode: neither causality nor a sliding window is
+        discounted. Training costs three times as much.
         """
         context = self.block_size if context is None else context
         return 2.0 * self.matmul_weights() + 4.0 * self.n_layer * self.n_head * self.head_size * context
@@ -201,7 +257,7 @@ class GPTConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise UserError(f'unknown model config key "{_name(key)}": {nearest(_name(key), known)}')
+                raise UserError(f'unknown model config key "{name_of(key)}": {nearest(name_of(key), known)}')
         return cls(**values)
 
     @classmethod
@@ -226,64 +282,37 @@ def preset_values(preset: str) -> dict[str, Any]:
 
 _SWITCHES = (
     "norm_bias",
+    "norm_unit_offset",
+    "parallel_residual",
     "qk_norm",
+    "qk_norm_full",
     "qkv_bias",
     "proj_bias",
     "mlp_bias",
     "head_bias",
+    "scale_embeddings",
     "tie_embeddings",
     "zero_init_proj",
 )
-_MAX_COUNT = 1 << 31
-_MAX_TABLE_BYTES = 1 << 30
-_ROPE_SCALING = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+_OPTIONAL_COUNTS = (
+    *("n_kv_head", "head_dim", "intermediate_size", "padded_vocab_size", "rotary_dim", "sliding_window"),
+)
+_KINDS = {
+    "mlp": get_args(MLPKind),
+    "norm": get_args(Norm),
+    "position": get_args(Position),
+    "block_norm": get_args(BlockNorm),
 }
-"""Kind of scaling → the numbers that it needs."""
-
-
-def _name(value: object) -> str:
-    return value[:80] if isinstance(value, str) else brief(value)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name}={brief(value)} must be a whole number of at least 1")
-    if value >= _MAX_COUNT:
-        raise UserError(f"{name}={brief(value)} is too large: choose a number below {_MAX_COUNT}")
-
-
-def _check_number(name: str, value: Any) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not -_MAX_COUNT < value < _MAX_COUNT:  # NaN is in no range
-        raise UserError(f"{name}={brief(value)} must be a number")
-
-
-def _check_rope_scaling(scaling: Any) -> None:
-    if scaling is None:
-        return
-    kind = scaling.get("rope_type") if isinstance(scaling, dict) else scaling
-    if not isinstance(kind, str) or kind not in _ROPE_SCALING:
-        raise UserError(f"rope_scaling of rope_type {brief(kind)} is not supported: use {' or '.join(_ROPE_SCALING)}")
-    known = {"rope_type", *_ROPE_SCALING["llama3"]}
-    missing = [name for name in _ROPE_SCALING[kind] if name not in scaling]
-    if missing:
-        raise UserError(f"rope_scaling of rope_type {kind} lacks {', '.join(sorted(missing))}")
-    for name, value in scaling.items():
-        if name not in known:
-            raise UserError(f'unknown key "{_name(name)}" in rope_scaling: {nearest(_name(name), known)}')
-        if name == "rope_type":
-            continue
-        _check_number(f"rope_scaling.{name}", value)
-        if value <= 0:
-            raise UserError(f"rope_scaling.{name}={value} must be positive")
-    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
-        raise UserError(
-            f"rope_scaling.high_freq_factor={scaling['high_freq_factor']} must be above "
-            f"low_freq_factor={scaling['low_freq_factor']}"
-        )
-
+_NEEDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("norm_unit_offset", "norm", ("layernorm",)),
+    ("rotary_dim", "position", ("learned", "sinusoidal")),
+    ("rope_local_theta", "position", ("learned", "sinusoidal")),
+    ("rope_local_theta", "sliding_window", ()),
+    ("global_layers", "sliding_window", ()),
+    ("qk_norm_full", "qk_norm", ()),
+)
+"""A field, another, and the values of that one, beside none, with which the first has no effect."""
+_MAX_TABLE_BYTES = 1 << 30
 
 # Each part has earned its place in an ablation, or costs nothing: docs/benchmarks.md
 _MODERN: dict[str, Any] = {

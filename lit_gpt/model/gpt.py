@@ -1,4 +1,4 @@
-"""The GPT: one class for GPT-2's block, the Llama family's and what lies between.
+"""The GPT: one class for the blocks of GPT-2, GPT-NeoX, Llama, OLMo 2, Gemma 3 and what lies between.
 
 Axes: B batch, T query, C `n_embd`, V vocabulary; N the tokens of a batch, B · T.
 """
@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.model.attention import Attention
-from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.config import GATED, GPTConfig
 from lit_gpt.model.kv_cache import CacheStep
 from lit_gpt.model.loss import CHUNK_BYTES, head_loss
 from lit_gpt.model.norm import make_norm
 from lit_gpt.model.output import GPTOutput
-from lit_gpt.model.positions import PositionTable, rope_table, sinusoidal_table
+from lit_gpt.model.positions import PositionTable, local_rope_table, rope_table, sinusoidal_table
 
 
 class DecodeKernel(Protocol):
@@ -59,6 +59,9 @@ class GPT(nn.Module):
         elif config.position == "sinusoidal":
             self.wpe = PositionTable(sinusoidal_table(config.block_size, config.n_embd))
         self.rope = PositionTable(rope_table(config)) if config.position == "rope" else None
+        local_table = local_rope_table(config)
+        self.rope_local = self.rope if local_table is None else PositionTable(local_table)
+        self.embd_scale = math.sqrt(config.n_embd) if config.scale_embeddings else None
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config, config.n_embd)
@@ -135,15 +138,25 @@ class GPT(nn.Module):
         if cache is not None:  # right padding of a ragged step may be past the last position; it is never read
             positions = positions.clamp(max=self.config.block_size - 1)
         x = self.wte(idx)  # (B, T, C)
+        if self.embd_scale is not None:
+            x = x * x.new_full((), self.embd_scale)  # rounded to the dtype first, as these models were trained
         if self.wpe is not None:
             x = x + self.wpe(positions).to(x.dtype)
         x = self.drop(x)
         if kernel is not None and cache is not None and kernel.supports(cache):
             return kernel(x, cache)
-        rotation = None if self.rope is None else self.rope(positions)
-        for block in self.h:
-            x = self._run_block(block, x, rotation, cache)
+        rotation, local_rotation = self._rotations(positions)
+        for layer, block in enumerate(self.h):
+            is_local = self.config.window_of(layer) is not None
+            x = self._run_block(block, x, local_rotation if is_local else rotation, cache)
         return x
+
+    def _rotations(self, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The rotary angles of the new tokens, and those in the layers with a sliding window."""
+        if self.rope is None or self.rope_local is None:
+            return None, None
+        rotation = self.rope(positions)
+        return rotation, rotation if self.rope_local is self.rope else self.rope_local(positions)
 
     def _run_block(self, block: nn.Module, x: Tensor, rotation: Tensor | None, cache: CacheStep | None) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
@@ -175,31 +188,33 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each with a norm before it, after it, or both, and added to the residual stream."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.ln_1 = make_norm(config, config.n_embd)
+        before, after = config.block_norm != "post", config.block_norm != "pre"
+        self.parallel = config.parallel_residual
+        self.ln_1 = make_norm(config, config.n_embd) if before else nn.Identity()
         self.attn = Attention(config, layer)
-        self.ln_2 = make_norm(config, config.n_embd)
+        self.ln_1_post = make_norm(config, config.n_embd) if after else nn.Identity()
+        self.ln_2 = make_norm(config, config.n_embd) if before else nn.Identity()
         self.mlp = MLP(config)
+        self.ln_2_post = make_norm(config, config.n_embd) if after else nn.Identity()
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: CacheStep | None = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        x = x + self.drop(self.attn(self.ln_1(x), rotation, cache))
-        return x + self.drop(self.mlp(self.ln_2(x)))
+        y = x + self.drop(self.ln_1_post(self.attn(self.ln_1(x), rotation, cache)))
+        return y + self.drop(self.ln_2_post(self.mlp(self.ln_2(x if self.parallel else y))))
 
 
 class MLP(nn.Module):
-    """Two matrices with an activation between; SwiGLU has a third as its gate."""
+    """Two matrices with an activation between; the gated kinds have a third."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, config.mlp_size, bias=config.mlp_bias)
-        self.c_gate = (
-            nn.Linear(config.n_embd, config.mlp_size, bias=config.mlp_bias) if config.mlp == "swiglu" else None
-        )
+        self.c_gate = nn.Linear(config.n_embd, config.mlp_size, bias=config.mlp_bias) if config.mlp in GATED else None
         self.c_proj = nn.Linear(config.mlp_size, config.n_embd, bias=config.mlp_bias)
         self.activation = _ACTIVATIONS[config.mlp]
 
@@ -224,4 +239,5 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu2": _relu2,
     "swiglu": F.silu,
+    "geglu_tanh": _gelu_tanh,
 }

@@ -22,6 +22,10 @@ _CACHE_LINE = 64  # bytes
 class KVCache:
     """Preallocated keys and values of every layer for a number of slots, each slot with a length of its own.
 
+    All tokens of a slot are kept, in layers with a sliding window as well: a window saves no memory, what is outside of
+    it is masked. So a slot can be cut to any length and be copied, which the prefix cache and the search strategies
+    need.
+
     A forward pass is three steps, so that only the caller changes a length:
 
         step = cache.step(slots, n_new)            # the positions of the new tokens
@@ -116,6 +120,16 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.from_numpy(memory[start : start + nbytes]).view(dtype).view(shape)
 
 
+def attention_mask(positions: Tensor, n_keys: int, window: int | None = None) -> Tensor:
+    """(…, T) positions of queries → (…, T, S) True where one attends to one of the first S = `n_keys` positions.
+
+    A query sees its own position and those before it; with a `window` of W only the last W of these.
+    """
+    keys = torch.arange(n_keys, device=positions.device)
+    mask = keys <= positions[..., None]
+    return mask if window is None else mask & (keys > positions[..., None] - window)
+
+
 class CacheStep:
     """What one forward pass reads and writes of a `KVCache`.
 
@@ -124,8 +138,8 @@ class CacheStep:
         slots: the slots of this pass, one for each row of the batch.
         starts: the number of tokens that each of them holds already.
         positions: (B, T) position of every new token in its sequence.
-        mask: (B, 1, T, S) True where a query attends to a key, or None where none is needed.
-        is_causal: whether plain causal attention over T = S does instead of a mask.
+        mask: (B, 1, T, S) True where a query attends to a key in a layer without a window; None where none is needed.
+        is_causal: whether there plain causal attention over T = S does instead of a mask.
     """
 
     def __init__(self, cache: KVCache, slots: list[int], n_new: int) -> None:
@@ -149,8 +163,16 @@ class CacheStep:
         self.is_causal = self._first == 0 and n_new > 1
         self.mask: Tensor | None = None
         if not self.is_causal and not (self._first is not None and n_new == 1):
-            keys = torch.arange(self._n_keys, device=device)
-            self.mask = keys <= self.positions[:, None, :, None]
+            self.mask = attention_mask(self.positions[:, None], self._n_keys)
+        self._window_masks: dict[int, Tensor] = {}  # made by the first layer that needs one, for all
+
+    def visible(self, window: int | None) -> tuple[Tensor | None, bool]:
+        """`mask` and `is_causal` in a layer with this sliding window."""
+        if window is None or self._n_keys <= window:
+            return self.mask, self.is_causal
+        if window not in self._window_masks:
+            self._window_masks[window] = attention_mask(self.positions[:, None], self._n_keys, window)
+        return self._window_masks[window], False
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, K, T, D) new keys and values of one layer; return the (B, K, S, D) that its queries may see."""

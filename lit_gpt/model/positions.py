@@ -1,6 +1,6 @@
 """Position encodings: tables of sinusoids and rotary angles, looked up by position.
 
-Axes: B batch, T query, C `n_embd`, D head dimension.
+Axes: B batch, T query, C `n_embd`, D head dimension, R the first of its dimensions, which are turned.
 """
 
 from __future__ import annotations
@@ -48,10 +48,19 @@ def sinusoidal_table(block_size: int, n_embd: int) -> Tensor:
 
 
 def rope_table(config: GPTConfig) -> Tensor:
-    """(block_size, 2, D / 2): cosines and sines of each position's angles (arXiv 2104.09864)."""
+    """(block_size, 2, R / 2): cosines and sines of each position's angles (arXiv 2104.09864)."""
+    return _rotary_angles(config, config.rope_theta, config.rope_scaling)
+
+
+def local_rope_table(config: GPTConfig) -> Tensor | None:
+    """The same for layers with a sliding window; None where theirs are no others."""
+    return None if config.rope_local_theta is None else _rotary_angles(config, config.rope_local_theta, None)
+
+
+def _rotary_angles(config: GPTConfig, theta: float, scaling: dict[str, Any] | None) -> Tensor:
     with torch.device("cpu"):
-        exponent = torch.arange(0, config.head_size, 2, dtype=torch.float64) / config.head_size
-        frequency = scale_frequencies(config.rope_theta**-exponent, config.rope_scaling)
+        exponent = torch.arange(0, config.rotary_size, 2, dtype=torch.float64) / config.rotary_size
+        frequency = scale_frequencies(theta**-exponent, scaling)
         angle = torch.arange(config.block_size, dtype=torch.float64)[:, None] * frequency
         return torch.stack([angle.cos(), angle.sin()], dim=1).float()
 
@@ -74,9 +83,10 @@ def scale_frequencies(frequency: Tensor, scaling: dict[str, Any] | None) -> Tens
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn (B, heads, T, D) by `rotation`, (T, 2, D/2) or (B, T, 2, D/2): dimension i goes with i + D/2."""
+    """Turn (B, heads, T, D) by `rotation`, (T, 2, R/2) or (B, T, 2, R/2): dimension i goes with i + R/2."""
     if rotation.dim() == 4:
-        rotation = rotation[:, None]  # (B, 1, T, 2, D/2)
+        rotation = rotation[:, None]  # (B, 1, T, 2, R/2)
     cos, sin = rotation.to(x.dtype).unbind(-2)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    half = cos.size(-1)
+    a, b, rest = x.split([half, half, x.size(-1) - 2 * half], dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)

@@ -1,23 +1,20 @@
-"""Tokenizers, every one a `tiktoken.Encoding`: named, trained byte-pair merges, characters, bytes.
+"""Tokenizers: text to ids and back. One interface, and the kinds behind it.
 
-A `Tokenizer` adds to the encoding what a checkpoint has to remember about it, and is stored as plain JSON with its
-ranks inside, so that neither a download nor a pickle is needed to read it back.
+A tokenizer is stored as plain JSON with its vocabulary inside, so that neither a download nor a pickle is needed to
+read it back.
 """
 
 from __future__ import annotations
 
-import base64
 import codecs
-import hashlib
 import json
 import os
-import re
-import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tiktoken
@@ -26,7 +23,6 @@ from lit_gpt.atomic import atomic_write
 from lit_gpt.errors import UserError, brief, nearest
 from lit_gpt.tokenizer.json_object import parse_json, read_limited
 from lit_gpt.tokenizer.tiktoken_files import named_encoding
-from lit_gpt.tokenizer.vocabulary import MAX_TOKENS, build_encoding
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"  # its name beside the shards
@@ -34,54 +30,55 @@ FORMAT = "lit_gpt.tokenizer"
 EVERY_BYTE = [bytes([value]) for value in range(256)]
 # One character is one piece, and a piece that has a rank is one token before any merge is tried.
 CHARACTERS = r"(?s:.)"
-
-
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "pattern": (str,),
-    "ranks": (str,),
-    "specials": (dict,),
-    "end_of_text": (str, type(None)),
-    "bos_id": (int, type(None)),
-    "normalization": (str, type(None)),
-    "chat_template": (str, type(None)),
-    "hash": (str,),
+_BYTE_LEVEL = 1
+_KINDS = {
+    _BYTE_LEVEL: "lit_gpt.tokenizer.byte_level:ByteLevelTokenizer",
+    2: "lit_gpt.tokenizer.byte_fallback:ByteFallbackTokenizer",
 }
-"""What a stored tokenizer holds."""
+"""Version of the stored format → the class that reads it, imported when there is one to read."""
 
 
-@dataclass(frozen=True, eq=False)
-class Tokenizer:
-    """A `tiktoken.Encoding` and what has to be known beside it.
+def _kind(version: int) -> Any:
+    module, _, name = _KINDS[version].partition(":")
+    return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tokenizer(ABC):
+    """Text ↔ ids, and what a checkpoint has to remember about that.
 
     Attributes:
         name: "gpt2", "bpe:4096", "char", …
-        encoding: turns text into ids; its ranks are the vocabulary.
         bos_id: the id that has to stand before every prompt, where the model was trained with one.
-        normalization: "NFC" where text is normalised before it is encoded; the round trip is then exact for NFC text.
+        normalization: None where the bytes of the tokens are those of the text. "NFC" where text is normalised before
+            it is encoded; the round trip is then exact for NFC text. "spaces" where spaces are written as another
+            character first, which that one becomes too, and one may be put in front.
         chat_template: a Jinja template of a converted model.
+        end_of_text: the name of the special token that separates documents, if there is one.
 
     >>> tokenizer = get_tokenizer("byte")
     >>> tokenizer.encode("你"), tokenizer.n_vocab, tokenizer.eot_id
     ([228, 189, 160], 257, 256)
     """
 
+    VERSION: ClassVar[int]
+    FIELDS: ClassVar[dict[str, tuple[type, ...]]] = {
+        "name": (str,),
+        "specials": (dict,),
+        "end_of_text": (str, type(None)),
+        "bos_id": (int, type(None)),
+        "normalization": (str, type(None)),
+        "chat_template": (str, type(None)),
+        "hash": (str,),
+    }
+
     name: str
-    encoding: tiktoken.Encoding
     bos_id: int | None = None
     normalization: str | None = None
     chat_template: str | None = None
     end_of_text: str | None = END_OF_TEXT
 
     def __post_init__(self) -> None:
-        if self.normalization not in (None, "NFC"):
-            raise UserError(
-                f'tokenizer "{self.name}": normalization {brief(self.normalization)} is not known, only "NFC"'
-            )
-        # Without one of them `encode` dies with a panic that `except Exception` does not catch.
-        missing = [value for value in EVERY_BYTE if value not in self.ranks]
-        if missing:
-            raise UserError(f'tokenizer "{self.name}" lacks {len(missing)} of the 256 bytes, {missing[0]!r} first')
         if self.bos_id is not None and not 0 <= self.bos_id < self.n_vocab:
             raise UserError(f'tokenizer "{self.name}": bos_id {brief(self.bos_id)} is none of its {self.n_vocab} ids')
 
@@ -89,7 +86,7 @@ class Tokenizer:
     def build(
         cls, name: str, pattern: str, ranks: dict[bytes, int], specials: dict[str, int], **details: Any
     ) -> Tokenizer:
-        """A tokenizer from its parts.
+        """A tokenizer of bytes from its parts.
 
         Args:
             name: what it is called.
@@ -101,22 +98,22 @@ class Tokenizer:
         Raises:
             UserError: for parts of which no encoding can be made.
         """
-        return cls(name, build_encoding(name, pattern, ranks, specials), **details)
+        return _kind(_BYTE_LEVEL).build(name, pattern, ranks, specials, **details)
 
     @property
     def pattern(self) -> str:
-        """The regular expression that cuts text into pieces."""
-        return self.encoding._pat_str
+        """The regular expression of a tokenizer of bytes. Raises UserError for another kind."""
+        raise UserError(f'tokenizer "{self.name}" cuts text by no regular expression: choose one with byte-level BPE')
 
     @property
     def ranks(self) -> dict[bytes, int]:
-        """Token → id, specials not included."""
-        return self.encoding._mergeable_ranks
+        """Token → id of a tokenizer of bytes, specials not included. Raises UserError for another kind."""
+        raise UserError(f'tokenizer "{self.name}" is no byte-level BPE, which is needed here: choose one that is')
 
     @property
+    @abstractmethod
     def specials(self) -> dict[str, int]:
         """Name → id of the special tokens."""
-        return self.encoding._special_tokens
 
     @property
     def eot_id(self) -> int | None:
@@ -124,94 +121,88 @@ class Tokenizer:
         return self.specials.get(self.end_of_text) if self.end_of_text else None
 
     @property
+    @abstractmethod
     def n_vocab(self) -> int:
         """The largest id + 1; ids may have gaps below it."""
-        return self.encoding.max_token_value + 1
 
-    @cached_property
+    @property
+    @abstractmethod
     def hash(self) -> str:
-        """SHA-256 of all that decides which ids a text becomes: pattern, ranks, specials, normalization."""
-        return _hash(self.pattern, self._ranks_text, self.specials, self.normalization)
+        """SHA-256 of all that decides which ids a text becomes."""
+
+    @property
+    @abstractmethod
+    def longest_token(self) -> int:
+        """Bytes of the longest token: a text of n characters is at least n / `longest_token` tokens."""
 
     def encode(self, text: str) -> list[int]:
         """Text to ids. The text of a special token is plain text; a lone surrogate becomes U+FFFD."""
-        return self._encode(self._normalized(text)).tolist()
+        return self.encode_to_numpy(text).tolist()
 
+    @abstractmethod
     def encode_with_specials(self, text: str) -> list[int]:
         """As `encode`, but the name of a special token is that token: for the text that a chat template makes."""
-        if not self.specials:
-            return self.encode(text)
-        ids: list[int] = []
-        for part in self._special_names.split(text):
-            if part in self.specials:
-                ids.append(self.specials[part])
-            elif part:
-                ids += self.encode(part)
-        return ids
 
+    @abstractmethod
     def encode_to_numpy(self, text: str) -> np.ndarray:
-        """As `encode`, as uint32 (T,), read-only, in a ninth of the memory of a list."""
-        return self._encode(self._normalized(text))
+        """As `encode`, as uint32 (T,), which may be read-only."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text; bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
+    @abstractmethod
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Ids to bytes; specials and ids outside the vocabulary give none."""
-        values = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        return b"".join([self._bytes_of.get(int(value), b"") for value in values])
+        """Ids of a whole text to bytes; specials and ids outside the vocabulary give none."""
 
+    @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one id; b"" for specials and ids outside the vocabulary."""
-        return self._bytes_of.get(int(token), b"")
+        """The bytes of one id inside a text; b"" for specials and ids outside the vocabulary."""
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the ranks inside as the text of a `.tiktoken` file.
+        """Plain JSON values, few and long: a checkpoint's safe reader handles each object by itself."""
 
-        One string and not 50,000: a checkpoint's safe reader handles each object by itself.
+    @classmethod
+    @abstractmethod
+    def from_stored(cls, values: dict[str, Any], details: dict[str, Any]) -> Tokenizer:
+        """A tokenizer of this kind from `to_dict`, whose types are `FIELDS`.
+
+        Args:
+            values: all of it.
+            details: of it the fields of `Tokenizer`, but for the name.
+
+        Raises:
+            UserError, ValueError: if it is damaged.
         """
-        return {
-            "format": FORMAT,
-            "version": 1,
-            "name": self.name,
-            "pattern": self.pattern,
-            "ranks": self._ranks_text,
-            "specials": dict(self.specials),
-            "end_of_text": self.end_of_text,
-            "bos_id": self.bos_id,
-            "normalization": self.normalization,
-            "chat_template": self.chat_template,
-            "hash": self.hash,
-        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str = "tokenizer") -> Tokenizer:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`, for every kind.
 
         Raises:
             UserError: not a tokenizer of ours, or damaged; `origin` says where it came from.
         """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise UserError(f"{origin}: not a tokenizer of lit_gpt; lit_gpt convert reads other projects' tokenizers")
-        if values.get("version") != 1:
-            raise UserError(f"{origin}: version {brief(values.get('version'))} of the format; this lit_gpt reads 1")
-        for key, types in _FIELDS.items():
+        version = values.get("version")
+        if type(version) is not int or version not in _KINDS:
+            known = " and ".join(map(str, _KINDS))
+            raise UserError(f"{origin}: version {brief(version)} of the format; this lit_gpt reads {known}")
+        kind = _kind(version)
+        for key, types in kind.FIELDS.items():
             value = values.get(key)
             if key not in values or not isinstance(value, types) or isinstance(value, bool):
                 raise UserError(f"{origin}: damaged, its {key} is {brief(value)}; write it again")
         try:
             details = {key: values[key] for key in ("end_of_text", "bos_id", "normalization", "chat_template")}
-            ranks = _parse_ranks(values["ranks"])
-            tokenizer = cls.build(values["name"], values["pattern"], ranks, values["specials"], **details)
-            found = _hash(values["pattern"], values["ranks"], values["specials"], values["normalization"])
+            tokenizer: Tokenizer = kind.from_stored(values, details)
         except UserError as error:
             raise UserError(f"{origin}: {error}") from error
         except ValueError as error:  # of base64, of a number, of a lone surrogate
             raise UserError(f"{origin}: damaged ({' '.join(str(error).split())[:200]}); write it again") from None
-        if found != values.get("hash"):
+        if tokenizer.hash != values["hash"]:
             raise UserError(f"{origin}: damaged, its content does not have the hash it names; write it again")
-        tokenizer.__dict__["hash"] = found  # so that the property does not compute it again
         return tokenizer
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -241,46 +232,9 @@ class Tokenizer:
             ) from error
         return cls.from_dict(values, str(path))
 
-    def _encode(self, text: str) -> np.ndarray:
-        try:
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:
-            return self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-        except ValueError:  # a run of a million spaces is more than the regular expression's stack
-            if len(text) < 2:
-                raise UserError(
-                    f'tokenizer "{self.name}" cannot encode {text!r}: check its regular expression'
-                ) from None
-            middle = len(text) // 2
-            return np.concatenate([self._encode(text[:middle]), self._encode(text[middle:])])
-
-    def _normalized(self, text: str) -> str:
-        return unicodedata.normalize("NFC", text) if self.normalization else text
-
-    @cached_property
-    def _ranks_text(self) -> str:
-        """Lines of base64 token, space, id, ordered by id."""
-        ordered = sorted(self.ranks.items(), key=lambda item: item[1])
-        return "\n".join(f"{base64.b64encode(token).decode()} {rank}" for token, rank in ordered)
-
-    @cached_property
-    def longest_token(self) -> int:
-        """Bytes of the longest token: a text of n characters is at least n / `longest_token` tokens."""
-        return max(map(len, self.ranks))
-
-    @cached_property
-    def _special_names(self) -> re.Pattern[str]:
-        """Matches a special token's name, the longest of those that begin alike."""
-        names = sorted(filter(None, self.specials), key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, names))})")
-
-    @cached_property
-    def _bytes_of(self) -> dict[int, bytes]:
-        return {rank: token for token, rank in self.ranks.items()}
-
 
 class TextStream:
-    """Text from tokens as they come: a character appears once all its bytes have.
+    """Text from tokens as they come, which go on with a text: a character appears once all its bytes have.
 
     >>> stream = TextStream(get_tokenizer("byte"))
     >>> stream.feed([228, 189]), stream.feed([160])
@@ -293,8 +247,9 @@ class TextStream:
 
     def feed(self, tokens: Iterable[int] | bytes) -> str:
         """The characters that are complete now, after these further ids or bytes."""
-        data = tokens if isinstance(tokens, bytes) else self._tokenizer.decode_bytes(tokens)
-        return self._decoder.decode(data)
+        if not isinstance(tokens, bytes):
+            tokens = b"".join(self._tokenizer.token_bytes(token) for token in tokens)
+        return self._decoder.decode(tokens)
 
     def flush(self) -> str:
         """The end: bytes that still wait for the rest of their character become U+FFFD."""
@@ -314,7 +269,7 @@ def get_tokenizer(spec: str) -> Tokenizer:
         raise UserError(f'tokenizer "{spec}" is made from text: name the {TOKENIZER_FILE} that lit_gpt prepare wrote')
     names = tiktoken.list_encoding_names()
     if spec in names:
-        return Tokenizer(spec, named_encoding(spec))
+        return _kind(_BYTE_LEVEL)(name=spec, encoding=named_encoding(spec))
     if os.path.exists(spec) or os.sep in spec or spec.endswith(".json"):
         return Tokenizer.load(spec)
     raise UserError(f'unknown tokenizer "{spec}": {nearest(spec, ["byte", "char", "bpe:4096", *names])}')
@@ -339,19 +294,3 @@ def byte_alphabet() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [value for value in range(256) if value not in printable]
     return {chr(value): value for value in printable} | {chr(256 + i): value for i, value in enumerate(hidden)}
-
-
-def _hash(pattern: str, ranks: str, specials: dict[str, int], normalization: str | None) -> str:
-    deciding = [pattern, ranks, sorted(specials.items()), normalization]
-    return hashlib.sha256(json.dumps(deciding, separators=(",", ":")).encode()).hexdigest()
-
-
-def _parse_ranks(text: str) -> dict[bytes, int]:
-    """Token → id. Raises ValueError for another text than `_ranks_text` makes."""
-    if text.count("\n") > MAX_TOKENS:
-        raise ValueError(f"more than {MAX_TOKENS} tokens")
-    pairs = [line.split() for line in text.splitlines()]
-    ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
-    if len(ranks) < len(pairs):
-        raise ValueError(f"{len(pairs) - len(ranks)} of its tokens are there twice")
-    return ranks

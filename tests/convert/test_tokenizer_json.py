@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as HubTokenizer
 
 from lit_gpt.checkpoint.format import save_model
@@ -36,13 +36,13 @@ CORPUS = [
     "DON'T WON'T I'LL you'll WE'RE aaaa aaaaaaa     spaces   \t tabs \r\n ends 1 22 333 4444\n",
 ] * 4
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-STYLES = ["gpt2", "llama3", "qwen", "smollm2"]
+STYLES = ["gpt2", "llama3", "qwen", "smollm2", "neox"]
 
 
 def hub_tokenizer(style: str) -> HubTokenizer:
     """A byte-level BPE tokenizer as that family's `tokenizer.json` has it, trained here."""
     tokenizer = HubTokenizer(models.BPE(ignore_merges=style == "llama3"))
-    if style == "qwen":
+    if style in ("qwen", "neox"):
         tokenizer.normalizer = normalizers.NFC()
     if style in ("llama3", "qwen"):
         split = pre_tokenizers.Split(Regex(LLAMA3 if style == "llama3" else QWEN), "isolated")
@@ -60,6 +60,8 @@ def hub_tokenizer(style: str) -> HubTokenizer:
         trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, special_tokens=first, show_progress=False),
     )
     tokenizer.add_special_tokens(SPECIALS)
+    if style == "neox":
+        tokenizer.add_tokens([AddedToken(" " * count, normalized=True) for count in range(24, 1, -1)])
     if style == "llama3":
         number = tokenizer.token_to_id("<|im_start|>")
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -93,6 +95,7 @@ PIECES = [
     "ve",
     " ",
     "  ",
+    " " * 25,
     "\n",
     "\r\n",
     "\t",
@@ -168,9 +171,9 @@ def test_vocab_and_merges_files(tmp_path: Path) -> None:
         assert ours.encode(text) == hub.encode(text, add_special_tokens=False).ids
 
 
-def metaspace() -> dict[str, Any]:
-    """What Llama 2's and TinyLlama's `tokenizer.json` hold."""
-    hub = HubTokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+def characters(byte_fallback: bool) -> dict[str, Any]:
+    """BPE over characters, without tokens for bytes."""
+    hub = HubTokenizer(models.BPE(byte_fallback=byte_fallback, unk_token="<unk>", fuse_unk=True))
     hub.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     hub.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False))
     return json.loads(hub.to_str())
@@ -205,7 +208,8 @@ def unreachable() -> dict[str, Any]:
 
 
 REFUSALS = {
-    "Llama 2": (metaspace, "SentencePiece-like BPE"),
+    "characters": (lambda: characters(False), "SentencePiece-like BPE"),
+    "a byte is missing": (lambda: characters(True), "it lacks 256 of the 256 bytes"),
     "unigram": (unigram, "Unigram"),
     "lower case": (lambda: changed("normalizer", {"type": "Lowercase"}), "normalizer Lowercase"),
     "prefix space": (lambda: changed("pre_tokenizer.add_prefix_space", True), "add_prefix_space"),

@@ -33,6 +33,11 @@ SHAPES: list[dict[str, Any]] = [
     {"dropout": 0.1},
     {"dropout": 0.1, "position": "rope", "norm": "rmsnorm", "mlp": "gelu"},
     {"dropout": 0.1, "position": "rope", "norm": "rmsnorm", "mlp": "gelu", "qk_norm": True, "n_kv_head": 2},
+    {"position": "rope", "rotary_dim": 4, "parallel_residual": True},
+    {"position": "rope", "rotary_dim": 4, "parallel_residual": True, "norm": "rmsnorm", "mlp": "swiglu"},
+    {"position": "rope", "norm": "rmsnorm", "block_norm": "both", "mlp": "geglu_tanh", "n_kv_head": 2},
+    {"position": "rope", "norm": "rmsnorm", "block_norm": "post", "qk_norm": True, "qk_norm_full": True},
+    {"position": "rope", "norm": "rmsnorm", "sliding_window": 10, "n_kv_head": 2},
 ]
 
 

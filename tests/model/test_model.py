@@ -44,6 +44,28 @@ SHAPES: list[dict[str, Any]] = [
         "head_dim": 6,
     },
     {"position": "learned", "mlp": "gelu", "norm_bias": False, "padded_vocab_size": 64, "mlp_bias": False},
+    {"position": "rope", "rotary_dim": 2, "parallel_residual": True, "sliding_window": 3},
+    {
+        "position": "rope",
+        "norm": "rmsnorm",
+        "norm_unit_offset": True,
+        "block_norm": "both",
+        "mlp": "geglu_tanh",
+        "sliding_window": 4,
+        "global_layers": [0],
+        "rope_local_theta": 100.0,
+        "qk_norm": True,
+        "attn_scale": 0.3,
+        "scale_embeddings": True,
+    },
+    {
+        "position": "rope",
+        "norm": "rmsnorm",
+        "block_norm": "post",
+        "n_kv_head": 2,
+        "qk_norm": True,
+        "qk_norm_full": True,
+    },
 ]
 
 
@@ -76,8 +98,30 @@ def test_cached_equals_uncached_with_slots_of_different_lengths(shape: dict[str,
             torch.testing.assert_close(got[i, 0], expected[i, n])
 
 
-def test_right_padding_in_a_ragged_step_is_never_seen() -> None:
-    model = small(position="rope")
+@pytest.mark.parametrize("window", [1, 3, 9, 10, 11])
+def test_a_window_ends_what_a_token_depends_on(window: int) -> None:
+    """In one layer the logits of a position depend on the last `window` tokens, and on no other."""
+    model = small(position="rope", n_layer=1, sliding_window=window)
+    idx = torch.randint(50, (1, 10), generator=torch.Generator().manual_seed(4))
+    expected = model(idx).logits[0]
+    for changed in range(10):
+        other = idx.clone()
+        other[0, changed] = (idx[0, changed] + 1) % 50
+        differs = (model(other).logits[0] != expected).any(-1)
+        assert differs.tolist() == [changed <= t < changed + window for t in range(10)]
+
+
+def test_a_window_in_some_layers_reaches_what_the_others_see() -> None:
+    model = small(position="rope", n_layer=2, sliding_window=2, global_layers=[0])
+    idx = torch.randint(50, (1, 10), generator=torch.Generator().manual_seed(4))
+    other = idx.clone()
+    other[0, 0] = (idx[0, 0] + 1) % 50
+    assert (model(other).logits[0] != model(idx).logits[0]).any(-1).all()
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_right_padding_in_a_ragged_step_is_never_seen(window: int | None) -> None:
+    model = small(position="rope", sliding_window=window)
     idx = torch.randint(50, (2, 10), generator=torch.Generator().manual_seed(2))
     expected = model(idx).logits
     cache = KVCache(model.config, 2, 32, torch.float64)
@@ -233,6 +277,24 @@ def test_position_tables_stay_exact_under_bf16_and_survive_the_meta_device() -> 
         ({"position": "rope", "head_dim": 5}, "odd"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks high_freq_factor"),
+        ({"block_norm": "sandwich"}, "block_norm='sandwich' is unknown"),
+        ({"sliding_window": 0}, "sliding_window=0 must be a whole number of at least 1"),
+        ({"global_layers": [1]}, "global_layers=.1. has no effect with sliding_window=None: set sliding_window"),
+        ({"sliding_window": 8, "global_layers": [12]}, "has the layer 12, but n_layer=12: choose from 0 to 11"),
+        ({"sliding_window": 8, "global_layers": [1, 1]}, "twice"),
+        ({"sliding_window": 8, "global_layers": "1"}, "must be a list of layers"),
+        ({"sliding_window": 8, "global_layers": [True]}, "must be a list of layers"),
+        ({"rotary_dim": 16}, "rotary_dim=16 has no effect with position=learned: choose another position"),
+        ({"position": "rope", "rotary_dim": 15}, "rotary_dim=15 is odd"),
+        ({"position": "rope", "rotary_dim": 66}, "rotary_dim=66 is more than head_dim=64"),
+        ({"position": "rope", "rope_local_theta": 5.0}, "no effect with sliding_window=None"),
+        ({"sliding_window": 8, "rope_local_theta": 5.0}, "no effect with position=learned"),
+        ({"position": "rope", "sliding_window": 8, "rope_local_theta": -1.0}, "rope_local_theta=-1.0 must be positive"),
+        ({"norm_unit_offset": True}, "norm_unit_offset=True has no effect with norm=layernorm: choose another norm"),
+        ({"qk_norm_full": True}, "qk_norm_full=True has no effect with qk_norm=False: set qk_norm as well"),
+        ({"attn_scale": 0}, "attn_scale=0 must be positive"),
+        ({"attn_scale": "x"}, "attn_scale='x' must be a number"),
+        ({"parallel_residual": 1}, "parallel_residual=1 must be true or false"),
     ],
 )
 def test_impossible_shapes_are_refused_with_the_remedy(values: dict[str, Any], message: str) -> None:

@@ -295,7 +295,9 @@ def test_a_wrong_name_is_one_line_with_the_remedy(spec: str, says: str) -> None:
     ("change", "says"),
     [
         ({"format": "other"}, "not a tokenizer of lit_gpt"),
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
+        ({"version": True}, "version True"),
+        ({"version": 2}, "damaged, its content is None"),
         ({"pattern": "(?s:..)"}, "damaged"),
         ({"pattern": "("}, "damaged"),
         ({"ranks": "AA== 0"}, "lacks 255 of the 256 bytes"),

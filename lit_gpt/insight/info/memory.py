@@ -12,7 +12,7 @@ from typing import get_args
 
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.model.attention import SHORT_CONTEXT
-from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.config import GATED, GPTConfig
 from lit_gpt.model.loss import BLOCK, CHUNK_BYTES
 from lit_gpt.train.optim import OptimizerName
 from lit_gpt.train.precision import TrainerPrecision
@@ -140,10 +140,13 @@ def block_activation_bytes(
 ) -> int:
     """What one block's forward pass on (batch_size, context) tokens keeps for its backward pass."""
     tokens, small = batch_size * context, _compute_bytes(precision)
-    norms = 2 * _norm_bytes(config, precision)
+    norms = (4 if config.block_norm == "both" else 2) * _norm_bytes(config, precision)
+    copies = config.norm == "rmsnorm" and _master_bytes(precision) < 4  # in fp32, one for each norm
+    if config.parallel_residual and not copies:
+        norms -= _master_bytes(precision) * config.n_embd  # both branches begin with the same
     masks = 2 * config.n_embd * small if config.dropout else 0  # dropout of both branches
     per_token = norms + masks + _attention_bytes(config, context, precision, device) + _mlp_bytes(config, precision)
-    angles = 2 * context * config.head_size * small if config.position == "rope" and small < 4 else 0
+    angles = 2 * context * config.rotary_size * small if config.position == "rope" and small < 4 else 0
     return tokens * per_token + angles
 
 
@@ -178,8 +181,9 @@ def _attention_bytes(config: GPTConfig, context: int, precision: TrainerPrecisio
 
 def _mlp_bytes(config: GPTConfig, precision: TrainerPrecision) -> int:
     """The MLP, for one token: its input (autocast makes one copy for each matrix), the activation's, c_proj's."""
-    wide = {"relu": 1, "swiglu": 4}.get(config.mlp, 2)
-    inputs = 2 if config.mlp == "swiglu" and precision.endswith("mixed") else 1
+    gated = config.mlp in GATED
+    wide = 4 if gated else 1 if config.mlp == "relu" else 2
+    inputs = 2 if gated and precision.endswith("mixed") else 1
     return _compute_bytes(precision) * (inputs * config.n_embd + wide * config.mlp_size)
 
 
