@@ -85,7 +85,7 @@ def header_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Heade
     """
     entry = checkpoint[KEY]
     try:
-        config = GPTConfig.from_dict(entry["config"])
+        config = GPTConfig.from_dict(_with_old_default(entry["config"]))
     except UserError as error:
         raise UserError(f"checkpoint {path}: {error}") from None
     shapes = [tuple(tensor.shape) for tensor in _weights_of(checkpoint["state_dict"]).values()]
@@ -100,6 +100,14 @@ def header_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Heade
         step=checkpoint.get("global_step") or 0,
         epoch=checkpoint.get("epoch") or 0,
     )
+
+
+def _with_old_default(values: Any) -> Any:
+    """A config of before SwiGLU's default width was 8/3 · `n_embd` and was filled in: no width means 4 · `n_embd`."""
+    if not isinstance(values, dict) or values.get("mlp") != "swiglu" or values.get("intermediate_size") is not None:
+        return values
+    width = values.get("n_embd", GPTConfig.n_embd)
+    return {**values, "intermediate_size": 4 * width} if isinstance(width, int) else values
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -31,7 +31,8 @@ class GPTConfig:
         n_kv_head: key and value heads (K); None for `n_head`. Fewer is grouped-query attention (arXiv 2305.13245).
         n_embd: width of the residual stream (C).
         head_dim: width of one head (D); None for `n_embd // n_head`.
-        intermediate_size: width of the MLP; None for 4 · `n_embd`.
+        intermediate_size: width of the MLP; None for 4 · `n_embd`, or for the gated kinds, which have a third
+            matrix, the multiple of 32 (a group of int4) nearest to 8/3 · `n_embd`: as many weights. That is filled in.
         mlp: activation of the MLP. `gelu` is exact, `gelu_tanh` GPT-2's approximation, `relu2` its square
             (arXiv 2109.08668), `swiglu` and `geglu_tanh` gated by SiLU and `gelu_tanh` (arXiv 2002.05202).
         norm: `layernorm`, or `rmsnorm` (arXiv 1910.07467).
@@ -117,6 +118,8 @@ class GPTConfig:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in kinds:
                 raise UserError(f"{name}={brief(value)} is unknown: {nearest(name_of(value), kinds)}")
+        if self.mlp in GATED and self.intermediate_size is None:
+            object.__setattr__(self, "intermediate_size", 32 * max(1, round(self.n_embd / 12)))
         self._check_switches_and_numbers()
         self._check_heads()
         self._check_rotary()
@@ -314,11 +317,12 @@ _NEEDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 """A field, another, and the values of that one, beside none, with which the first has no effect."""
 _MAX_TABLE_BYTES = 1 << 30
 
-# Each part has earned its place in an ablation, or costs nothing: docs/benchmarks.md
+# The block of Qwen3 (arXiv 2505.09388), which other engines run: docs/interop.md. What each part is worth was measured:
+# docs/benchmarks.md
 _MODERN: dict[str, Any] = {
     "position": "rope",
     "norm": "rmsnorm",
-    "mlp": "gelu",
+    "mlp": "swiglu",
     "qk_norm": True,
     "qkv_bias": False,
     "proj_bias": False,
