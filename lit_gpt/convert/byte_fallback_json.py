@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_gpt.convert.probe_texts import probe_texts
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.byte_fallback import ByteFallbackTokenizer, library_tokenizer
+from lit_gpt.tokenizer.byte_fallback import ByteFallbackTokenizer, hub_tokenizer
 from lit_gpt.tokenizer.vocabulary import is_panic
 
 _MARKER = re.compile(r"<\|.*\|>", re.DOTALL)
@@ -71,7 +71,7 @@ def _with_special(values: dict[str, Any], names: list[str]) -> list[dict[str, An
 
 def _check_same(tokenizer: ByteFallbackTokenizer, values: dict[str, Any], where: str) -> None:
     """Compare ids and texts with those of the file as it is, on probe texts and on every token."""
-    theirs = library_tokenizer(values, where)
+    theirs = hub_tokenizer(values, where)
     texts = [text for text in probe_texts() if not any(name in text for name in tokenizer.specials)]
     try:
         for text in texts:

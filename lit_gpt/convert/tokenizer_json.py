@@ -19,7 +19,7 @@ from lit_gpt.convert.byte_fallback_json import is_byte_fallback, read_byte_fallb
 from lit_gpt.convert.probe_texts import probe_texts
 from lit_gpt.convert.schema import SWITCH, TEXT, check_schema
 from lit_gpt.errors import UserError, brief
-from lit_gpt.tokenizer.byte_fallback import ByteFallbackTokenizer, library_tokenizer
+from lit_gpt.tokenizer.byte_fallback import ByteFallbackTokenizer, hub_tokenizer
 from lit_gpt.tokenizer.json_object import read_json, read_text
 from lit_gpt.tokenizer.tokenizer import Tokenizer, byte_alphabet
 from lit_gpt.tokenizer.vocabulary import is_panic
@@ -167,7 +167,7 @@ def convert_tokenizer(values: dict[str, Any], details: dict[str, Any], where: st
         )
     except UserError as error:
         raise UserError(f"{where} cannot be a tiktoken encoding: {error}") from None
-    _check_same_ids(tokenizer, library_tokenizer(values, where), where)
+    _check_same_ids(tokenizer, hub_tokenizer(values, where), where)
     return tokenizer
 
 
@@ -343,7 +343,7 @@ def write_tokenizer(tokenizer: Tokenizer, where: str) -> dict[str, Any]:
             "merges": [[letters[left], letters[right]] for left, right in filter(None, pairs)],
         },
     }
-    _check_same_ids(tokenizer, library_tokenizer(values, where), where)
+    _check_same_ids(tokenizer, hub_tokenizer(values, where), where)
     return values
 
 

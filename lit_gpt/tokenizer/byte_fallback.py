@@ -160,10 +160,10 @@ class ByteFallbackTokenizer(Tokenizer):
     def _library(self, added: list[dict[str, Any]], vocabulary: dict[str, int]) -> Any:
         # A token that is added but not in the vocabulary would get the next free id, whatever its own is.
         model = {**self.content["model"], "vocab": vocabulary}
-        return library_tokenizer({**self.content, "added_tokens": added, "model": model}, f'tokenizer "{self.name}"')
+        return hub_tokenizer({**self.content, "added_tokens": added, "model": model}, f'tokenizer "{self.name}"')
 
 
-def library_tokenizer(values: dict[str, Any], where: str) -> Any:
+def hub_tokenizer(values: dict[str, Any], where: str) -> Any:
     """A `tokenizer.json` in Hugging Face's own library, without the padding and truncation that one may ask for.
 
     Raises:
