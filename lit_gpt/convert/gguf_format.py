@@ -266,14 +266,14 @@ def pack_header(metadata: Mapping[str, Any], tensors: Iterable[GgufTensor]) -> b
     numbers of 32 bits. (`gguf.GGUFWriter` has no empty arrays, which is what the merges of single bytes are.)
     """
     infos = list(tensors)
-    packed = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(metadata)))
+    header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(metadata)))
     for key, value in metadata.items():
-        packed += _pack_string(key) + _pack_value(value)
+        header += _pack_string(key) + _pack_value(value)
     for tensor in infos:
         sizes = tensor.shape[::-1]
-        packed += _pack_string(tensor.name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
-        packed += struct.pack("<IQ", tensor.kind, tensor.start)
-    return bytes(packed) + padding(len(packed))
+        header += _pack_string(tensor.name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
+        header += struct.pack("<IQ", tensor.kind, tensor.start)
+    return bytes(header) + padding(len(header))
 
 
 def padding(nbytes: int) -> bytes:

@@ -122,6 +122,53 @@ def test_transformers_writes_the_same_tokens(shape: str, tmp_path: Path) -> None
     assert torch.equal(idx, wanted)
 
 
+PROMPTS = [
+    *("First Citizen:", "The ", "Once upon a time", "def f(x):", "In 1984, ", "Don't ", "\n\n", "What is 2 + 2?"),
+    *(
+        "你好",
+        "从前有",
+        "春天来了，",
+        "人工智能是",
+        "今天天气",
+        "北京",
+        "一二三",
+        "Ελλάδα",
+        "Привет",
+        "こんにちは",
+        "café",
+        "👍🏽",
+    ),
+]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_text_in_transformers_from_the_file_alone_but_for_the_width_of_heads(tmp_path: Path) -> None:
+    """Model and tokenizer of one file in transformers: the same 64 tokens as ours after 20 prompts."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    transformers.logging.set_verbosity_error()
+    source = sample_source(tmp_path, "qwen3", block_size=128)
+    write_gguf(source, tmp_path / "model.gguf", "f32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    config = transformers.AutoConfig.from_pretrained(tmp_path, gguf_file="model.gguf")
+    config.head_dim = source.config.head_size
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", config=config, dtype=torch.float32
+    ).eval()
+    ours = source.load()
+    assert source.tokenizer is not None
+    for prompt in PROMPTS:
+        given = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        ids = source.tokenizer.encode(prompt)
+        assert given["input_ids"].tolist() == [ids]
+        wanted = theirs.generate(**given, max_new_tokens=64, do_sample=False, pad_token_id=0, eos_token_id=None)
+        idx = torch.tensor([ids])
+        while idx.shape[1] < wanted.shape[1]:
+            idx = torch.cat([idx, ours(idx).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        assert torch.equal(idx, wanted), prompt
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q4_0"])
 def test_every_type_has_its_size_and_its_values(dtype: str, tmp_path: Path) -> None:
     """The values are those that `gguf` reads from the file; the error is that of the type, and no more."""
@@ -176,6 +223,31 @@ def test_rows_that_are_no_multiple_of_32_stay_in_f16(tmp_path: Path, capsys: pyt
         "2 tensors stay in f16, since their rows are no multiple of 32: blk.*.ffn_down.weight"
         in capsys.readouterr().err
     )
+
+
+def test_a_file_of_the_packages_own_writer_is_read(tmp_path: Path) -> None:
+    """Written by `gguf.GGUFWriter`: another alignment, every type of value, tensors in another order."""
+    source = sample_source(tmp_path, "llama")
+    write_gguf(source, tmp_path / "ours.gguf", "q8_0")
+    reader = gguf.GGUFReader(tmp_path / "ours.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", "llama")
+    writer.add_custom_alignment(128)
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            sub_type = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    for kind in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"):
+        getattr(writer, f"add_{kind}")(f"other.{kind}", 7)
+    writer.add_bool("other.bool", True)
+    for name, values in {"numbers": [1.5, 2.5], "texts": ["a", "你"], "bools": [True, False]}.items():
+        writer.add_array(f"other.{name}", values)
+    for tensor in reversed(reader.tensors):
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    equal_sources(open_source(str(tmp_path / "ours.gguf")), open_source(str(tmp_path / "theirs.gguf")))
 
 
 def test_numbers_that_f16_has_not_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
