@@ -108,6 +108,8 @@ def _no_factors(config: GPTConfig) -> dict[str, tuple[Any, ...]]:
     return {"rope_scaling": (None,) if scaling.get("rope_type") == "llama3" else (config.rope_scaling,)}
 
 
+_NO_WINDOW: dict[str, tuple[Any, ...]] = {"sliding_window": (None,)}
+
 GGUF_ARCHITECTURES = {
     "gpt2": GgufArchitecture(
         _GPT2_TABLE,
@@ -120,12 +122,12 @@ GGUF_ARCHITECTURES = {
     "qwen2": GgufArchitecture(
         _LLAMA_TABLE,
         _LLAMA_FIELDS,
-        allowed=lambda config: _no_factors(config) | {"head_dim": (None, config.n_embd // config.n_head)},
+        allowed=lambda config: _no_factors(config) | _NO_WINDOW | {"head_dim": (None, config.n_embd // config.n_head)},
     ),
     "qwen3": GgufArchitecture(
         _LLAMA_TABLE,
         _LLAMA_FIELDS,
-        allowed=lambda config: _no_factors(config) | {"qkv_bias": (False,), "proj_bias": (False,)},
+        allowed=lambda config: _no_factors(config) | _NO_WINDOW | {"qkv_bias": (False,), "proj_bias": (False,)},
     ),
 }
 """`general.architecture` → architecture; the names are those of transformers' `model_type`."""

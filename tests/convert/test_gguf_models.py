@@ -331,6 +331,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "sinusoids": ({"position": "sinusoidal"}, "position='sinusoidal'"),
     "biased Qwen3": (LLAMA | {"qk_norm": True, "qkv_bias": True, "proj_bias": True}, "qwen3 cannot have qkv_bias=True"),
     "wide heads in Qwen2": (LLAMA | {"qkv_bias": True, "head_dim": 32}, "qwen2 cannot have head_dim=32"),
+    "a window in Qwen3": (LLAMA | {"qk_norm": True, "sliding_window": 8}, "qwen3 cannot have sliding_window=8"),
+    "a window in Qwen2": (LLAMA | {"qkv_bias": True, "sliding_window": 8}, "qwen2 cannot have sliding_window=8"),
     "Llama 3's scaling in Qwen3": (
         LLAMA | {"qk_norm": True, "rope_scaling": LLAMA3_SCALING},
         "qwen3 cannot have rope_scaling=",
