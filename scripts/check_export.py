@@ -15,6 +15,7 @@ import math
 import random
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,10 @@ def ids_there(model: Any, text: str) -> list[int]:
 
 
 def different_ids(model: Any, tokenizer: Tokenizer, count: int) -> int:
-    """How many of `count` random strings have other ids there; the first is shown."""
+    """How many of `count` random strings, in NFC if ours are, have other ids there; the first is shown."""
     differ = 0
     for text in random_texts(count):
+        text = unicodedata.normalize("NFC", text) if tokenizer.normalization else text
         ours, theirs = tokenizer.encode(text), ids_there(model, text)
         if ours != theirs and not differ:
             print(f"  {text!r} is {ours} here, {theirs} there")
