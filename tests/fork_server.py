@@ -1,12 +1,13 @@
 """Python processes forked from one that has imported torch, Lightning and the program: ready in milliseconds.
 
 A start of the program costs seconds of processor time, nearly all of it for imports, and the tests start hundreds.
-What a child does from then on, its exit included, is what `python …` would do; what is read while modules are imported
+What a child does from then on is what `python …` would do; what is read while modules are imported
 (PYTHON… and OMP_… variables) is as the server found it. Tests of the start itself start a real process.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -21,10 +22,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 MODULES = (
     "lightning.pytorch.loggers.tensorboard",
@@ -324,6 +327,29 @@ def become(asked: dict[str, Any]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
+def end_with(main: Callable[[], None]) -> NoReturn:
+    """End this process as the interpreter would after `main`, but for the destructors of C++.
+
+    Those of threads that the server had, which are not here, abort a process ("terminate called").
+    """
+    status = 0
+    try:
+        main()
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException as error:
+        traceback.print_exc()
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError, OSError):
+            stream.flush()
+    os._exit(status)
+
+
 def _python_path(env: Mapping[str, str]) -> Sequence[str]:
     return env.get("PYTHONPATH", "").split(os.pathsep)
 
@@ -333,4 +359,5 @@ if __name__ == "__main__":
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what is shared with the children stays shared
-    become(serve(socket.socket(fileno=int(sys.argv[1]))))
+    request = serve(socket.socket(fileno=int(sys.argv[1])))
+    end_with(lambda: become(request))

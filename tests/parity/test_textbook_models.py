@@ -228,7 +228,7 @@ def test_llms_from_scratch(qkv_bias: bool, around: bool, tmp_path: Path) -> None
             "optimizer_state_dict": torch.optim.AdamW(reference.parameters()).state_dict(),
         }
     torch.save(state, tmp_path / "model.pth")
-    with pytest.raises(UserError, match="--n_head"):
+    with pytest.raises(UserError, match="n_head="):
         open_source(str(tmp_path / "model.pth"))
     source = open_source(str(tmp_path / "model.pth"), n_head=H)
     assert distance(source.load()(idx()).logits, reference(idx())) < 1e-5
