@@ -18,7 +18,7 @@ import numpy as np
 from lit_gpt.errors import UserError, brief
 from lit_gpt.tokenizer.byte_fallback_content import BYTE_TOKENS, SPACE, checked_content, steps_of
 from lit_gpt.tokenizer.json_object import parse_json
-from lit_gpt.tokenizer.tokenizer import FORMAT, Tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.tokenizer.vocabulary import is_panic
 
 NORMALIZATION = "spaces"
@@ -99,20 +99,9 @@ class ByteFallbackTokenizer(Tokenizer):
         """The bytes of one id inside a text; b"" for specials and ids outside the vocabulary."""
         return self._bytes_of.get(int(token), b"")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the parts of `tokenizer.json` inside as one text."""
-        return {
-            "format": FORMAT,
-            "version": self.VERSION,
-            "name": self.name,
-            "content": self._content_text,
-            "specials": dict(self.specials),
-            "end_of_text": self.end_of_text,
-            "bos_id": self.bos_id,
-            "normalization": self.normalization,
-            "chat_template": self.chat_template,
-            "hash": self.hash,
-        }
+    def _stored_content(self) -> dict[str, str]:
+        """The parts of `tokenizer.json` as one text."""
+        return {"content": self._content_text}
 
     @classmethod
     def from_stored(cls, values: dict[str, Any], details: dict[str, Any]) -> ByteFallbackTokenizer:

@@ -16,7 +16,7 @@ import numpy as np
 import tiktoken
 
 from lit_gpt.errors import UserError, brief
-from lit_gpt.tokenizer.tokenizer import EVERY_BYTE, FORMAT, Tokenizer
+from lit_gpt.tokenizer.tokenizer import EVERY_BYTE, Tokenizer
 from lit_gpt.tokenizer.vocabulary import MAX_TOKENS, build_encoding
 
 
@@ -106,24 +106,9 @@ class ByteLevelTokenizer(Tokenizer):
         """The bytes of one id; b"" for specials and ids outside the vocabulary."""
         return self._bytes_of.get(int(token), b"")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the ranks inside as the text of a `.tiktoken` file.
-
-        One string and not 50,000: a checkpoint's safe reader handles each object by itself.
-        """
-        return {
-            "format": FORMAT,
-            "version": self.VERSION,
-            "name": self.name,
-            "pattern": self.pattern,
-            "ranks": self._ranks_text,
-            "specials": dict(self.specials),
-            "end_of_text": self.end_of_text,
-            "bos_id": self.bos_id,
-            "normalization": self.normalization,
-            "chat_template": self.chat_template,
-            "hash": self.hash,
-        }
+    def _stored_content(self) -> dict[str, str]:
+        """The pattern, and the ranks as the text of a `.tiktoken` file."""
+        return {"pattern": self.pattern, "ranks": self._ranks_text}
 
     @classmethod
     def from_stored(cls, values: dict[str, Any], details: dict[str, Any]) -> ByteLevelTokenizer:

@@ -159,9 +159,24 @@ class Tokenizer(ABC):
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one id inside a text; b"" for specials and ids outside the vocabulary."""
 
-    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, few and long: a checkpoint's safe reader handles each object by itself."""
+        return {
+            "format": FORMAT,
+            "version": self.VERSION,
+            "name": self.name,
+            **self._stored_content(),
+            "specials": dict(self.specials),
+            "end_of_text": self.end_of_text,
+            "bos_id": self.bos_id,
+            "normalization": self.normalization,
+            "chat_template": self.chat_template,
+            "hash": self.hash,
+        }
+
+    @abstractmethod
+    def _stored_content(self) -> dict[str, str]:
+        """Of `to_dict` what only this kind has."""
 
     @classmethod
     @abstractmethod

@@ -225,7 +225,7 @@ def budget_of(trainer: L.Trainer) -> Budget | None:
 
 
 def set_budget(options: dict[str, Any]) -> None:
-    """Put a `Budget` among a Trainer's options in the place of `max_time`, if they have that."""
+    """Replace `max_time` among a Trainer's options by a `Budget`, if they have it."""
     if options.get("max_time") is None:
         return
     callbacks = options.get("callbacks") or []
