@@ -41,7 +41,7 @@ def apply(block: str, root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("title", HOW_TOS)
 def test_each_how_to_works_as_written(title: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "lit_gpt", tmp_path / "lit_gpt", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "lit_gpt", tmp_path / "lit_gpt")  # with what is compiled already
     shutil.copytree(ROOT / "tests/fixtures", tmp_path / "tests/fixtures")
     blocks = re.findall(r"```diff\n(.*?)```", HOW_TOS[title], flags=re.DOTALL)
     assert blocks

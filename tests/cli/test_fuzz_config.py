@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import yaml
 from environment import ROOT
-from fuzzing import VALUES, changed, damaged, fuzz
-from hypothesis import given
+from fuzzing import EXAMPLES, VALUES, changed, damaged, fuzz
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.__main__ import main
 from lit_gpt.cli.lightning import Program
 
 CONFIG = ROOT / "configs" / "quickstart.yaml"
+fewer = settings(fuzz, max_examples=max(1, EXAMPLES // 2))
+"""Each example builds the parser of `fit` anew, a quarter of a second."""
 
 
 class Parsed(BaseException):
@@ -44,7 +46,7 @@ def parsed_or_refused(content: bytes, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.slow
-@fuzz
+@fewer
 @given(data=st.data())
 def test_fuzz_bytes_of_a_config_file(
     data: st.DataObject, parser_only: None, capsys: pytest.CaptureFixture[str]
@@ -53,7 +55,7 @@ def test_fuzz_bytes_of_a_config_file(
 
 
 @pytest.mark.slow
-@fuzz
+@fewer
 @given(data=st.data())
 def test_fuzz_values_of_a_config_file(
     data: st.DataObject, parser_only: None, capsys: pytest.CaptureFixture[str]
