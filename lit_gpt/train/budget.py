@@ -24,6 +24,7 @@ MIN_STEPS = 3
 
 _EVALUATION_COST = 0.5  # of a validation batch in training batches, as long as none has been timed: no backward pass
 _FINISH_SHARE = 0.03  # of the budget, for the samples and checkpoints at the end, as long as none have been timed
+_MARGIN = 1.2  # of what was measured: a validation, samples or a step may take longer the next time
 _TIMED_STEPS = 15
 """The latest ones, whose median is the time of a step: no single slow one counts, and not the first."""
 
@@ -132,7 +133,7 @@ class Budget(Timer):
         if batches == 0:
             return step + finish
         if self._pause is not None:
-            return step + self._pause + finish
+            return _MARGIN * (step + self._pause + finish)
         evaluation = _EVALUATION_COST * batches * step / trainer.accumulate_grad_batches
         return step + 2 * finish + (evaluation if math.isfinite(evaluation) else 0.0)
 
