@@ -131,15 +131,26 @@ def check_linear(n_row: int, n_in: int, n_out: int, kind: str, bias: bool, seed:
     assert bool(((got - expected).abs() <= tolerance).all())
 
 
-def take_rounded_weights(reference: GPT, model: GPT) -> None:
-    """Give the float64 `reference` the weights that `model`'s layers were rounded to: arithmetic alone differs then."""
+class RoundingLinear(nn.Module):
+    """A kernel's linear layer, which `check_linear` holds against float64, among layers in float64."""
+
+    def __init__(self, layer: KernelLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.float()).double()
+
+
+def round_like(reference: GPT, model: GPT) -> None:
+    """Let the float64 `reference` round weights and inputs of its linear layers as `model` does.
+
+    What else is computed differs then, by fp32's rounding alone. A norm of queries and keys makes what is rounded as
+    large as one likes: of a key that is nearly zero it leaves a direction.
+    """
     for name, layer in model.named_modules():
         if isinstance(layer, KernelLinear):
-            linear = reference.get_submodule(name)
-            rounded = layer(torch.eye(linear.in_features)).double().T
-            if linear.bias is not None:
-                rounded = rounded - linear.bias[:, None]
-            linear.weight = nn.Parameter(rounded)  # its own, where the embedding's was shared
+            reference.set_submodule(name, RoundingLinear(layer))
 
 
 def check_decode(config: GPTConfig, precision: str, lengths: list[int], seed: int, missing: int = 0) -> None:
@@ -152,7 +163,7 @@ def check_decode(config: GPTConfig, precision: str, lengths: list[int], seed: in
     reference = copy.deepcopy(plain).double()
     model = prepare_for_inference(plain, precision)
     assert isinstance(model.decode_kernel, FusedDecode)
-    take_rounded_weights(reference, model)
+    round_like(reference, model)
     for layer in [layer for layer in model.modules() if isinstance(layer, KernelLinear)]:
         guards.guard_linear(layer)
     guards.guard_decode(model.decode_kernel)
@@ -171,11 +182,11 @@ def check_decode(config: GPTConfig, precision: str, lengths: list[int], seed: in
     idx = torch.randint(config.vocab_size, (n, 1))
     got, wanted = model(idx, cache=cache.step(slots, 1)).logits, reference(idx, cache=exact.step(slots, 1)).logits
     guards.check()
-    assert (got - wanted).norm() <= (1e-4 if precision == "fp32" else 0.2) * wanted.norm()
+    assert (got - wanted).norm() <= (1e-5 if precision == "fp32" else 0.1) * wanted.norm()  # of a cache in bf16
     for slot, length in zip(slots, lengths):
         before[:, slot, :, length] = cache.k[:, slot, :, length]
         got, wanted = cache.k[0, slot, :, length].double(), exact.k[0, slot, :, length]
-        assert (got - wanted).norm() <= 0.05 * max(wanted.norm(), wanted.numel() ** 0.5)  # a random key may be tiny
+        assert (got - wanted).norm() <= 0.02 * max(wanted.norm(), wanted.numel() ** 0.5)  # a random key may be tiny
     assert torch.equal(before.nan_to_num(7), cache.k.nan_to_num(7)), "more of the cache was written than the new keys"
 
 
