@@ -6,10 +6,13 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import IO
 
 from lit_gpt.atomic import atomic_write
 from lit_gpt.data.readers import READERS
@@ -29,14 +32,17 @@ SKIPPED_STDLIB_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
 )
 CONNECT_SECONDS, READ_SECONDS = 10, 60
+HASH_MARK = "#sha256="
+"""In an address, before the SHA-256 of the file there, as pip has it."""
+_HASHED_BYTES = 1 << 20  # at a time
 
 
 def find_sources(inputs: Iterable[str], downloads: Path, text_field: str = "text") -> list[TextSource]:
     """The files that `inputs` name, each once, in the order given and sorted within a folder or glob.
 
     Args:
-        inputs: files, folders (their text files and tables, hidden ones left out), globs, addresses (`scheme://…`), or
-            "stdlib".
+        inputs: files, folders (their text files and tables, hidden ones left out), globs, addresses (`scheme://…`, with
+            `#sha256=…` at the end if the file there has to be the one of this hash), or "stdlib".
         downloads: the folder, in the output folder, where what an address names will be.
         text_field: the field that holds the text, in files that have fields.
 
@@ -58,7 +64,10 @@ def _find(name: str, downloads: Path) -> list[TextSource]:
     if name == STDLIB:
         return _standard_library()
     if "://" in name:
-        return [TextSource(downloads / _download_name(name), name, url=name)]
+        address, mark, digest = name.partition(HASH_MARK)
+        if mark and not re.fullmatch("[0-9a-f]{64}", digest):
+            raise UserError(f"{name}: {HASH_MARK} is followed by the 64 hexadecimal digits of a SHA-256, in lower case")
+        return [TextSource(downloads / _download_name(name), address, url=name)]
     if os.path.isdir(name):
         return _in_folder(name)
     if os.path.isfile(name):
@@ -121,25 +130,50 @@ def fetch(source: TextSource, on_read: OnRead = lambda count: None) -> None:
     """Download a source that is an address, whole or not at all; one that is here already is left as it is.
 
     Raises:
-        UserError: it cannot be had; the message names the address and the reason.
+        UserError: it cannot be had, or is not the file whose hash the address has; the message names the address.
     """
     if source.url is None or source.path.exists():
         return
+    address, _, digest = source.url.partition(HASH_MARK)
     try:
         import aiohttp
         from fsspec.callbacks import Callback
         from fsspec.core import url_to_fs
 
-        web = source.url.startswith(("http://", "https://"))
+        web = address.startswith(("http://", "https://"))
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-        system, path = url_to_fs(source.url, **({"client_kwargs": {"timeout": timeout}} if web else {}))
+        system, path = url_to_fs(address, **({"client_kwargs": {"timeout": timeout}} if web else {}))
         with atomic_write(source.path) as file:
             system.get_file(path, file, callback=Callback(hooks={"read": lambda size, value, **_: on_read(value)}))
+            file.flush()
+            _check_hash(file, digest, address)
+    except UserError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source.url}: cannot be fetched ({reason}); check the address and the network") from error
+        raise UserError(
+            f"{address}: cannot be fetched ({reason}); check the address and the network, or give a file that is here "
+            "(--data.source FILE)"
+        ) from error
     if source.size == 0:
         source.path.unlink()  # or the next run would take it for what it wants
-        raise UserError(f"{source.url}: is empty; name one that holds text")
+        raise UserError(f"{address}: is empty; name one that holds text")
+
+
+def _check_hash(file: IO[bytes], digest: str, address: str) -> None:
+    """Refuse a file, open for reading too, that has another SHA-256. Raises UserError."""
+    if not digest:
+        return
+    found = hashlib.sha256()
+    for start in count(0, _HASHED_BYTES):
+        data = os.pread(file.fileno(), _HASHED_BYTES, start)
+        if not data:
+            break
+        found.update(data)
+    if found.hexdigest() != digest:
+        raise UserError(
+            f"{address}: what is there is another file than expected (its SHA-256 is {found.hexdigest()[:16]}…, not "
+            f"{digest[:16]}…); give one that is here (--data.source FILE)"
+        )
