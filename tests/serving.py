@@ -15,6 +15,7 @@ import torch
 import uvicorn
 from models import tiny_gpt
 
+from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.generation.engine import Engine
 from lit_gpt.model.gpt import GPT
 from lit_gpt.serve.app import create_app
@@ -95,6 +96,7 @@ def serving(
     max_slots: int = 4,
     limits: Limits | None = None,
     connections: ConnectionLimits | None = None,
+    training_text: TokenStream | None = None,
     **options: Any,
 ) -> Iterator[Serving]:
     model = model or make_model()
@@ -102,7 +104,7 @@ def serving(
     metrics = Metrics()
     engine = Engine(Slow(model, seconds), model.config, tokenizer, max_slots=max_slots, dtype=torch.float64)
     worker = Worker(engine, metrics, limits or Limits(max_queue=32))
-    service = Service("tiny", model.config, tokenizer, worker, metrics)
+    service = Service("tiny", model.config, tokenizer, worker, metrics, training_text=training_text)
     config = server_config(create_app(service, **options), service, connections, port=0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

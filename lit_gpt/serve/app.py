@@ -26,6 +26,7 @@ from lit_gpt.serve.next_token import next_token
 from lit_gpt.serve.prometheus import CONTENT_TYPE
 from lit_gpt.serve.service import Service, as_prompts
 from lit_gpt.serve.streaming import EventStream, json_response
+from lit_gpt.serve.training_text import ContinuationsRequest, ContinuationsResponse, continuations
 from lit_gpt.tokenizer.ids import id_outside
 
 PAGE = Path(__file__).parent / "page"
@@ -130,6 +131,13 @@ def _add_completion_routes(app: FastAPI, service: Service) -> None:
         service.check_model(body.model)
         with worker.reserve(1):
             return await json_response(request, next_token(service, body), metrics)
+
+    @app.post("/v1/continuations", response_model=ContinuationsResponse, responses=_ERRORS)
+    async def post_continuations(body: ContinuationsRequest, request: Request) -> Response:
+        """What followed the end of a text in the training tokens, and how often, where these are served."""
+        service.check_model(body.model)
+        with worker.reserve(1):
+            return await json_response(request, continuations(service, body), metrics)
 
 
 async def _json(service: Service, result: dict[str, Any], tokens: int) -> Response:

@@ -26,6 +26,7 @@ from lit_gpt.serve.middleware import failure_location
 from lit_gpt.serve.options import Limits, parse
 from lit_gpt.serve.prometheus import Metrics
 from lit_gpt.serve.service import Service, model_name
+from lit_gpt.serve.training_text import open_training_text
 from lit_gpt.serve.worker import Worker
 
 
@@ -97,10 +98,12 @@ def build_service(options: Namespace, source: str) -> Service:
     gpt = load_for(source, options.precision, options.device, options.n_head, "lit_gpt serve --n_head N")
     if gpt.tokenizer is None:
         raise UserError(f"{source} was trained on bare ids and has no tokenizer: serve needs one to speak text")
+    training_text = open_training_text(options.data_path, gpt.tokenizer) if options.data_path else None
     metrics = Metrics()
     limits = Limits(options.max_queue, options.queue_seconds, options.request_seconds)
     worker = Worker(gpt.engine(max_slots=options.max_slots), metrics, limits)
-    return Service(options.served_model_name or model_name(source), gpt.config, gpt.tokenizer, worker, metrics)
+    name = options.served_model_name or model_name(source)
+    return Service(name, gpt.config, gpt.tokenizer, worker, metrics, training_text=training_text)
 
 
 def _announce(service: Service, listener: socket.socket, has_key: bool) -> None:

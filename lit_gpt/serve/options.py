@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.options import CommandParser, help_page, make_parser
 
 _GROUPS = {
-    "the model and the address": ("ckpt_path", "init_from", "host", "port", "served_model_name", "n_head"),
+    "the model and the address": ("ckpt_path", "init_from", "host", "port", "served_model_name", "data_path", "n_head"),
     "speed": ("precision", "device", "max_slots"),
     "who may use it": ("api_key", "api_key_file", "allowed_hosts", "insecure"),
     "limits": ("max_queue", "queue_seconds", "request_seconds"),
@@ -79,6 +79,7 @@ def _parser() -> CommandParser:
     add("--api_key_file", type=str | None, help="a file that holds the key, invisible in process lists")
     add("--insecure", type=bool, default=False, help="true: listen beyond loopback without a key")
     add("--allowed_hosts", type=list[str], default=[], help="names under which the server is reached; [*] for any")
+    add("--data_path", type=str | None, help="the prepared folder that it was trained on, to show what followed there")
     add("--served_model_name", type=str | None, help="what requests call the model; by default the checkpoint's name")
     return parser
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.generation.complete import encode_prompt
 from lit_gpt.generation.prompts import vocabulary_size
 from lit_gpt.model.config import GPTConfig
@@ -39,6 +40,7 @@ class Service:
         worker: runs its engine.
         templates: renders its chat template.
         threads: for work on texts that would hold up the event loop; few, and what does not fit waits.
+        training_text: the tokens that the model was trained on, where they are served.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     templates: TemplateRenderer = field(default_factory=TemplateRenderer)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_TEXT_THREADS, "text"))
+    training_text: TokenStream | None = None
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """The result of `function`, called on one of `threads`."""
