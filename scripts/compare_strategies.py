@@ -1,16 +1,22 @@
-"""Comparison of all decoding strategies on one checkpoint: text, cost per token, repetition. Prints Markdown.
+"""Comparison of all decoding strategies and settings on one checkpoint: text, cost per token, repetition. In Markdown.
 
 python scripts/compare_strategies.py CHECKPOINT PROMPT [--max_new_tokens 100]
+python scripts/compare_strategies.py CHECKPOINT PROMPT --sweeps docs/decoding      each setting over its range, plotted
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
+import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 from lit_gpt import load
 from lit_gpt.api import Generator
+from lit_gpt.atomic import atomic_write
 from lit_gpt.generation.strategy_table import STRATEGIES
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -28,6 +34,24 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 _COMPARED = {settings.get("strategy", "sample") for _, settings in CASES}
 CASES += [(name, {"strategy": name}) for name in STRATEGIES if name not in _COMPARED]
+
+
+SAMPLES = 8
+"""Texts of each value of a setting that draws."""
+SWEEPS: list[tuple[str, str, Sequence[float], dict[str, Any]]] = [
+    ("temperature", "temperature", (0.1, 0.3, 0.7, 1.0, 1.5, 2.0), {}),
+    ("top-k", "top_k", (1, 5, 20, 50, 200), {}),
+    ("top-p", "top_p", (0.3, 0.5, 0.8, 0.9, 0.95, 1.0), {}),
+    ("min-p", "min_p", (0.0, 0.02, 0.05, 0.1, 0.2, 0.5), {}),
+    ("repetition penalty", "repetition_penalty", (1.0, 1.05, 1.1, 1.3, 1.6), {"temperature": 0.7}),
+    ("frequency penalty", "frequency_penalty", (0.0, 0.25, 0.5, 1.0, 2.0), {"temperature": 0.7}),
+    ("presence penalty", "presence_penalty", (0.0, 0.25, 0.5, 1.0, 2.0), {"temperature": 0.7}),
+    ("beams", "num_beams", (1, 2, 4, 8, 16), {"strategy": "beam"}),
+    ("contrastive α (k = 4)", "penalty_alpha", (0.0, 0.2, 0.4, 0.6, 0.8), {"strategy": "contrastive", "top_k": 4}),
+    ("contrastive k (α = 0.6)", "top_k", (2, 4, 8, 16), {"strategy": "contrastive", "penalty_alpha": 0.6}),
+    ("simulations of mcts", "num_simulations", (2, 8, 32), {"strategy": "mcts"}),
+]
+"""A title, the setting, its values, and the settings beside it."""
 
 
 class Measurement(TypedDict):
@@ -51,6 +75,11 @@ def distinct(ids: list[int], n: int) -> float:
     return len(set(grams)) / max(1, len(grams))
 
 
+def repetition(ids: list[int], window: int = 32) -> float:
+    """Share of the tokens that are among the `window` before them (rep of Welleck et al. 2020, arXiv 1908.04319)."""
+    return sum(token in ids[max(0, i - window) : i] for i, token in enumerate(ids)) / max(1, len(ids))
+
+
 def measure(gpt: Generator, prompt: str, n: int, settings: dict[str, Any]) -> Measurement:
     """Continue `prompt` by `n` tokens with the keywords of `Generator.complete` in `settings`, whatever their types."""
     engine = gpt.engine()
@@ -70,15 +99,102 @@ def measure(gpt: Generator, prompt: str, n: int, settings: dict[str, Any]) -> Me
     }
 
 
+class Texts(TypedDict):
+    """The continuations with one value of a setting.
+
+    `distinct`: the mean share of different n-grams, for n = 2 and 4. `repeated`: `repetition`. `logprob`: the mean
+    log-probability of a token by the unprocessed model, in nats.
+    """
+
+    value: float
+    distinct: tuple[float, float]
+    repeated: float
+    logprob: float
+    sample: str
+
+
+def sweep(
+    gpt: Generator, prompt: str, n: int, name: str, values: Sequence[float], beside: dict[str, Any]
+) -> list[Texts]:
+    """Continue `prompt` by `n` tokens with each of `values` of the setting `name`."""
+    found = []
+    for value in values:
+        draws = {} if "strategy" in beside else {"seed": 1, "num_samples": SAMPLES}
+        settings = {**beside, **draws, name: value}
+        (texts,) = gpt.complete([prompt], max_new_tokens=n, **settings)
+        grams = [(distinct(one.ids, 2), distinct(one.ids, 4)) for one in texts]
+        scores = [token.logprob or 0.0 for one in texts for token in gpt.logprobs(prompt + one.text)[-len(one.ids) :]]
+        pairs, fours = (statistics.mean(column) for column in zip(*grams))
+        found.append(
+            Texts(
+                value=value,
+                distinct=(pairs, fours),
+                repeated=statistics.mean(repetition(one.ids) for one in texts),
+                logprob=statistics.mean(scores),
+                sample=texts[0].text,
+            )
+        )
+    return found
+
+
+def print_sweeps(gpt: Generator, prompt: str, n: int, folder: Path) -> None:
+    """A table, a picture and a text of each value, for every setting."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for title, name, values, beside in SWEEPS:
+        print(f"{title} …", file=sys.stderr, flush=True)
+        rows = sweep(gpt, prompt, n, name, values, beside)
+        flags = " ".join(f"--{key} {value}" for key, value in beside.items())
+        print(f"\n### {title}\n\n`--{name}`{f' beside `{flags}`' if flags else ''}\n")
+        print("| value | distinct-2 | distinct-4 | repeated | mean log-prob. | a text |\n|---|---|---|---|---|---|")
+        for row in rows:
+            shown = row["sample"].replace("\n", "⏎").replace("|", "\\|")
+            figures = (
+                f"{row['distinct'][0]:.2f} | {row['distinct'][1]:.2f} | {row['repeated']:.0%} | {row['logprob']:.2f}"
+            )
+            print(f"| {row['value']:g} | {figures} | {shown} |")
+        path = folder / f"{name if 'strategy' not in beside else beside['strategy'] + '_' + name}.svg"
+        plot_sweep(title, rows, path)
+        print(f"\n![{title}]({path.parent.name}/{path.name})")
+
+
+def plot_sweep(title: str, rows: list[Texts], path: Path) -> None:
+    """Distinct n-grams and likelihood over the values."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "lit_gpt"  # the same file for the same figures
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+    labels = [f"{row['value']:g}" for row in rows]
+    left.plot(labels, [row["distinct"][0] for row in rows], "o-", label="distinct-2")
+    left.plot(labels, [row["distinct"][1] for row in rows], "o-", label="distinct-4")
+    left.set_ylim(0, 1.05)
+    left.legend()
+    right.plot(labels, [row["logprob"] for row in rows], "o-", color="#b04040")
+    right.set_ylabel("mean log-probability")
+    for axes in (left, right):
+        axes.set_xlabel(title)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)
+
+
 def main() -> None:
     """Print the table, then the texts."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("prompt")
     parser.add_argument("--max_new_tokens", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts")
+    parser.add_argument(
+        "--sweeps", type=Path, help="instead: each setting over its range, with pictures in this folder"
+    )
     options = parser.parse_args()
     gpt = load(options.checkpoint)
+    if options.sweeps is not None:
+        print_sweeps(gpt, options.prompt, options.max_new_tokens, options.sweeps)
+        return
     results = {}
     for name, settings in CASES:
         runs = [measure(gpt, options.prompt, options.max_new_tokens, settings) for _ in range(options.repeats)]

@@ -68,8 +68,9 @@ def open_gguf(path: Path, tokenizer: Tokenizer | None) -> SourceCheckpoint:
         heads = heads_of(name, model.name, model.config) if _is_of_block(name) else None
         stored[name] = tensor if heads is None or tensor.shape[0] % (2 * heads) else from_pairs(tensor, heads)
     config, stored = _without_zero_biases(model, stored, where)
-    weights = to_our_names(config, tensor_plan(model.name, config), stored, where, tied_head="output.weight")
-    return SourceCheckpoint(where, f"GGUF ({model.name})", config, tokenizer, weights)
+    plan = tensor_plan(model.name, config)
+    weights = to_our_names(config, plan, stored, where, tied_head="output.weight")
+    return SourceCheckpoint(where, f"GGUF ({model.name})", config, tokenizer, weights, plan)
 
 
 def _is_of_block(name: str) -> bool:

@@ -56,8 +56,9 @@ def open_hf(
     config, stored = _without_zero_biases(values, config, stored)
     ignored = r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
     head = f"{ARCHITECTURES[model_type].tensors['lm_head']}.weight"
-    weights = to_our_names(config, tensor_plan(model_type, config), stored, name, ignored, head)
-    return SourceCheckpoint(name, model_type, config, tokenizer, weights)
+    plan = tensor_plan(model_type, config)
+    weights = to_our_names(config, plan, stored, name, ignored, head)
+    return SourceCheckpoint(name, model_type, config, tokenizer, weights, plan)
 
 
 def _with_current_names(model_type: str, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

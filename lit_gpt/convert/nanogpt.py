@@ -56,14 +56,15 @@ def open_nanogpt(file: OpenTorchFile, tokenizer: Tokenizer | None) -> SourceChec
     config = nanogpt_config(path, file.content["model_args"])
     stored = strip_prefix(stored_tensors(file, "model"), "_orig_mod.")  # torch.compile's prefix
     check_fits(config, [tensor.shape for tensor in stored.values()], str(path))
-    weights = to_our_names(config, list(tensor_entries(config, TABLE)), stored, str(path), _MASK, "lm_head.weight")
+    plan = list(tensor_entries(config, TABLE))
+    weights = to_our_names(config, plan, stored, str(path), _MASK, "lm_head.weight")
     if tokenizer is None:
         tokenizer = _find_characters(path, _dataset(file.content), config.vocab_rows)
     if tokenizer is None and config.vocab_size == _GPT2_VOCAB:
         tokenizer = named_tokenizer("gpt2", config.vocab_size)
     elif tokenizer is None:
         note(f"without a tokenizer: to add one, copy {_META} from nanoGPT's data folder to {path.parent}")
-    return SourceCheckpoint(str(path), "nanoGPT", config, tokenizer, weights)
+    return SourceCheckpoint(str(path), "nanoGPT", config, tokenizer, weights, plan)
 
 
 def nanogpt_config(path: Path, arguments: dict[str, Any]) -> GPTConfig:

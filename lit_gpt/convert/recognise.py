@@ -183,7 +183,7 @@ def _open_ours(file: OpenTorchFile, tokenizer: Tokenizer | None) -> SourceCheckp
     weights = to_our_names(
         header.config, plan, strip_prefix(stored, "_orig_mod."), str(path), tied_head="lm_head.weight"
     )
-    return SourceCheckpoint(str(path), OURS, header.config, tokenizer, weights, training_record(file, header))
+    return SourceCheckpoint(str(path), OURS, header.config, tokenizer, weights, plan, training_record(file, header))
 
 
 def _chosen_tokenizer(spec: str) -> Tokenizer:

@@ -9,7 +9,7 @@ import torch
 from lit_gpt.checkpoint.format import build_model
 from lit_gpt.checkpoint.training_record import TrainingRecord
 from lit_gpt.console import note
-from lit_gpt.convert.weights import DTYPES, StoredTensor
+from lit_gpt.convert.weights import DTYPES, StoredTensor, TensorEntry
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
@@ -26,6 +26,7 @@ class SourceCheckpoint:
         config: the model's shape.
         tokenizer: its tokenizer, or None where the source has none.
         weights: by the names of `GPT.state_dict`; a tied head is not among them.
+        plan: where each of these is in the source, by its own names.
         training: what the checkpoint says of the run that made it; None where it is none of ours.
     """
 
@@ -34,6 +35,7 @@ class SourceCheckpoint:
     config: GPTConfig
     tokenizer: Tokenizer | None
     weights: dict[str, StoredTensor]
+    plan: list[TensorEntry]
     training: TrainingRecord | None = None
 
     def to(self, dtype: str | torch.dtype | None) -> SourceCheckpoint:

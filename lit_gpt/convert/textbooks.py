@@ -65,10 +65,11 @@ def open_raschka(
     stored = strip_prefix(stored_tensors(file, *keys), "_orig_mod.")
     config = _raschka_config(path, stored, n_head, n_head_option)
     check_fits(config, [tensor.shape for tensor in stored.values()], str(path))
-    weights = to_our_names(config, list(tensor_entries(config, RASCHKA_TABLE)), stored, str(path), r"\.att\.mask$")
+    plan = list(tensor_entries(config, RASCHKA_TABLE))
+    weights = to_our_names(config, plan, stored, str(path), r"\.att\.mask$")
     if tokenizer is None and config.vocab_size == GPTConfig().vocab_size:
         tokenizer = named_tokenizer("gpt2", config.vocab_size)
-    return SourceCheckpoint(str(path), "LLMs from scratch", config, tokenizer, weights)
+    return SourceCheckpoint(str(path), "LLMs from scratch", config, tokenizer, weights, plan)
 
 
 def _raschka_config(path: Path, stored: dict[str, StoredTensor], n_head: int | None, n_head_option: str) -> GPTConfig:
@@ -134,7 +135,7 @@ def open_transformer_book(file: OpenTorchFile, tokenizer: Tokenizer | None) -> S
     plan = list(tensor_entries(config, transformer_book_table(config)))
     weights = to_our_names(config, plan, stored, str(path), r"\.mha\.heads\.\d+\.(mask|tril)$")
     tokenizer = tokenizer or named_tokenizer("cl100k_base", config.vocab_size)
-    return SourceCheckpoint(str(path), "transformer book", config, tokenizer, weights)
+    return SourceCheckpoint(str(path), "transformer book", config, tokenizer, weights, plan)
 
 
 def transformer_book_table(config: GPTConfig) -> NameTable:

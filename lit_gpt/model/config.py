@@ -336,6 +336,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
     # Raschka, "Build a Large Language Model (From Scratch)", chapter 4: GPT-2 124M, untied, no QKV bias.
     "llms-from-scratch-124m": {"qkv_bias": False, "tie_embeddings": False},
+    # The transformer book's model (github.com/waylandzhang/llm-transformer-book): a matrix of its own for each head's
+    # queries, keys and values, which are one here.
+    "transformer-book": {
+        "position": "sinusoidal",
+        "mlp": "relu",
+        "qkv_bias": False,
+        "head_bias": True,
+        "tie_embeddings": False,
+        "dropout": 0.1,
+        "n_layer": 6,
+        "n_head": 4,
+        "n_embd": 80,
+        "block_size": 128,
+        "vocab_size": 100256,  # of cl100k_base, which the book uses; `fit` has that of its data
+    },
     "nano": {**_MODERN, "n_layer": 6, "n_head": 4, "n_embd": 256, "block_size": 256},
     "modern-124m": {**_MODERN},
     "modern-350m": {**_MODERN, "n_layer": 24, "n_head": 16, "n_embd": 1024},

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.insight.info.memory import TrainingMemory, TrainingStep, check_precision, training_memory
+from lit_gpt.insight.info.source_names import SourceTensor
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.kv_cache import KVCache
 from lit_gpt.model.uninitialized import empty_gpt
@@ -19,12 +20,21 @@ _EMBEDDINGS = ("wte.weight", "wpe.weight", "lm_head.weight")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is described: its shape, how it is trained where that is known, and the dtypes that its file holds."""
+    """What is described.
+
+    Attributes:
+        source: where it comes from.
+        config: its shape.
+        training: how it is trained, where that is known.
+        dtypes: those of the tensors in its file, by name.
+        tensors: of that file under its own names, where it is another project's.
+    """
 
     source: str
     config: GPTConfig
     training: dict[str, Any] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
+    tensors: list[SourceTensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.insight.info.describe import Subject, describe, dtype_name
-from lit_gpt.insight.info.table import print_hardware, print_info
+from lit_gpt.insight.info.describe import ModelInfo, Subject, describe, dtype_name
+from lit_gpt.insight.info.parts import count_parts
+from lit_gpt.insight.info.shapes import walk_shapes
+from lit_gpt.insight.info.source_names import source_tensors
+from lit_gpt.insight.info.table import print_hardware, print_info, print_parts, print_shapes, print_source_tensors
 from lit_gpt.model.config import PRESETS, GPTConfig
 from lit_gpt.options import CommandParser
 
@@ -52,7 +56,8 @@ def subject_from_source(source: str, n_head: int | None = None) -> Subject:
     """
     from lit_gpt.convert.recognise import open_source
 
-    return Subject(source, open_source(source, None, n_head, "lit_gpt info --n_head N").config)
+    opened = open_source(source, None, n_head, "lit_gpt info --n_head N")
+    return Subject(source, opened.config, tensors=source_tensors(opened.plan))
 
 
 def subject_from_config(path: str) -> Subject:
@@ -132,32 +137,58 @@ def main(argv: list[str]) -> int | None:
     """`lit_gpt info`."""
     args = _parser().parse_args(argv)
     sources = {name: args[name] for name in _SOURCES if args[name] is not None}
-    if args.format not in ("table", "json"):
-        raise UserError(f"format {args.format!r} is unknown: {nearest(args.format, ['table', 'json'])}")
-    if len(sources) != 1 and not (args.hardware and not sources):
-        raise UserError(
-            f"give one of --preset, --config, --ckpt_path and --init_from, not {len(sources)}: presets are {_presets()}"
-        )
-    if args.n_head is not None and args.init_from is None:
-        raise UserError(f"--n_head {args.n_head} is for --init_from: leave it out, or name the source there")
+    _check(args, sources)
     results: dict[str, Any] = {}
+    views: list[Callable[[], None]] = []
+    for name, value in sources.items():
+        subject = subject_from_source(value, args.n_head) if name == "init_from" else _SOURCES[name](value)
+        info = describe(subject, **{name: args[name] for name in _SETTINGS})
+        details, views = _details(args, subject, info)
+        results = {**info.to_dict(), **details}
+        views = views or [partial(print_info, info)]
     if args.hardware:
         from lit_gpt.train.hardware import hardware_table
 
         results["hardware"] = dict(hardware_table())
-    if sources:
-        name, value = sources.popitem()
-        subject = subject_from_source(value, args.n_head) if name == "init_from" else _SOURCES[name](value)
-        info = describe(subject, **{name: args[name] for name in _SETTINGS})
-        results = {**info.to_dict(), **results}
+        views.append(partial(print_hardware, results["hardware"]))
     if args.format == "json":
         print(json.dumps(results, indent=1))
         return 0
-    if sources or "source" in results:
-        print_info(info)
-    if args.hardware:
-        print_hardware(results["hardware"])
+    for view in views:
+        view()
     return 0
+
+
+def _check(args: Any, sources: dict[str, str]) -> None:
+    """Refuse options that do not go together. Raises UserError."""
+    for name, known in (("format", ("table", "json")), ("by", ("tensor", "part")), ("names", ("lit_gpt", "source"))):
+        if args[name] not in known:
+            raise UserError(f"{name} {args[name]!r} is unknown: {nearest(args[name], known)}")
+    if len(sources) != 1 and not (args.hardware and not sources):
+        raise UserError(
+            f"give one of --preset, --config, --ckpt_path and --init_from, not {len(sources)}: presets are {_presets()}"
+        )
+    for flag, wanted in (("--n_head", args.n_head is not None), ("--names source", args.names == "source")):
+        if wanted and args.init_from is None:
+            raise UserError(f"{flag} is for --init_from: leave it out, or name the source there")
+
+
+def _details(args: Any, subject: Subject, info: ModelInfo) -> tuple[dict[str, Any], list[Callable[[], None]]]:
+    """What --by part, --shapes and --names source ask for: plain values, and the tables in place of the usual ones."""
+    details: dict[str, Any] = {}
+    views: list[Callable[[], None]] = []
+    if args.by == "part":
+        count = count_parts(info.config, info.tensors)
+        details["parts"] = count.to_dict()
+        views.append(partial(print_parts, info, count))
+    if args.shapes:
+        steps = walk_shapes(info.config, info.settings["batch_size"], info.settings["context"])
+        details["shapes"] = [vars(step) for step in steps]
+        views.append(partial(print_shapes, info, steps))
+    if args.names == "source":
+        details["source_tensors"] = [vars(tensor) for tensor in subject.tensors]
+        views.append(partial(print_source_tensors, subject))
+    return details, views
 
 
 _SOURCES: dict[str, Callable[[str], Subject]] = {
@@ -197,6 +228,11 @@ def _parser() -> Any:
     )
     parser.add_argument("--n_head", type=int | None, help="heads of --init_from, where its file does not say")
     parser.add_argument("--format", type=str, default="table", help="table or json")
+    parser.add_argument("--by", type=str, default="tensor", help="tensor, or part: the count by part with its sums")
+    parser.add_argument("--shapes", action="store_true", help="a batch's shapes on its way through every layer")
+    parser.add_argument(
+        "--names", type=str, default="lit_gpt", help="lit_gpt, or source: the names in --init_from's own file"
+    )
     parser.add_argument("--hardware", action="store_true", help="what `precision: auto` decides by on this machine")
     parser.add_argument("--batch_size", type=int | None, help="sequences of a micro-batch, for the training memory")
     parser.add_argument("--context", type=int | None, help="tokens of a sequence; the model's block_size if left out")

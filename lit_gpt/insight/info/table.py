@@ -5,8 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from lit_gpt.insight.info.describe import ModelInfo, TensorInfo
+from lit_gpt.insight.info.describe import ModelInfo, Subject, TensorInfo
 from lit_gpt.insight.info.memory import TrainingMemory
+from lit_gpt.insight.info.parts import CountedPart, PartCount
+from lit_gpt.insight.info.shapes import ShapeStep
 
 
 def print_info(info: ModelInfo) -> None:
@@ -23,6 +25,72 @@ def print_hardware(rows: dict[str, str]) -> None:
     table = Table("hardware", "", title="This machine", title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)
+    Console(highlight=False).print(table)
+
+
+def print_parts(info: ModelInfo, count: PartCount) -> None:
+    """The count by part, with its sums."""
+    table = Table("part", "sum", title=f"{info.source}: parameters by part", title_justify="left")
+    table.add_column("parameters", justify="right")
+
+    def add(part: CountedPart) -> None:
+        table.add_row(part.name, part.sum, f"{part.count:,}")
+
+    for part in count.before:
+        add(part)
+    table.add_section()
+    for part in count.block:
+        add(part)
+    together = " + ".join(f"{part.count:,}" for part in count.block)
+    table.add_row("a block", together, f"{count.per_block:,}")
+    table.add_row("all blocks", f"{count.n_layer} × {count.per_block:,}", f"{count.n_layer * count.per_block:,}")
+    table.add_section()
+    for part in count.after:
+        add(part)
+    table.add_section()
+    terms = [*(part.count for part in count.before), count.n_layer * count.per_block]
+    terms += [part.count for part in count.after]
+    table.add_row("total", " + ".join(f"{term:,}" for term in terms), f"{count.total:,}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(_about_the_head(count), soft_wrap=True)
+
+
+def _about_the_head(count: PartCount) -> str:
+    """What tying the head to the embedding does to the count."""
+    if count.tied:
+        untied = f"{count.total:,} + {count.tied:,} = {count.total + count.tied:,}"
+        return f"The head is the token embedding (tied), counted once. With a head of its own: {untied}."
+    embedding = count.before[0].count
+    tied = f"{count.total:,} − {embedding:,} = {count.total - embedding:,}"
+    return f"The head has weights of its own (untied). With the token embedding as its weights: {tied}."
+
+
+def print_shapes(info: ModelInfo, steps: list[ShapeStep]) -> None:
+    """The way of a batch through the model; blocks after the first, which are like it, in one row."""
+    table = Table("layer", "kind", "in", "out", title=f"{info.source}: shapes", title_justify="left")
+    last = info.config.n_layer - 1
+    for step in steps:
+        if step.name.startswith("h.") and not step.name.startswith("h.0"):
+            if step.name == f"h.{last}":
+                table.add_row(f"h.1 … h.{last}" if last > 1 else "h.1", "likewise", axes(step.before), axes(step.after))
+            continue
+        table.add_row(step.name, step.kind, axes(step.before), axes(step.after))
+    Console(highlight=False).print(table)
+
+
+def axes(shape: tuple[int, ...]) -> str:
+    """A shape, as `(2, 4, 50,257)`."""
+    return "(" + ", ".join(f"{count:,}" for count in shape) + ")"
+
+
+def print_source_tensors(subject: Subject) -> None:
+    """The tensors of another project's file under its own names."""
+    table = Table("tensor", "shape", title=f"{subject.source}: its own names", title_justify="left")
+    table.add_column("count", justify="right")
+    table.add_column("here")
+    for tensor in subject.tensors:
+        table.add_row(tensor.name, str(list(tensor.shape)), f"{tensor.count:,}", tensor.ours)
     Console(highlight=False).print(table)
 
 

@@ -1,0 +1,52 @@
+"""scripts/compare_strategies.py: its figures by hand, and both of its forms on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from environment import FIXTURES, ROOT
+
+from lit_gpt.generation.strategy_table import STRATEGIES
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("compare_strategies", ROOT / "scripts/compare_strategies.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_distinct_and_repetition(script: ModuleType) -> None:
+    assert script.distinct([1, 2, 1, 2, 3], 2) == 3 / 4  # 12, 21, 12, 23
+    assert script.distinct([1], 2) == 0
+    assert script.repetition([1, 2, 1, 3, 3]) == 2 / 5
+    assert script.repetition([1, 2, 3, 1], window=2) == 0
+
+
+def test_every_strategy_is_compared(script: ModuleType) -> None:
+    assert {settings.get("strategy", "sample") for _, settings in script.CASES} >= set(STRATEGIES)
+
+
+@pytest.mark.slow
+def test_both_forms(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare_strategies.py", str(FIXTURES / "modern.ckpt"), "First", "--max_new_tokens", "6"]
+    monkeypatch.setattr(sys, "argv", [*words, "--repeats", "1"])
+    script.main()
+    text = capsys.readouterr().out
+    assert all(f"| {name} |" in text and f"**{name}**" in text for name, _ in script.CASES)
+    monkeypatch.setattr(script, "SAMPLES", 2)
+    monkeypatch.setattr(sys, "argv", [*words, "--sweeps", str(tmp_path / "plots")])
+    script.main()
+    text = capsys.readouterr().out
+    for title, _, values, _ in script.SWEEPS:
+        section = text.split(f"### {title}\n")[1].split("\n### ")[0]
+        assert section.count("\n| ") == len(values) + 1 and "svg" in section
+    assert len(list((tmp_path / "plots").glob("*.svg"))) == len(script.SWEEPS)

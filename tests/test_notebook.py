@@ -1,0 +1,44 @@
+"""docs/step_by_step.ipynb, executed from its first cell to its last on a short run; its outputs are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from environment import ROOT
+from nbclient import NotebookClient
+
+NOTEBOOK = ROOT / "docs/step_by_step.ipynb"
+SHORT = "--trainer.max_steps 30 --trainer.val_check_interval 30 --data.tokenizer bpe:600"
+
+
+def test_its_outputs_are_kept() -> None:
+    cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) >= 9 and all(cell["execution_count"] == number for number, cell in enumerate(code, 1))
+    assert all(output["output_type"] == "stream" for cell in code for output in cell["outputs"])
+    text = "".join(line for cell in code for output in cell["outputs"] for line in output["text"])
+    assert all(start in text for start in ("农夫山泉", "可口可乐", "奥利奥", "蒙牛"))
+
+
+@pytest.mark.slow
+def test_it_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("scripts", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bin").mkdir()
+    for name, words in (("python", '"$@"'), ("lit_gpt", '-m lit_gpt "$@"')):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("STEP_BY_STEP_FLAGS", SHORT)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(NOTEBOOK, 4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "6 blocks, 4 heads, width 80" in text and "蒙牛" in text
