@@ -8,6 +8,7 @@ then use up the process's files, and nobody else gets in.
 from __future__ import annotations
 
 import asyncio
+import select
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,9 @@ class ConnectionLimits:
     """What a client may do to a connection.
 
     Attributes:
-        max_connections: open at once. Above it the one that has kept the server waiting longest is closed; if every
-            one of them is being answered, the new one gets 503.
+        max_connections: open at once. Above it the one that has kept the server waiting longest is closed, and that
+            is none of which something has come that was not read yet; if every one of them is being answered, the new
+            one gets 503.
         header_seconds: from the connection, or from a later request's first byte, to the end of the headers.
         close_seconds: for what is still to be sent when a connection is closed.
     """
@@ -76,7 +78,10 @@ class Connections:
         waiting = [each for each in self._open if each.waits_for_client and each is not connection]
         self.metrics.rejected.labels("too_many_connections").inc()
         if waiting:
-            longest = min(waiting, key=lambda each: float(each.since))
+            longest = min(waiting, key=_waiting_since)
+            if longest.has_unread:
+                silent = (each for each in sorted(waiting, key=_waiting_since) if not each.has_unread)
+                longest = next(silent, longest)
             self._open.discard(longest)  # now: the loop may accept more before it tells that this one is closed
             longest.transport.abort()
         else:
@@ -136,6 +141,13 @@ class LimitedProtocol(_BASE):
         """Whether headers, or the rest of a body, have not come yet."""
         return self.is_idle or self.cycle.more_body
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes have come that were not read yet: the loop accepts many connections before it reads again."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open; the time for headers begins."""
         super().connection_made(transport)
@@ -162,6 +174,10 @@ class LimitedProtocol(_BASE):
         super().on_response_complete()
         if self.is_idle:  # and not at a request that was sent ahead
             self.since, self.headers_since = self.loop.time(), None
+
+
+def _waiting_since(connection: LimitedProtocol) -> float:
+    return connection.since
 
 
 def limited_protocol(limits: ConnectionLimits, metrics: Metrics) -> type[asyncio.Protocol]:

@@ -105,6 +105,17 @@ def test_a_connection_that_is_being_answered_is_not_closed_for_a_new_one(start: 
     assert server.get("/health").status_code == 200
 
 
+def test_a_request_that_has_come_is_not_closed_unread(start: Start) -> None:
+    """It was reset: the loop accepts all connections that wait before it reads from the first (torture.py, serve)."""
+    server = start(connections=ConnectionLimits(max_connections=4))
+    loop = server.uvicorn.servers[0].get_loop()
+    loop.call_soon_threadsafe(time.sleep, 0.3)
+    whole = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with connected(server, 1, whole) as (first,), connected(server, 8):
+        assert read_answer(first).startswith(b"HTTP/1.1 200")
+    assert server.metric('requests_rejected_total{reason="too_many_connections"}') > 0
+
+
 @pytest.mark.slow
 def test_a_client_that_does_not_read_loses_its_connection(start: Start) -> None:
     limits = ConnectionLimits(header_seconds=0.3, close_seconds=0.3)
