@@ -29,7 +29,7 @@ from lit_gpt.atomic import atomic_write
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.train.optim import OptimizerConfig, clip_gradients, make_optimizer
-from lit_gpt.train.precision import cpu_has_bf16
+from lit_gpt.train.precision import cpu_has_bf16, muon_arithmetic
 from lit_gpt.train.schedule import ScheduleConfig
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "shakespeare_char_modern.yaml"
@@ -69,7 +69,7 @@ class Trainee:
         for block in self.model.h:
             block.compile()
         settings = replace(OptimizerConfig(**recipe["model"]["optimizer"]), **optimizer)
-        self.optimizer = make_optimizer(self.model, settings)
+        self.optimizer = make_optimizer(self.model, settings, muon_arithmetic=muon_arithmetic("cpu"))
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.clip = recipe["trainer"]["gradient_clip_val"]
 
