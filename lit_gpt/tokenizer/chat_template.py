@@ -137,8 +137,7 @@ class ChatTemplate:
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """The ids that end an assistant's turn; generation stops at them. Blocks, once, while the child renders."""
-        known = [self.tokenizer.specials[name] for name in _TURN_ENDS if name in self.tokenizer.specials]
-        return tuple(dict.fromkeys([*self._written_end, *known]))
+        return tuple(dict.fromkeys([*self._written_end, *known_end_ids(self.tokenizer)]))
 
     @cached_property
     def _written_end(self) -> tuple[int, ...]:
@@ -195,6 +194,11 @@ class ChatTemplate:
 
     def _split(self, text: str) -> SplitRendering:
         return split_rendering(text, self._marks_and_names, self.tokenizer)
+
+
+def known_end_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids of the special tokens that are known to end a turn, without a look at the template."""
+    return [tokenizer.specials[name] for name in _TURN_ENDS if name in tokenizer.specials]
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:

@@ -55,3 +55,8 @@ def without_generation_tags(template: str) -> str:
     In its stead comes a condition that always holds, since blocks also take away spaces around them.
     """
     return _GENERATION.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", template)
+
+
+def with_generation_tags(template: str) -> str:
+    """The inverse of `without_generation_tags` for our own template; another is returned as it is."""
+    return next((ours for ours in (CHATML, BOS + CHATML) if template == without_generation_tags(ours)), template)
