@@ -49,6 +49,11 @@ def is_ours(template: str) -> bool:
     return template in (CHATML, BOS + CHATML)
 
 
+def has_generation_tags(template: str) -> bool:
+    """Whether the template itself says what the assistant generates."""
+    return _GENERATION.search(template) is not None
+
+
 def without_generation_tags(template: str) -> str:
     """A template that writes the same, without `{% generation %}`, which Jinja itself and llama.cpp do not know.
 
