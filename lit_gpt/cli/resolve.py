@@ -97,7 +97,7 @@ def resolve_data(
         grown = _grown_vocabulary(options.data.path, weights.source, data.tokenizer)
         resolve_grown_vocabulary(options, weights.source.config, grown)
     elif weights.tokenizer is not None and data.tokenizer is not None:
-        _check_vocabulary(subcommand, options.data.path, weights.tokenizer, data.tokenizer)
+        _check_vocabulary(options.data.path, weights.tokenizer, data.tokenizer)
     if data.tokenizer is not None:
         _resolve_vocabulary(options, weights, data.tokenizer, default_vocab_size)
     return data.tokenizer
@@ -140,7 +140,7 @@ def _prepare(data: TokenDataModule, trained_with: Tokenizer | None) -> str:
     return "ready"
 
 
-def _check_vocabulary(subcommand: str, path: str, trained_with: Tokenizer, tokenizer: Tokenizer) -> None:
+def _check_vocabulary(path: str, trained_with: Tokenizer, tokenizer: Tokenizer) -> None:
     """Refuse data whose tokenizer is not the model's. Raises UserError."""
     new_ids = new_special_ids(tokenizer, trained_with)
     if new_ids is None:
@@ -151,8 +151,8 @@ def _check_vocabulary(subcommand: str, path: str, trained_with: Tokenizer, token
         )
     if new_ids:
         raise UserError(
-            f"{path} has special tokens that the model lacks ({_new_names(tokenizer, trained_with)}): fit --init_from "
-            f"adds them to a model, {subcommand} does not"
+            f"{path} has special tokens that the model lacks ({_new_names(tokenizer, trained_with)}): start a new run "
+            f"with fit --init_from, which adds them to a model"
         )
 
 
@@ -165,7 +165,7 @@ def _grown_vocabulary(path: str, source: SourceCheckpoint, tokenizer: Tokenizer 
     if tokenizer is None or source.tokenizer is None:
         return source.config
     if not new_special_ids(tokenizer, source.tokenizer):
-        _check_vocabulary("fit", path, source.tokenizer, tokenizer)
+        _check_vocabulary(path, source.tokenizer, tokenizer)
         return source.config
     if is_rank_zero():
         note(f"new special tokens: {_new_names(tokenizer, source.tokenizer)}; their rows begin as the mean of all")
