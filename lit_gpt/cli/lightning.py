@@ -225,6 +225,8 @@ class Program(CheckpointKeepsFlags, LightningCLI):
                 self._say_stopped(stopped)
             raise
         finally:
+            if self.prediction is not None:
+                self.prediction.close()
             self._free_run_folder()
 
     def _say_stopped(self, stopped: SIGTERMException) -> None:
