@@ -115,13 +115,15 @@ class ByteFallbackTokenizer(Tokenizer):
         """As `Tokenizer.with_specials`."""
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         added = [token for token in self.content["added_tokens"] if token["special"] or token["content"] not in names]
-        vocabulary, next_id = dict(self.content["model"]["vocab"]), self.n_vocab
+        next_id, vocabulary = self.n_vocab, self.content["model"]["vocab"]
         for name in names:
             if name not in self.specials:
                 number = self._vocabulary.get(name, next_id)
                 next_id += number == next_id
-                vocabulary[name] = number  # or another program gives it the next free id, whatever its own is
                 added.append({"id": number, "content": name, **flags})
+        if len({*self._vocabulary.values(), *self.specials.values()}) < self.n_vocab:
+            # Another program would give a token that is not in the vocabulary the next free id, whatever its own is.
+            vocabulary = vocabulary | {token["content"]: token["id"] for token in added}
         content = {**self.content, "added_tokens": added, "model": {**self.content["model"], "vocab": vocabulary}}
         details = {"bos_id": self.bos_id, "end_of_text": self.end_of_text, "chat_template": chat_template}
         return self.of_content(self.name, content, **details)

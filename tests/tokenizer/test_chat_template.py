@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from lit_gpt.convert.tokenizer_json import convert_tokenizer, write_tokenizer, write_tokenizer_config
 from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.byte_fallback import hub_tokenizer
 from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, TemplateFailed, with_chat_template
 from lit_gpt.tokenizer.chatml import BOS, CHATML, with_generation_tags, without_generation_tags
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
@@ -343,6 +344,18 @@ def test_our_template_is_added_to_every_kind(kind: str, tmp_path: Any) -> None:
     assert with_chat_template(after) is after
     has_one = replace(before, chat_template="{{ x }}")
     assert with_chat_template(has_one) is has_one
+
+
+def test_another_program_reads_the_ids_of_a_vocabulary_with_gaps() -> None:
+    values = byte_fallback_file("gemma")
+    for token in values["added_tokens"]:
+        token["id"] += 100 * (token["content"] == "<table>")
+        values["model"]["vocab"][token["content"]] = token["id"]
+    details = {"eos": "</s>", "eos_id": None, "bos": None, "chat_template": None}
+    after = with_chat_template(convert_tokenizer(values, details, "x", "x"))
+    assert (after.specials["<|im_start|>"], after.specials["<|im_end|>"], after.n_vocab) == (584, 585, 586)
+    theirs = hub_tokenizer(write_tokenizer(after, "x"), "x")
+    assert all(theirs.token_to_id(name) == number for name, number in after.specials.items())
 
 
 def test_without_the_tag_the_same_is_written(template_of: Callable[..., ChatTemplate]) -> None:
