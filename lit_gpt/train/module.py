@@ -191,8 +191,9 @@ class LitGPT(L.LightningModule):
         """Mean cross-entropy of one micro-batch."""
         if self.config.dropout > 0:
             torch.manual_seed(self._dropout_seed(batch_idx))
-        output = self.model(*batch)
-        loss = output.loss_sum / output.n_targets
+        idx, targets, documents = Batch(*batch)
+        output = self.model(idx, targets, documents=documents)
+        loss = output.loss_sum / output.n_targets.clamp(min=1)  # a micro-batch in which nothing counts
         self._micro_losses.append(loss.detach())
         return loss
 
@@ -306,8 +307,9 @@ class LitGPT(L.LightningModule):
             self._byte_lengths = byte_lengths(self.tokenizer, self.config.vocab_size).to(self.device)
 
     def _count(self, batch: Batch) -> None:
-        output = self.model(*batch)
-        n_bytes = 0 if self._byte_lengths is None else count_bytes(batch[1], self._byte_lengths)
+        idx, targets, documents = Batch(*batch)
+        output = self.model(idx, targets, documents=documents)
+        n_bytes = 0 if self._byte_lengths is None else count_bytes(targets, self._byte_lengths)
         self.metric.update(output.loss_sum, output.n_targets, n_bytes)
 
     def _log_metric(self, stage: str) -> dict[str, Tensor]:
