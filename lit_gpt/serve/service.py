@@ -8,17 +8,19 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from lit_gpt.generation.complete import encode_prompt
 from lit_gpt.generation.prompts import vocabulary_size
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.serve.api_errors import ApiError, bad_request
-from lit_gpt.serve.chat_template import TemplateRenderer
 from lit_gpt.serve.prometheus import Metrics
 from lit_gpt.serve.protocol import PromptBody, Sampling
 from lit_gpt.serve.worker import Worker
+from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.ids import id_outside
+from lit_gpt.tokenizer.template_renderer import TemplateRenderer
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 _LONG_TEXT = 4096
@@ -58,6 +60,11 @@ class Service:
         """End the threads and the process of the templates."""
         self.threads.shutdown(wait=False, cancel_futures=True)
         self.templates.close()
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The model's chat template, if it has one."""
+        return None if self.tokenizer.chat_template is None else ChatTemplate(self.tokenizer, self.templates)
 
     def check_model(self, name: str | None) -> None:
         """Refuse a request for another model.

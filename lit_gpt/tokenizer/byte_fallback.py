@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import secrets
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -18,7 +20,7 @@ import numpy as np
 from lit_gpt.errors import UserError, brief
 from lit_gpt.tokenizer.byte_fallback_content import BYTE_TOKENS, SPACE, checked_content, steps_of
 from lit_gpt.tokenizer.json_object import parse_json
-from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.tokenizer.tokenizer import EncodedParts, Tokenizer
 from lit_gpt.tokenizer.vocabulary import is_panic
 
 NORMALIZATION = "spaces"
@@ -86,6 +88,42 @@ class ByteFallbackTokenizer(Tokenizer):
         """As `Tokenizer.encode_with_specials`."""
         return _encode(self._of_text_with_specials, text)
 
+    def encode_parts(self, parts: Sequence[str | int]) -> EncodedParts:
+        """As `Tokenizer.encode_parts`.
+
+        The library gets the rendering whole, since what it does to a text depends on whether it is the first; but with
+        other names for the special tokens, which no text can have in it.
+        """
+        library, codes = self._of_parts
+        names = {number: name for name, number in self.specials.items()}
+        written = [codes[part] if isinstance(part, int) else part for part in parts]
+        there = [0]  # where each part begins in what the library gets
+        here = [0]  # and in the rendering
+        for part, text in zip(parts, written):
+            there.append(there[-1] + len(text))
+            here.append(here[-1] + len(names[part] if isinstance(part, int) else part))
+        encoding = library.encode("".join(written), add_special_tokens=False)
+
+        def position(offset: int) -> int:
+            part = bisect_right(there, offset) - 1
+            return here[part] + (offset - there[part])
+
+        starts, ends = zip(*encoding.offsets) if encoding.ids else ((), ())
+        return EncodedParts(encoding.ids, list(map(position, starts)), list(map(position, ends)))
+
+    def with_specials(self, names: Sequence[str], chat_template: str | None) -> ByteFallbackTokenizer:
+        """As `Tokenizer.with_specials`."""
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        added = [token for token in self.content["added_tokens"] if token["special"] or token["content"] not in names]
+        new = [name for name in names if name not in self.specials]
+        vocabulary, next_id = self._vocabulary, self.n_vocab
+        for name in new:
+            number = vocabulary.get(name, next_id)
+            next_id += number == next_id
+            added.append({"id": number, "content": name, **flags})
+        details = {"bos_id": self.bos_id, "end_of_text": self.end_of_text, "chat_template": chat_template}
+        return self.of_content(self.name, {**self.content, "added_tokens": added}, **details)
+
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """As `encode`, as uint32 (T,)."""
         return np.array(_encode(self._of_text, text), np.uint32)
@@ -145,6 +183,17 @@ class ByteFallbackTokenizer(Tokenizer):
     @cached_property
     def _of_text_with_specials(self) -> Any:
         return self._library(self.content["added_tokens"], {**self._vocabulary, **self.specials})
+
+    @cached_property
+    def _of_parts(self) -> tuple[Any, dict[int, str]]:
+        """The library's tokenizer with secret names for the special tokens, and the name of each id."""
+        key = secrets.token_hex(8)
+        codes = {number: f"\ue000{key}:{number}\ue001" for number in self.specials.values()}
+        special = [token for token in self.content["added_tokens"] if token["special"]]
+        renamed = [{**token, "content": codes[token["id"]]} for token in special]
+        plain = [token for token in self.content["added_tokens"] if not token["special"]]
+        vocabulary = {**self._vocabulary, **{codes[number]: number for number in self.specials.values()}}
+        return self._library([*plain, *renamed], vocabulary), codes
 
     def _library(self, added: list[dict[str, Any]], vocabulary: dict[str, int]) -> Any:
         # A token that is added but not in the vocabulary would get the next free id, whatever its own is.

@@ -7,16 +7,17 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
 import tiktoken
 
 from lit_gpt.errors import UserError, brief
-from lit_gpt.tokenizer.tokenizer import EVERY_BYTE, Tokenizer
+from lit_gpt.tokenizer.tokenizer import EVERY_BYTE, EncodedParts, Tokenizer
 from lit_gpt.tokenizer.vocabulary import MAX_TOKENS, build_encoding
 
 
@@ -93,9 +94,36 @@ class ByteLevelTokenizer(Tokenizer):
                 ids += self.encode(part)
         return ids
 
+    def encode_parts(self, parts: Sequence[str | int]) -> EncodedParts:
+        """As `Tokenizer.encode_parts`."""
+        names = {number: name for name, number in self.specials.items()}
+        ids: list[int] = []
+        lengths: list[int] = []  # in bytes
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+                lengths.append(len(names[part].encode()))
+            else:
+                new = self.encode(part)
+                ids += new
+                lengths += [len(self._bytes_of[token]) for token in new]
+        whole = "".join(names[part] if isinstance(part, int) else part for part in parts)
+        return EncodedParts(ids, *_characters(whole.encode(), lengths))
+
+    def normalized(self, text: str) -> str:
+        """As `Tokenizer.normalized`."""
+        return unicodedata.normalize("NFC", text) if self.normalization else text
+
+    def with_specials(self, names: Sequence[str], chat_template: str | None) -> ByteLevelTokenizer:
+        """As `Tokenizer.with_specials`."""
+        new = [name for name in names if name not in self.specials]
+        specials = self.specials | {name: self.n_vocab + i for i, name in enumerate(new)}
+        details = {"bos_id": self.bos_id, "normalization": self.normalization, "end_of_text": self.end_of_text}
+        return self.build(self.name, self.pattern, self.ranks, specials, chat_template=chat_template, **details)
+
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """As `encode`, as uint32 (T,), read-only, in a ninth of the memory of a list."""
-        return self._encode(unicodedata.normalize("NFC", text) if self.normalization else text)
+        return self._encode(self.normalized(text))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Ids to bytes; specials and ids outside the vocabulary give none."""
@@ -153,6 +181,16 @@ class ByteLevelTokenizer(Tokenizer):
     @cached_property
     def _bytes_of(self) -> dict[int, bytes]:
         return {rank: token for token, rank in self.ranks.items()}
+
+
+def _characters(data: bytes, lengths: list[int]) -> tuple[list[int], list[int]]:
+    """The first and the past-the-last character of pieces of UTF-8 that are so many bytes long, one after another."""
+    ends = list(accumulate(lengths))
+    starts = [end - length for end, length in zip(ends, lengths)]
+    if data.isascii():
+        return starts, ends
+    character = np.cumsum((np.frombuffer(data, np.uint8) & 0xC0) != 0x80)  # of each byte, from 1 on
+    return (character[starts] - 1).tolist(), character[np.array(ends) - 1].tolist()
 
 
 def _rebuild(

@@ -10,11 +10,11 @@ import codecs
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tiktoken
@@ -38,6 +38,17 @@ _KINDS = {
 """Version of the stored format → the class that reads it, imported when there is one to read."""
 
 
+class EncodedParts(NamedTuple):
+    """The ids of a rendering, and the characters [start, end) that each of them stands for.
+
+    The ids of one character that is several tokens all have that character.
+    """
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+
 def _kind(version: int) -> Any:
     module, _, name = _KINDS[version].partition(":")
     return getattr(import_module(module), name)
@@ -53,7 +64,7 @@ class Tokenizer(ABC):
         normalization: None where the bytes of the tokens are those of the text. "NFC" where text is normalised before
             it is encoded; the round trip is then exact for NFC text. "spaces" where spaces are written as another
             character first, which that one becomes too, and one may be put in front.
-        chat_template: a Jinja template of a converted model.
+        chat_template: a Jinja template, for models that answer.
         end_of_text: the name of the special token that separates documents, if there is one.
 
     >>> tokenizer = get_tokenizer("byte")
@@ -142,6 +153,30 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_with_specials(self, text: str) -> list[int]:
         """As `encode`, but the name of a special token is that token: for the text that a chat template makes."""
+
+    @abstractmethod
+    def encode_parts(self, parts: Sequence[str | int]) -> EncodedParts:
+        """Ids of a rendering that has been taken apart at its special tokens, as it would be encoded whole.
+
+        Args:
+            parts: texts, in which nothing is special, and ids of special tokens. No two texts in a row, no lone
+                surrogates, and each as `normalized` gives it.
+
+        Returns:
+            The ids with their characters, counted as if each special token were its name.
+        """
+
+    def normalized(self, text: str) -> str:
+        """The text that is encoded in place of `text`, where that is decided before the text is cut up."""
+        return text
+
+    @abstractmethod
+    def with_specials(self, names: Sequence[str], chat_template: str | None) -> Tokenizer:
+        """The same with this chat template, and those of these special tokens appended that it has not.
+
+        Raises:
+            UserError: if text can become one of them.
+        """
 
     @abstractmethod
     def encode_to_numpy(self, text: str) -> np.ndarray:
