@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gpt.batch import Batch
 from lit_gpt.checkpoint.format import KEY, check_weights, header_entry
-from lit_gpt.data.datamodule import align_progress
 from lit_gpt.data.prompts import PromptRecord
+from lit_gpt.data.resume import align_progress
 from lit_gpt.generation.complete import Completion, Completions, encode_prompt
 from lit_gpt.generation.engine import Draft, Engine
 from lit_gpt.generation.generation_config import GenerationConfig
