@@ -61,9 +61,9 @@ def test_a_packed_batch_gives_each_conversation_the_loss_it_has_alone(
     folder: Path, dtype: torch.dtype, closeness: float
 ) -> None:
     model = tiny_gpt(std=0.6, dtype=dtype, vocab_size=259, block_size=512, position="rope", n_kv_head=2)
-    packed = batches(folder, block_size=512)
-    together = sum(model(each.idx, each.targets, documents=each.documents).loss_sum for each in packed)
-    count = sum(int((each.targets != IGNORE_INDEX).sum()) for each in packed)
+    together_batches = batches(folder, block_size=512)
+    together = sum(model(each.idx, each.targets, documents=each.documents).loss_sum for each in together_batches)
+    count = sum(int((each.targets != IGNORE_INDEX).sum()) for each in together_batches)
     template = ChatTemplate(chat_bytes())
     held_out = [messages for messages in CONVERSATIONS if _is_held_out(folder, messages, template)]
     alone = sum(nll_alone(model, messages, template) for messages in held_out)
