@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -10,5 +10,17 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 """A target that does not count, as in `torch.nn.functional.cross_entropy`."""
 
-Batch: TypeAlias = "tuple[Tensor, Tensor]"
-"""(idx, targets), both (B, T) int64; targets of padding are `IGNORE_INDEX`."""
+
+class Batch(NamedTuple):
+    """One micro-batch. Whatever gives (idx, targets) alone is taken too: `Batch(*pair)`.
+
+    Attributes:
+        idx: (B, T) int64 ids.
+        targets: (B, T) int64 ids to predict; `IGNORE_INDEX` where nothing counts, as in padding.
+        documents: (B, T) int64, the number of the document of each token, equal over one stretch of a row: attention
+            stays inside each, and positions begin at 0 in each. None where a row is one text.
+    """
+
+    idx: Tensor
+    targets: Tensor
+    documents: Tensor | None = None

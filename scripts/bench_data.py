@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lit_gpt.data.loader import Batch, Cursor, RankShare, TrainLoader
+from lit_gpt.batch import Batch
+from lit_gpt.data.loader import Cursor, RankShare, TrainLoader
 from lit_gpt.data.shard_folder import open_tokens
 from lit_gpt.data.shards import FORMATS, HEADER_BYTES, MAX_TOKENS, write_shard
 from lit_gpt.data.shuffle import Shuffle
@@ -44,7 +45,7 @@ def nanogpt_batches(path: Path) -> Iterator[Batch]:
         starts = torch.randint(len(data) - BLOCK, (ROWS,))
         rows = [data[i : i + BLOCK + 1].astype(np.int64) for i in starts.tolist()]
         window = torch.stack([torch.from_numpy(row) for row in rows])
-        yield window[:, :-1].contiguous(), window[:, 1:].contiguous()
+        yield Batch(window[:, :-1].contiguous(), window[:, 1:].contiguous())
 
 
 def rates(batches: Iterator[Batch], count: int) -> tuple[float, float]:
@@ -86,7 +87,7 @@ def bench_wait(folder: Path) -> None:
         batches = iter(loader(stream, ROWS, block))
         for number in range(12):
             start = time.perf_counter()
-            idx, targets = next(batches)
+            idx, targets, _ = next(batches)
             wait = time.perf_counter() - start
             output = model(idx, targets)
             (output.loss_sum / output.n_targets).backward()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 CHINESE = "床前明月光，疑是地上霜。\n　　举头望明月，低头思故乡。\n"
 CODE = "def f(x):\n    return x + 1  # it's 12345 🙂\n\n\nclass A:\n    pass\n"
@@ -25,10 +26,10 @@ def write(path: Path, data: str | bytes) -> Path:
     return path
 
 
-def joined(texts: Iterable[tuple[str, bool]]) -> list[str]:
-    """The documents that pieces of text make; a piece is (text, whether a document ends)."""
+def joined(texts: Iterable[Sequence[Any]]) -> list[str]:
+    """The documents that pieces of text make; a piece is (text, whether a document ends, …)."""
     documents = [""]
-    for text, ends in texts:
+    for text, ends, *_ in texts:
         documents[-1] += text
         documents += [""] if ends else []
     assert documents.pop() == ""

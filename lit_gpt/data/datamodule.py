@@ -9,13 +9,23 @@ import lightning.pytorch as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_gpt.console import note
-from lit_gpt.data.index import ShardIndex
+from lit_gpt.data.conversation_rows import (
+    ConversationEvalLoader,
+    ConversationRows,
+    ConversationTrainLoader,
+    shuffle_rows,
+)
+from lit_gpt.data.formats import DataFormat, check_template
+from lit_gpt.data.index import TEXT, ShardIndex
 from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader
+from lit_gpt.data.masks import MASK_DTYPE, mask_index
+from lit_gpt.data.prepare_inputs import check_same_sources
 from lit_gpt.data.remote import RemoteFolder, is_remote
 from lit_gpt.data.shard_folder import is_prepared, load_index, open_local_split
 from lit_gpt.data.shuffle import Shuffle
 from lit_gpt.data.token_stream import TokenStream, open_split
 from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.chat_template import with_chat_template
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer, is_trained
 
 REMOTE_WINDOW = 1 << 25  # tokens: shuffled at least so far when shards are fetched
@@ -50,6 +60,8 @@ class TokenDataModule(L.LightningDataModule):
         shuffle_tokens: int | None = None,
         cache_dir: str | None = None,
         cache_gb: float = 50.0,
+        format: DataFormat = "text",
+        attend_across: bool = False,
     ) -> None:
         """Where the tokens are and how they are cut.
 
@@ -69,13 +81,19 @@ class TokenDataModule(L.LightningDataModule):
                 size, and at least 32 M tokens.
             cache_dir: where shards of an address are kept; `~/.cache/lit_gpt` by default.
             cache_gb: the least recently used of them are removed above so many GB.
+            format: `text`; or `chat`: conversations, of which whole ones fill a row and only what the assistant says
+                is learnt. `source` is then JSON lines of OpenAI's, ShareGPT's or Alpaca's form, or `stdlib-chat`.
+            attend_across: of conversations: let each see those before it in its row, as text does. By default attention
+                stays inside each, and positions begin at 0 in each.
         """
         super().__init__()
         self.save_hyperparameters()
         self.path, self.source, self.spec, self.val_split = path, source, tokenizer, val_split
         self.batch_size, self.block_size, self.seed = batch_size, block_size, seed
         self.shuffle_tokens, self.cache_dir, self.cache_gb = shuffle_tokens, cache_dir, cache_gb
+        self.format, self.attend_across = format, attend_across
         self._streams: dict[str, TokenStream] = {}
+        self._rows: dict[str, ConversationRows] = {}
         self._cursor = Cursor()
         self._check()
 
@@ -84,13 +102,21 @@ class TokenDataModule(L.LightningDataModule):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"data.{name}={value} must be positive")
+        if self.attend_across and self.format == TEXT:
+            raise UserError("data.attend_across is for conversations, in text it is always so: leave it out")
+        if self.shuffle_tokens is not None and self.format != TEXT:
+            raise UserError("data.shuffle_tokens is for text, all conversations are shuffled together: leave it out")
 
     # Preparing ---------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Make the shards if there are none."""
         path = self._address
-        if is_remote(path) or is_prepared(path):
+        if is_remote(path):
+            return
+        if is_prepared(path):
+            if self.source is not None and self.format != TEXT:
+                check_same_sources(path, self.source, self.format)
             return
         if self.source is None:
             if Path(path).is_dir():
@@ -98,7 +124,7 @@ class TokenDataModule(L.LightningDataModule):
             raise UserError(f"{path} has no token shards: give --data.source TEXT to make them, or another --data.path")
         from lit_gpt.data.prepare import prepare
 
-        prepare(self.source, path, self.spec or "gpt2", val_split=self.val_split)
+        prepare(self.source, path, self.spec or "gpt2", val_split=self.val_split, data_format=self.format)
 
     def load_tokenizer(self, fallback: Tokenizer | None = None) -> None:
         """Find the shards' tokenizer: beside them, or the one named for shards that do not say.
@@ -110,12 +136,16 @@ class TokenDataModule(L.LightningDataModule):
             UserError: shards and tokenizer do not belong together.
         """
         index, file = self._load_index(), self._tokenizer_file()
+        if index.masked and file is None:
+            raise UserError(f"{self.path}: its {TOKENIZER_FILE} is missing, which has the chat template: put it back")
         if file is not None:
             self.tokenizer = Tokenizer.load(file)
             if index.tokenizer_hash not in (None, self.tokenizer.hash):
                 raise UserError(
                     f"{self.path}: its {TOKENIZER_FILE} is not the one that its shards were made with; prepare it again"
                 )
+            if index.masked:
+                check_template(index, self.tokenizer, f"{self.path}: {TOKENIZER_FILE}")
             self._compare_spec(self.tokenizer)
         elif self.spec is None and not is_remote(self._address) and (Path(self._address) / "meta.pkl").exists():
             note(f"{self.path}: its vocabulary is in meta.pkl, which is not read since a pickle can run code")
@@ -132,7 +162,11 @@ class TokenDataModule(L.LightningDataModule):
         """Refuse shards of another tokenizer than the one asked for."""
         if self.spec in (None, found.name):
             return
-        if is_trained(self.spec or "") or get_tokenizer(self.spec or "").hash != found.hash:
+        spec = str(self.spec)
+        asked = None if is_trained(spec) else get_tokenizer(spec)
+        if asked is not None and self.format != TEXT:
+            asked = with_chat_template(asked)
+        if asked is None or asked.hash != found.hash:
             raise UserError(
                 f"{self.path} holds shards of the tokenizer {found.name}, not {self.spec}: leave --data.tokenizer out, "
                 "or prepare the text in another folder"
@@ -158,6 +192,11 @@ class TokenDataModule(L.LightningDataModule):
             self._index = self._remote.load_index()
         elif self._index is None:
             self._index = load_index(self._address)
+        if self._index.format != self.format:
+            raise UserError(
+                f"{self.path} holds shards of format {self._index.format}, not {self.format}: name the folder of other "
+                f"shards, or give --data.format {self._index.format}"
+            )
         return self._index
 
     def _open_stream(self, split: str) -> TokenStream:
@@ -166,20 +205,38 @@ class TokenDataModule(L.LightningDataModule):
         Raises:
             UserError: there are none, or too few for one block.
         """
-        index, where = self._load_index(), self._address
         if split not in self._streams:
-            remote = self._remote
-            self._streams[split] = (
-                open_local_split(index, split, where)
-                if remote is None
-                else open_split(index, split, where, remote.locate, local=False)
-            )
-        if len(self._streams[split]) <= self.block_size:
+            self._streams[split] = self._open(self._load_index(), split)
+        if self.format == TEXT and len(self._streams[split]) <= self.block_size:
             raise UserError(
-                f"{where}: the {split} split has {len(self._streams[split])} tokens, fewer than one block of "
+                f"{self._address}: the {split} split has {len(self._streams[split])} tokens, fewer than one block of "
                 f"{self.block_size} + 1: take a smaller block_size or more text"
             )
         return self._streams[split]
+
+    def _open(self, index: ShardIndex, split: str) -> TokenStream:
+        """A split of the folder's shards, or of their masks."""
+        where, remote = self._address, self._remote
+        if remote is not None:
+            return open_split(index, split, where, remote.locate, local=False)
+        if index.dtype == MASK_DTYPE:
+            return open_split(index, split, where, lambda shard: Path(where) / shard.name, local=True)
+        return open_local_split(index, split, where)
+
+    def _open_rows(self, split: str) -> ConversationRows:
+        """The conversations of a split in rows.
+
+        Raises:
+            UserError: there are none, or their masks are damaged.
+        """
+        if split not in self._rows:
+            tokens = self._open_stream(split)
+            marks = self._open(mask_index(self._load_index()), split)
+            rows = ConversationRows(tokens, marks, self.block_size, self.seed, self._n_vocab, self.attend_across)
+            if self.trainer is None or self.trainer.is_global_zero:
+                note(f"{split}: {rows.report}")
+            self._rows[split] = rows
+        return self._rows[split]
 
     def setup(self, stage: str) -> None:
         """Open what the stage reads. A fit starts at the first sample, unless a checkpoint says otherwise."""
@@ -188,8 +245,7 @@ class TokenDataModule(L.LightningDataModule):
         if self.tokenizer is None:
             self.load_tokenizer()
         if stage == "fit":
-            train = self._open_stream("train")
-            self._shuffle = Shuffle(len(train), self.block_size, self.seed, self._window_tokens(train))
+            self._shuffle = self._make_shuffle()
             self._cursor.reset()
             if self._shuffle.samples < self._share(True).step:
                 raise UserError(
@@ -197,7 +253,15 @@ class TokenDataModule(L.LightningDataModule):
                     f"fewer than an optimizer step's {self._share(True).step}: take a smaller batch_size or more text"
                 )
         if stage != "fit" or self.trainer is None or self.trainer.limit_val_batches != 0:
-            self._open_stream(self._eval_split(stage))
+            split = self._eval_split(stage)
+            self._open_stream(split) if self.format == TEXT else self._open_rows(split)
+
+    def _make_shuffle(self) -> Shuffle:
+        """The order of the training samples, which are opened."""
+        if self.format != TEXT:
+            return shuffle_rows(self._open_rows("train"), self.seed)
+        train = self._open_stream("train")
+        return Shuffle(len(train), self.block_size, self.seed, self._window_tokens(train))
 
     def _eval_split(self, stage: str) -> str:
         """Few folders have a test split; where there is none, validation data serves."""
@@ -228,19 +292,29 @@ class TokenDataModule(L.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Shuffled samples, from the cursor on."""
         assert self._shuffle is not None, "setup('fit') comes first"
+        if self.format != TEXT:
+            return ConversationTrainLoader(self._open_rows("train"), self._shuffle, self._cursor, self._share(True))
         return TrainLoader(
             self._open_stream("train"), self._shuffle, self._cursor, self._share(True), self._n_vocab, self._prefetch
         )
 
     def val_dataloader(self) -> EvalLoader:
-        """All windows of the validation split, in order."""
-        return EvalLoader(self._open_stream("val"), self.block_size, self._share(False), self._n_vocab)
+        """All windows of the validation split, or all its rows of conversations, in order."""
+        return self._eval_dataloader("val")
 
     def test_dataloader(self) -> EvalLoader:
-        """All windows of the test split, or else of the validation split, in order."""
-        return EvalLoader(
-            self._open_stream(self._eval_split("test")), self.block_size, self._share(False), self._n_vocab
-        )
+        """The same of the test split, or else of the validation split."""
+        return self._eval_dataloader(self._eval_split("test"))
+
+    def _eval_dataloader(self, split: str) -> EvalLoader:
+        share = self._share(False)
+        if self.format != TEXT:
+            return ConversationEvalLoader(self._open_rows(split), share)
+        return EvalLoader(self._open_stream(split), self.block_size, share, self._n_vocab)
+
+    def example_prompts(self, count: int) -> list[list[int]]:
+        """The first conversations of the validation split up to the assistant's first turn, as ids; none of text."""
+        return [] if self.format == TEXT else [ids.tolist() for ids in self._open_rows("val").prompts(count)]
 
     @property
     def _n_vocab(self) -> int | None:
@@ -271,7 +345,7 @@ class TokenDataModule(L.LightningDataModule):
         assert self._shuffle is not None
         versions = None if self._remote is None else self._remote.versions
         return {
-            "fingerprint": self._streams["train"].fingerprint,
+            "fingerprint": (self._streams if self.format == TEXT else self._rows)["train"].fingerprint,
             "block_size": self.block_size,
             "seed": self.seed,
             "window": self._shuffle.window,
@@ -312,26 +386,3 @@ def check_divisible(batch_size: int, ranks: int) -> None:
         raise UserError(
             f"data.batch_size={batch_size} can't be divided among {ranks} ranks: take {-(-batch_size // ranks) * ranks}"
         )
-
-
-def align_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Make a checkpoint's count of micro-batches one of whole optimizer steps, as the cursor counts.
-
-    In the middle of a step the gradients so far are not in the checkpoint: the step begins again. And if the number of
-    micro-batches per step has changed, as it may with the number of ranks, their count changes with it.
-
-    Args:
-        checkpoint: as Lightning loads it, changed in place.
-        accumulate: the resuming Trainer's `accumulate_grad_batches`.
-    """
-    data = checkpoint.get("TokenDataModule") or {}
-    loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    progress = loop.get("epoch_loop.batch_progress")
-    if "accumulate" not in data or progress is None:
-        return
-    old = data["accumulate"]
-    for counts in (progress["total"], progress["current"]):
-        done = counts["processed"] // old * accumulate
-        # Lightning tells a checkpoint from inside on_train_batch_end by its `completed`, one short.
-        inside = counts["processed"] % old == 0 and counts["completed"] < counts["processed"] == counts["ready"]
-        counts.update(ready=done, started=done, processed=done, completed=done - inside)

@@ -15,9 +15,12 @@ from lit_gpt.errors import UserError
 
 INDEX = "index.json"
 INDEX_VERSION = 1
+MASKED_VERSION = 2  # of folders that hold loss masks, which an earlier program would read as text
 DTYPES = ("uint16", "uint32")
 HEADER_BYTES = 1024  # of a shard; nanoGPT's have none
 REMEDY = "prepare the folder again"
+TEXT = "text"
+_OF_MASKED = ("format", "template_sha256")  # fields that an index of text does not have
 _FILE_NAME = re.compile(r"[^/\\]{1,200}\.bin")
 
 
@@ -31,6 +34,14 @@ class Shard:
     sha256: str = ""  # of the file, header included
     documents: int = 0
     text_bytes: int = 0  # UTF-8 bytes of the text that the tokens stand for
+    mask_sha256: str = ""  # of the loss mask beside it, which has its name but for the suffix; "" where there is none
+
+    def to_json(self) -> dict[str, Any]:
+        """Its JSON object; a shard of text has nothing about a mask, which earlier programs do not know."""
+        values = asdict(self)
+        if not self.mask_sha256:
+            del values["mask_sha256"]
+        return values
 
     @property
     def split(self) -> str | None:
@@ -51,6 +62,13 @@ class ShardIndex:
     eot_id: int | None = None
     eot_position: str | None = None  # the end-of-text id stands "before" or "after" each document
     format_version: int = INDEX_VERSION
+    format: str = TEXT  # of the data; all but text have a loss mask beside each shard
+    template_sha256: str | None = None  # of the chat template that made the ids, UTF-8
+
+    @property
+    def masked(self) -> bool:
+        """Whether a loss mask lies beside each shard."""
+        return self.format_version >= MASKED_VERSION
 
     def split(self, split: str) -> tuple[Shard, ...]:
         """The shards of "train", "val" or "test", in order."""
@@ -58,7 +76,10 @@ class ShardIndex:
 
     def to_json(self) -> str:
         """Canonical text: the same index is the same bytes."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        values = asdict(self) | {"shards": [shard.to_json() for shard in self.shards]}
+        if not self.masked:
+            values = {key: value for key, value in values.items() if key not in _OF_MASKED}
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `index.json`, whole. It comes last: with it the folder is complete.
@@ -88,10 +109,11 @@ class ShardIndex:
             version = values["format_version"]
             if not is_count(version):
                 raise ValueError(f"format version {_shown(version)}")
-            if version > INDEX_VERSION:
+            if version > MASKED_VERSION:
                 raise UserError(f"{where}: format version {version} is newer than this program's; upgrade it")
             values["shards"] = tuple(shard_from_json(shard) for shard in values["shards"])
-            index = cls(**{field.name: values[field.name] for field in fields(cls)})
+            names = (*_OF_ALL, *_OF_MASKED) if version >= MASKED_VERSION else _OF_ALL
+            index = cls(**{name: values[name] for name in names})
         except UserError:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -100,6 +122,9 @@ class ShardIndex:
         if problem is not None:
             raise UserError(f"{where}: {problem}; {REMEDY}")
         return index
+
+
+_OF_ALL = tuple(field.name for field in fields(ShardIndex) if field.name not in _OF_MASKED)
 
 
 def is_count(value: object) -> TypeGuard[int]:
@@ -121,9 +146,14 @@ def shard_from_json(values: dict[str, Any]) -> Shard:
     for key in ("tokens", "bytes", "documents", "text_bytes"):
         if not is_count(values.get(key, 0)):
             raise ValueError(f"{name}: {key} {_shown(values[key])} is no count")
-    if not isinstance(shard.sha256, str) or not re.fullmatch(r"([0-9a-f]{64})?", shard.sha256):
-        raise ValueError(f"{name}: sha256 {_shown(shard.sha256)} is no hash")
+    for key in ("sha256", "mask_sha256"):
+        if not _is_hash(values.get(key, ""), r"([0-9a-f]{64})?"):
+            raise ValueError(f"{name}: {key} {_shown(values[key])} is no hash")
     return shard
+
+
+def _is_hash(value: object, pattern: str = r"[0-9a-f]{64}") -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 def _problem(index: ShardIndex) -> str | None:
@@ -136,6 +166,8 @@ def _problem(index: ShardIndex) -> str | None:
             return f'"{shard.name}" is listed twice'
         if shard.bytes - shard.tokens * item not in (0, HEADER_BYTES):
             return f"{shard.name}: {shard.tokens} tokens of {index.dtype} are not {shard.bytes} bytes"
+        if bool(shard.mask_sha256) != index.masked or (index.masked and not shard.sha256):
+            return f"{shard.name}: the hashes of its tokens and its mask are not those of format {_shown(index.format)}"
         seen.add(shard.name)
     if index.vocab_size is not None and not (is_count(index.vocab_size) and 0 < index.vocab_size <= 1 << (8 * item)):
         return f"vocab_size {_shown(index.vocab_size)} is not one of {index.dtype}"
@@ -143,6 +175,10 @@ def _problem(index: ShardIndex) -> str | None:
         return f"eot_id {_shown(index.eot_id)} is not in the vocabulary"
     if index.eot_position not in (None, "before", "after"):
         return f"eot_position {_shown(index.eot_position)} is neither before nor after"
+    if index.masked and not (isinstance(index.format, str) and re.fullmatch("[a-z]{1,20}", index.format)):
+        return f"format {_shown(index.format)} is no name"
+    if index.masked and not _is_hash(index.template_sha256):
+        return f"template_sha256 {_shown(index.template_sha256)} is no hash"
     for key in ("tokenizer", "tokenizer_hash"):
         value = getattr(index, key)
         if value is not None and not (isinstance(value, str) and value.isprintable() and len(value) < 1000):

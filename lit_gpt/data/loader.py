@@ -169,10 +169,11 @@ class EvalLoader:
         return as_tensors(idx, targets, share.pin)
 
 
-def as_tensors(idx: np.ndarray, targets: np.ndarray, pin: bool) -> Batch:
+def as_tensors(idx: np.ndarray, targets: np.ndarray, pin: bool, documents: np.ndarray | None = None) -> Batch:
     """The arrays as tensors, page-locked for a GPU."""
-    tensors = torch.from_numpy(idx), torch.from_numpy(targets)
-    return (tensors[0].pin_memory(), tensors[1].pin_memory()) if pin else tensors
+    arrays = (idx, targets) if documents is None else (idx, targets, documents)
+    tensors = map(torch.from_numpy, arrays)
+    return Batch(*(tensor.pin_memory() if pin else tensor for tensor in tensors))
 
 
 def prefetched(make: Callable[[], Iterator[Item]]) -> Iterator[Item]:

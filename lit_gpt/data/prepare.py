@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,29 @@ from typing import Any
 from jsonargparse import ActionYesNo
 
 from lit_gpt.console import note
-from lit_gpt.data.index import Shard, ShardIndex
+from lit_gpt.data.formats import MASKED_FORMATS, DataFormat, MaskedFormat, template_hash, write_generated
+from lit_gpt.data.index import INDEX_VERSION, MASKED_VERSION, ShardIndex
 from lit_gpt.data.inspect_shards import check, show, summary
 from lit_gpt.data.merge_sample import merge_sample
+from lit_gpt.data.prepare_inputs import check_format, chosen_tokenizer, sources_of
 from lit_gpt.data.prepare_state import BEGIN_AGAIN, DOWNLOADS, PrepareState, locked
+from lit_gpt.data.progress import progress_bar
 from lit_gpt.data.readers import DOCUMENT_CHARACTERS, READERS, Text, read_texts
 from lit_gpt.data.shard_folder import STATE_FILE, has_index, load_index, read_lock
-from lit_gpt.data.shards import ShardWriter, dtype_for, file_hash, write_shard
-from lit_gpt.data.sources import fetch, find_sources
-from lit_gpt.data.splits import MAX_COUNTED_DOCUMENTS, SplitRule, SplitText
+from lit_gpt.data.shards import dtype_for, file_hash
+from lit_gpt.data.sources import fetch
+from lit_gpt.data.splits import MAX_COUNTED_DOCUMENTS, SplitRule
 from lit_gpt.data.text_source import BadText, OnRead, TextSource
-from lit_gpt.data.workers import TokenizeJob, TokenizeResult, Workers
+from lit_gpt.data.workers import Workers
+from lit_gpt.data.write_shards import TextCount, make_jobs, write_pair
 from lit_gpt.errors import UserError
 from lit_gpt.options import make_parser
-from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer, is_trained
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer
 from lit_gpt.tokenizer.train import train_tokenizer
 
 RULES_VERSION = 1  # raise it when the same input is to give other shards
-JOB_CHARACTERS = 1 << 19  # characters that a worker gets at a time
 BYTES_PER_WORKER = 1 << 22  # bytes of input below which another process does not pay
+RENDERING = 8  # times as long as tokenizing takes a conversation, about half a millisecond, at least
 Fingerprints = list[list[str | int]]  # of the sources
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -51,11 +54,12 @@ def prepare(
     workers: int | None = None,
     shard_tokens: int = 100_000_000,
     overwrite: bool = False,
+    data_format: DataFormat = "text",
 ) -> ShardIndex:
     """Tokenize texts into a folder of shards, or go on with one that was not finished; the folder's index.
 
     Args:
-        inputs: files, folders, globs, addresses, or "stdlib".
+        inputs: files, folders, globs, addresses, or "stdlib"; of conversations "stdlib-chat".
         output: the folder; it gets the shards, `index.json` and `tokenizer.json`.
         tokenizer: "gpt2", "cl100k_base", …, "char", "byte", "bpe:4096", or a saved one's path.
         text_field: the field of .jsonl, .csv and .parquet that holds the text.
@@ -63,6 +67,8 @@ def prepare(
         workers: processes that tokenize; None is one for each core.
         shard_tokens: a shard ends after so many tokens.
         overwrite: replace other shards in `output`.
+        data_format: "text", or "chat" for conversations, whose shards have a loss mask beside them. Their tokenizer is
+            one that exists; without a chat template it gets ours.
 
     Raises:
         UserError: bad input, input that cannot be read now, or a full disk. After text that is wrong for good nothing
@@ -71,10 +77,15 @@ def prepare(
     rule, folder = SplitRule.parse(val_split), Path(output)
     if shard_tokens < 1 or (workers is not None and workers < 1):
         raise UserError(f"workers {workers} and shard_tokens {shard_tokens} must be at least 1")
-    sources = find_sources([inputs] if isinstance(inputs, str) else inputs, folder / DOWNLOADS, text_field)
-    chosen = tokenizer if is_trained(tokenizer) else get_tokenizer(tokenizer)
-    fingerprints = [source.fingerprint for source in sources]
-    recipe = _recipe(fingerprints, chosen, [text_field, str(rule), shard_tokens])
+    inputs, masked = [inputs] if isinstance(inputs, str) else inputs, MASKED_FORMATS.get(data_format)
+    check_format(inputs, data_format, text_field)
+    found = sources_of(inputs, folder / DOWNLOADS, text_field, masked)
+    chosen = chosen_tokenizer(tokenizer, masked)
+    options: list[str | int] = [text_field, str(rule), shard_tokens]
+    if masked is not None:
+        options += [data_format, "" if isinstance(chosen, str) else template_hash(chosen)]
+    task = _Task(found, [source.fingerprint for source in found], chosen, rule, workers, shard_tokens, data_format)
+    recipe = _recipe(task.fingerprints, chosen, options)
     if not overwrite and has_index(folder):
         with read_lock(folder):  # others may be reading it, too; without --overwrite there is nothing to write
             return _finished_index(PrepareState.open(folder, recipe, overwrite))
@@ -83,8 +94,42 @@ def prepare(
         if state.finished and state.split:
             return _finished_index(state)
         with _kept_on_failure(state):
-            check = partial(_check_unchanged, sources, fingerprints)
-            return _write_folder(state, rule, sources, chosen, workers, shard_tokens, check)
+            return _write_folder(state, task)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be prepared, and how; the tokenizer is the spec of one where it is trained on the sources."""
+
+    sources: list[TextSource]
+    fingerprints: Fingerprints
+    tokenizer: Tokenizer | str
+    rule: SplitRule
+    workers: int | None
+    shard_tokens: int
+    data_format: str
+
+    @property
+    def masked(self) -> MaskedFormat | None:
+        """The format, if it is one with loss masks."""
+        return MASKED_FORMATS.get(self.data_format)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the sources."""
+        return sum(source.size for source in self.sources)
+
+    def texts(self, on_read: OnRead) -> Iterator[Text]:
+        """The documents of all sources, in pieces."""
+        read = read_texts if self.masked is None else self.masked.read
+        for source in self.sources:
+            yield from read(source, on_read)
+
+    def check_unchanged(self) -> None:
+        """Refuse text that was changed while it was read: shards of both would be mixed. Raises UserError."""
+        for source, known in zip(self.sources, self.fingerprints):
+            if source.fingerprint != known:
+                raise UserError(f"{source.name}: changed while it was read; put it back, or {BEGIN_AGAIN}")
 
 
 def _finished_index(state: PrepareState) -> ShardIndex:
@@ -123,34 +168,37 @@ def _kept_on_failure(state: PrepareState) -> Iterator[None]:
         ) from error
 
 
-def _fetch_all(sources: list[TextSource]) -> list[str]:
-    """Fetch what is not here yet; the hash of what each address gave."""
-    downloads = [source for source in sources if source.url]
+def _fetch_all(task: _Task) -> list[str]:
+    """Fetch, or make, what is not here yet; the hash of what each address gave."""
+    downloads = [source for source in task.sources if source.url]
     wanted = [source for source in downloads if not source.path.exists()]
     for source in downloads:
         if source not in wanted:
             note(f"{source.url}: fetched before; remove {source.path} to fetch it anew")
     if wanted:
-        with _progress("fetch", None) as (on_read, _):
+        with progress_bar("fetch", None) as (on_read, _):
             for source in wanted:
-                fetch(source, on_read)
+                if task.masked is not None and source.url in task.masked.generated:
+                    write_generated(source, task.masked)
+                else:
+                    fetch(source, on_read)
     return [file_hash(source.path) for source in downloads]
 
 
 # ---------------------------------------------------------------- what has to be known before the first token
 
 
-def _resolve_split(rule: SplitRule, sources: list[TextSource]) -> tuple[SplitRule, int]:
+def _resolve_split(task: _Task) -> tuple[SplitRule, int]:
     """The rule with "auto" resolved, and the bytes of text it reckons with (files of plain text need not be read)."""
-    size = sum(source.size for source in sources)
+    rule, size = task.rule, task.size
     if rule.kind == "hash":
         return rule, size
-    if all(source.suffix not in READERS and not source.compression for source in sources):
-        documents = sum(1 + source.size // DOCUMENT_CHARACTERS for source in sources)
+    if task.masked is None and all(s.suffix not in READERS and not s.compression for s in task.sources):
+        documents = sum(1 + source.size // DOCUMENT_CHARACTERS for source in task.sources)
         return rule.resolve(documents, size), size
     documents = length = 0
-    with _progress("measure", size) as (on_read, _):
-        for text, ends in _texts(sources, on_read):
+    with progress_bar("measure", size) as (on_read, _):
+        for text, ends, _ in task.texts(on_read):
             documents += ends
             length += len(text.encode())
             if rule.kind == "auto" and documents >= MAX_COUNTED_DOCUMENTS:
@@ -158,148 +206,65 @@ def _resolve_split(rule: SplitRule, sources: list[TextSource]) -> tuple[SplitRul
     return rule.resolve(max(documents, 1), length), length
 
 
-def _tokenizer(chosen: Tokenizer | str, sources: list[TextSource], state: PrepareState) -> Tokenizer:
+def _tokenizer(task: _Task, state: PrepareState) -> Tokenizer:
     """The tokenizer, which is in the folder afterwards; one that an earlier run trained is read from there.
-
-    Args:
-        chosen: the tokenizer, or the spec of one that is trained on the sources.
-        sources: the texts.
-        state: of the output folder.
 
     Raises:
         UserError: finished shards were made with another.
     """
-    file = state.folder / TOKENIZER_FILE
+    file, chosen = state.folder / TOKENIZER_FILE, task.tokenizer
     if isinstance(chosen, str) and state.tokenizer and file.exists():
         found = Tokenizer.load(file)
         state.use_tokenizer(found.hash)
         return found
     if isinstance(chosen, str):
-        with _progress(f"train {chosen}", sum(source.size for source in sources)) as (on_read, _):
-            every = (text for text, _ in _texts(sources, on_read))
-            chosen = train_tokenizer(chosen, every if chosen == "char" else merge_sample(sources, on_read))
+        with progress_bar(f"train {chosen}", task.size) as (on_read, _):
+            every = (text for text, *_ in task.texts(on_read))
+            chosen = train_tokenizer(chosen, every if chosen == "char" else merge_sample(task.sources, on_read))
     chosen.save(file)
     state.use_tokenizer(chosen.hash)
     return chosen
 
 
-def _texts(sources: list[TextSource], on_read: OnRead) -> Iterator[Text]:
-    for source in sources:
-        yield from read_texts(source, on_read)
-
-
 # ---------------------------------------------------------------- the work
 
 
-def _write_folder(
-    state: PrepareState,
-    rule: SplitRule,
-    sources: list[TextSource],
-    chosen: Tokenizer | str,
-    workers: int | None,
-    shard_tokens: int,
-    check_unchanged: Callable[[], None],
-) -> ShardIndex:
+def _write_folder(state: PrepareState, task: _Task) -> ShardIndex:
     """Everything that is missing in the folder, in this order: downloads, rule, tokenizer, shards, index."""
-    state.use_downloads(_fetch_all(sources))
+    state.use_downloads(_fetch_all(task))
     if state.split is None:
-        state.start(*_resolve_split(rule, sources))
-    tokenizer = _tokenizer(chosen, sources, state)
-    read = _write_shards(state, tokenizer, sources, workers, shard_tokens, check_unchanged)
-    return _finish(state, tokenizer, read)
+        state.start(*_resolve_split(task))
+    tokenizer = _tokenizer(task, state)
+    read = _write_shards(state, task, tokenizer)
+    return _finish(state, task, tokenizer, read)
 
 
-def _check_unchanged(sources: list[TextSource], fingerprints: Fingerprints) -> None:
-    """Refuse text that was changed while it was read: shards of both would be mixed. Raises UserError."""
-    for source, known in zip(sources, fingerprints):
-        if source.fingerprint != known:
-            raise UserError(f"{source.name}: changed while it was read; put it back, or {BEGIN_AGAIN}")
-
-
-@dataclass
-class _Read:
-    """How much text the input has, counted as it is read, in every run from its beginning."""
-
-    documents: int = 0
-    text_bytes: int = 0
-
-    def count(self, pieces: Iterable[SplitText]) -> Iterator[SplitText]:
-        """Pass on the pieces."""
-        for piece in pieces:
-            self.documents += piece.ends
-            self.text_bytes += len(piece.text) if piece.text.isascii() else len(piece.text.encode())
-            yield piece
-
-
-def _write_shards(
-    state: PrepareState,
-    tokenizer: Tokenizer,
-    sources: list[TextSource],
-    workers: int | None,
-    shard_tokens: int,
-    check_unchanged: Callable[[], None],
-) -> _Read:
+def _write_shards(state: PrepareState, task: _Task, tokenizer: Tokenizer) -> TextCount:
     """Write the shards that are not there yet, a train and a validation shard at a time; how much was read.
 
     Raises:
-        UserError: from `check_unchanged`, which is asked before each pair counts as finished.
+        UserError: a source has changed, which is asked before each pair counts as finished.
     """
     assert state.split
-    size, read = sum(source.size for source in sources), _Read()
-    dtype = dtype_for(tokenizer.n_vocab)
-    count = min(workers or len(os.sched_getaffinity(0)), 1 + size // BYTES_PER_WORKER)
-    with _progress("tokenize", size) as (on_read, on_text), Workers(tokenizer, dtype, count) as pool:
-        pieces = read.count(state.split.assign(_texts(sources, on_read), state.size))
+    read, dtype = TextCount(), dtype_for(tokenizer.n_vocab)
+    size = task.size * (1 if task.masked is None else RENDERING)
+    count = min(task.workers or len(os.sched_getaffinity(0)), 1 + size // BYTES_PER_WORKER)
+    with (
+        progress_bar("tokenize", task.size) as (on_read, on_text),
+        Workers(tokenizer, dtype, count, task.data_format) as pool,
+    ):
+        pieces = read.count(state.split.assign(task.texts(on_read), state.size, cuts=task.masked is None))
         # What finished shards hold is read again, at a hundred times the speed of tokenizing, but not tokenized.
-        results = pool.map(islice(_jobs(pieces), state.jobs, None))
+        results = pool.map(islice(make_jobs(pieces), state.jobs, None))
         while True:
-            jobs, shards = _write_pair(results, state, dtype, shard_tokens, on_text)
-            check_unchanged()
+            jobs, shards = write_pair(results, state, dtype, task.shard_tokens, on_text)
+            task.check_unchanged()
             if not jobs:
                 return read
             state.add(jobs, shards)
 
 
-def _jobs(pieces: Iterable[SplitText]) -> Iterator[TokenizeJob]:
-    job: TokenizeJob = []
-    size = 0
-    for piece in pieces:
-        job.append((piece.text, piece.ends, piece.split))
-        size += len(piece.text)
-        if size >= JOB_CHARACTERS:
-            yield job
-            job, size = [], 0
-    if job:
-        yield job
-
-
-def _write_pair(
-    results: Iterator[TokenizeResult], state: PrepareState, dtype: str, shard_tokens: int, on_text: OnRead
-) -> tuple[int, list[Shard]]:
-    """Write the next shard of each split; both end with the same job, so that a resumed run begins with the next.
-
-    Returns:
-        The number of jobs in them, and the shards of the splits that got any tokens.
-    """
-    writers: dict[str, ShardWriter] = {}
-    jobs = tokens = 0
-    with ExitStack() as stack:
-        for result in results:
-            jobs += 1
-            for split, encoded in result.items():
-                if split not in writers:
-                    number = sum(shard.split == split for shard in state.shards)
-                    path = state.folder / f"{split}_{number:06d}.bin"
-                    writers[split] = stack.enter_context(write_shard(path, dtype))
-                writers[split].add(encoded.tokens, encoded.documents, encoded.text_bytes)
-                tokens += encoded.tokens.size
-                on_text(encoded.text_bytes)
-            if tokens >= shard_tokens:
-                break
-    return jobs, [writer.shard for writer in writers.values()]
-
-
-def _finish(state: PrepareState, tokenizer: Tokenizer, read: _Read) -> ShardIndex:
+def _finish(state: PrepareState, task: _Task, tokenizer: Tokenizer, read: TextCount) -> ShardIndex:
     """Write the index, which makes the folder complete.
 
     Raises:
@@ -307,7 +272,7 @@ def _finish(state: PrepareState, tokenizer: Tokenizer, read: _Read) -> ShardInde
         BadText: nothing to train on.
     """
     shards = sorted(state.shards, key=lambda shard: shard.name)
-    held = _Read(sum(shard.documents for shard in shards), sum(shard.text_bytes for shard in shards))
+    held = TextCount(sum(shard.documents for shard in shards), sum(shard.text_bytes for shard in shards))
     if held != read:
         raise UserError(
             f"{state.folder}: its shards hold {held.documents} documents of {held.text_bytes} bytes, the input has "
@@ -325,35 +290,17 @@ def _finish(state: PrepareState, tokenizer: Tokenizer, read: _Read) -> ShardInde
         tokenizer_hash=tokenizer.hash,
         vocab_size=tokenizer.n_vocab,
         eot_id=tokenizer.eot_id,
-        eot_position=None if tokenizer.eot_id is None else "after",
+        eot_position=None if tokenizer.eot_id is None or task.masked else "after",
+        format_version=MASKED_VERSION if task.masked else INDEX_VERSION,
+        format=task.data_format,
+        template_sha256=template_hash(tokenizer) if task.masked else None,
     )
     index.save(state.folder)
     state.remove_downloads()
     return index
 
 
-# ---------------------------------------------------------------- progress, and the program
-
-
-@contextmanager
-def _progress(what: str, total: int | None) -> Iterator[tuple[OnRead, OnRead]]:
-    """A bar on stderr; gives a function to count bytes read and one to count bytes of text tokenized."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    percent, rate = TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[rate]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), percent, rate, TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        bar.add_task(what, total=total, rate="")
-        task = bar.tasks[0]
-        text = 0
-
-        def on_text(count: int) -> None:
-            nonlocal text
-            text += count
-            bar.update(task.id, rate=f"{text / 1e6 / max(task.elapsed or 0, 1e-3):.1f} MB/s")
-
-        yield lambda count: bar.advance(task.id, count), on_text
+# ---------------------------------------------------------------- the program
 
 
 def _parser() -> Any:
@@ -366,6 +313,8 @@ def _parser() -> Any:
         type=str | None,
         help="gpt2 (default), cl100k_base, …, char, byte, bpe:4096, or a saved one's path",
     )
+    help = "text, or chat for conversations: JSON lines of messages, with a loss mask beside the shards"
+    add("--format", type=DataFormat, default="text", help=help)
     add("--text_field", type=str, default="text", help="the field of .jsonl, .csv and .parquet that holds the text")
     add("--val_split", type=str, default="auto", help="auto, hash:0.01 (of documents) or tail:0.1 (of the text)")
     add("--workers", type=int | None, help="processes that tokenize (default: one for each core)")
@@ -390,4 +339,5 @@ def main(argv: list[str]) -> None:
     else:
         options = ("text_field", "val_split", "workers", "shard_tokens", "overwrite")
         chosen = {name: args[name] for name in options}
-        print(summary(prepare(args.inputs, args.output, args.tokenizer or "gpt2", **chosen)))
+        index = prepare(args.inputs, args.output, args.tokenizer or "gpt2", data_format=args.format, **chosen)
+        print(summary(index))

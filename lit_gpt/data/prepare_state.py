@@ -8,14 +8,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.atomic import atomic_write, remove_unfinished
 from lit_gpt.data.index import INDEX, Shard, is_count, shard_from_json
 from lit_gpt.data.shard_folder import STATE_FILE, check_against_index, is_prepared, read_index
-from lit_gpt.data.shards import check_hash, read_shard_header
+from lit_gpt.data.shards import MASK_SUFFIX, check_hash, mask_of, read_shard_header
 from lit_gpt.data.small_json import parse_small_json, read_limited, shown
 from lit_gpt.data.splits import SplitRule
 from lit_gpt.errors import UserError
@@ -41,6 +41,7 @@ class PrepareState:
         size: bytes of text, as the rule counts them.
         downloads: hash of what each address gave.
         tokenizer: hash of the tokenizer; "" before it is known.
+        sources: hash of what tells the inputs from others.
         jobs: how many jobs the finished shards hold.
         shards: the finished ones, in order of writing.
         replaceable: whether what is in the folder may be thrown away; not written down.
@@ -52,6 +53,7 @@ class PrepareState:
     size: int = 0
     downloads: list[str] = field(default_factory=list)
     tokenizer: str = ""
+    sources: str = ""
     jobs: int = 0
     shards: list[Shard] = field(default_factory=list)
     replaceable: bool = False
@@ -77,7 +79,7 @@ class PrepareState:
         if occupied and not overwrite:
             what = "shards made otherwise" if complete or not state else "an unfinished preparation of something else"
             raise UserError(f"{folder} already holds {what}: choose another --output, or replace them with --overwrite")
-        return cls(folder, wanted, replaceable=overwrite)
+        return cls(folder, wanted, sources=sources_hash(recipe.get("sources")), replaceable=overwrite)
 
     @classmethod
     def read(cls, folder: Path) -> PrepareState | None:
@@ -113,6 +115,7 @@ class PrepareState:
             values["size"],
             list(values.get("downloads", ())),
             str(values.get("tokenizer", "")),
+            str(values.get("sources", "")),
             values["jobs"],
             [shard_from_json(shard) for shard in values["shards"]],
         )
@@ -127,7 +130,8 @@ class PrepareState:
             if sorted(self.shards, key=lambda shard: shard.name) != list(read_index(self.folder).shards):
                 raise UserError(f"{self.folder}: {INDEX} and {STATE_FILE} list other shards; {BEGIN_AGAIN}")
             return
-        for shard in self.shards:
+        masks = [mask_of(shard) for shard in self.shards if shard.mask_sha256]
+        for shard in [*self.shards, *masks]:
             path = self.folder / shard.name
             try:
                 dtype, found = read_shard_header(path)
@@ -186,8 +190,9 @@ class PrepareState:
             "size": self.size,
             "downloads": self.downloads,
             "tokenizer": self.tokenizer,
+            "sources": self.sources,
             "jobs": self.jobs,
-            "shards": [asdict(shard) for shard in self.shards],
+            "shards": [shard.to_json() for shard in self.shards],
         }
         with atomic_write(self.folder / STATE_FILE, "w") as file:
             json.dump({**values, "sha256": _hash(values)}, file, indent=1)
@@ -209,11 +214,17 @@ class PrepareState:
     def _clear(self) -> None:
         """Remove what makes a folder of shards, the index first: without it nothing counts as complete."""
         (self.folder / INDEX).unlink(missing_ok=True)
-        for path in self.folder.glob("*.bin"):
-            if Shard(path.name, 0, 0).split:
-                path.unlink()
+        for suffix in (".bin", MASK_SUFFIX):
+            for path in self.folder.glob(f"*{suffix}"):
+                if Shard(path.name, 0, 0).split:
+                    path.unlink()
         for name in (TOKENIZER_FILE, STATE_FILE):
             (self.folder / name).unlink(missing_ok=True)
+
+
+def sources_hash(fingerprints: object) -> str:
+    """A hash of the fingerprints of the inputs, a JSON value."""
+    return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
 
 
 def _hash(values: dict[str, Any]) -> str:

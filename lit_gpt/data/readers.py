@@ -15,6 +15,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import IO, Any, NamedTuple
 
@@ -27,10 +28,14 @@ MAX_LINE_CHARACTERS = 1 << 26  # characters of one line of a .jsonl or .csv, whi
 
 
 class Text(NamedTuple):
-    """Up to `PIECE_CHARACTERS` characters of a document; `ends` if the document ends with them."""
+    """Up to `PIECE_CHARACTERS` characters of a document; `ends` if the document ends with them.
+
+    `where` names the document in errors, where one can still be found in it after it was read.
+    """
 
     text: str
     ends: bool
+    where: str = ""
 
 
 def read_texts(source: TextSource, on_read: OnRead = lambda count: None) -> Iterator[Text]:
@@ -40,13 +45,25 @@ def read_texts(source: TextSource, on_read: OnRead = lambda count: None) -> Iter
         BadText: binary, not UTF-8 (with the byte offset), damaged, or without the field.
         UserError: it cannot be read now.
     """
-    try:
+    with readable(source):
         reader = READERS.get(source.suffix)
         if reader is None:
             yield from pieces(_characters(source, on_read))
         else:
             for document in reader(source, on_read):
                 yield from pieces([document])
+
+
+@contextmanager
+def readable(source: TextSource) -> Iterator[None]:
+    """Name the source in what a read of it raises.
+
+    Raises:
+        BadText: a file that cannot be decoded.
+        UserError: one that cannot be read now.
+    """
+    try:
+        yield
     except OSError as error:  # what a read raises; the caller's own errors do not come through here
         if error.errno is None:  # pyarrow's, for a file that it cannot decode
             raise BadText(f"{source.name}: damaged ({' '.join(str(error).split())})") from error
@@ -178,6 +195,21 @@ def _lines(source: TextSource, on_read: OnRead) -> Iterator[str]:
 
 
 def _read_jsonl(source: TextSource, on_read: OnRead) -> Iterator[str]:
+    for row, where in json_lines(source, on_read, f'{{"{source.text_field}": "…"}}'):
+        yield _text_of(row, source, where)
+
+
+def json_lines(source: TextSource, on_read: OnRead, example: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a file of JSON lines, each with what to call it in errors: its file and line.
+
+    Args:
+        source: the file.
+        on_read: told of what was read.
+        example: of an object, for the message about a line that holds something else.
+
+    Raises:
+        BadText: a line that is not JSON, nested too deeply, or no object.
+    """
     for number, line in enumerate(_lines(source, on_read), 1):
         if line.isspace():
             continue
@@ -187,8 +219,8 @@ def _read_jsonl(source: TextSource, on_read: OnRead) -> Iterator[str]:
         except (ValueError, RecursionError) as error:
             raise BadText(f"{where} is not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise BadText(f'{where} is not an object such as {{"{source.text_field}": "…"}}')
-        yield _text_of(row, source, where)
+            raise BadText(f"{where} is not an object such as {example}")
+        yield row, where
 
 
 def _read_csv(source: TextSource, on_read: OnRead) -> Iterator[str]:
@@ -249,9 +281,14 @@ def _text_of(row: dict[str, Any], source: TextSource, where: str) -> str:
     text = row[text_field]
     if not isinstance(text, str):
         raise BadText(f'{where}: field "{text_field}" is not a string but {type(text).__name__}')
+    check_unicode(text, where)
+    return text
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell. Raises BadText; `where` names the text."""
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise BadText(f"{where}: a lone surrogate at character {error.start}, which is no Unicode text") from error
-    return text

@@ -23,8 +23,9 @@ from typing import IO, Any, TypeVar
 
 from lit_gpt.atomic import atomic_write
 from lit_gpt.data.index import INDEX, Shard, ShardIndex
+from lit_gpt.data.masks import MASK_DTYPE
 from lit_gpt.data.shard_folder import check_against_index, index_from_headers
-from lit_gpt.data.shards import HEADER_BYTES, check_hash, file_hash, parse_shard_header
+from lit_gpt.data.shards import HEADER_BYTES, MASK_SUFFIX, check_hash, file_hash, parse_shard_header
 from lit_gpt.data.small_json import MAX_JSON_BYTES
 from lit_gpt.errors import UserError
 
@@ -183,7 +184,8 @@ class RemoteFolder:
                 f"{self.url}/{shard.name}: no {INDEX} has its hash, and the server tells no ETag and no time of "
                 f"change, so a cached shard could be an older one: publish an {INDEX} too, or copy all to a folder"
             )
-        return self.folder / f"{shard.name.removesuffix('.bin')}.{known[:32]}.bin"
+        name = Path(shard.name)
+        return self.folder / f"{name.stem}.{known[:32]}{name.suffix}"
 
     def prefetch(self, shards: list[Shard]) -> None:
         """Fetch these in the background, soonest needed first; a later call replaces an earlier one."""
@@ -216,7 +218,7 @@ class RemoteFolder:
                 os.fsync(file.fileno())
             check_against_index(
                 shard,
-                self._dtype,
+                MASK_DTYPE if shard.name.endswith(MASK_SUFFIX) else self._dtype,
                 *parse_shard_header(shard.name, _read_head(partial), partial.stat().st_size, shard.name),
                 shard.name,
             )
@@ -247,7 +249,8 @@ class RemoteFolder:
 
     def _evict(self, keep: Path) -> None:
         """Remove the least recently used shards above the limit. A reader that has one open goes on reading it."""
-        paths = sorted(self.folder.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns)
+        paths = [path for suffix in (".bin", MASK_SUFFIX) for path in self.folder.glob(f"*{suffix}")]
+        paths.sort(key=lambda path: path.stat().st_mtime_ns)
         total = sum(path.stat().st_size for path in paths)
         for path in paths:
             if total <= self._limit:

@@ -7,11 +7,12 @@ nanoGPT's.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lit_gpt.data.index import INDEX, REMEDY, Shard, ShardIndex
-from lit_gpt.data.shards import Tokens, check_hash, read_shard_header
+from lit_gpt.data.masks import MASK_DTYPE, check_marks, mask_index
+from lit_gpt.data.shards import Tokens, check_hash, mask_of, read_shard_header
 from lit_gpt.data.small_json import read_limited
 from lit_gpt.data.token_stream import TokenStream, check_ids, open_split
 from lit_gpt.errors import UserError
@@ -78,6 +79,11 @@ def load_index(folder: str | os.PathLike[str]) -> ShardIndex:
         if shard.name not in paths:
             raise UserError(f"{folder / shard.name}: missing, but {INDEX} lists it; prepare the folder again")
         check_against_index(shard, index.dtype, *read_shard_header(paths.pop(shard.name)), str(folder / shard.name))
+    for mask in mask_index(index).shards if index.masked else ():
+        where = folder / mask.name
+        if not where.exists():
+            raise UserError(f"{where}: the loss mask is missing, but {INDEX} lists it; prepare the folder again")
+        check_against_index(mask, MASK_DTYPE, *read_shard_header(where), str(where))
     for path in paths.values():
         raise UserError(f"{path}: not listed in {INDEX}, so its tokenizer is unknown; move it to a folder of its own")
     return index
@@ -138,14 +144,16 @@ def check_folder(
     vocab_size: int | None = None,
     on_tokens: Callable[[Tokens], None] = lambda tokens: None,
     on_shard: Callable[[Shard], None] = lambda shard: None,
+    on_mask: Callable[[Tokens], None] = lambda mask: None,
 ) -> ShardIndex:
-    """Read every byte: headers, counts, hashes, and that ids fit the vocabulary.
+    """Read every byte: headers, counts, hashes, that ids fit the vocabulary, and that masks are masks.
 
     Args:
         folder: on this machine.
         vocab_size: for a folder whose index does not say.
         on_tokens: called with each part of a shard, when its ids were found to be in the vocabulary.
         on_shard: called after each shard.
+        on_mask: called with each part of a shard's mask, before that.
 
     Raises:
         UserError: naming the first shard that is wrong, and how.
@@ -153,11 +161,21 @@ def check_folder(
     index = load_index(folder)
     for shard in index.shards:
         check_hash(Path(folder) / shard.name, shard)
-        alone = ShardIndex(index.dtype, (shard,))
-        stream = TokenStream(alone, shard.split or "", lambda shard: Path(folder) / shard.name, True)
-        for start in range(0, len(stream), CHECK_TOKENS):
-            tokens = stream.read(start, min(CHECK_TOKENS, len(stream) - start))
+        for tokens, start in _parts(Path(folder), shard, index.dtype):
             check_ids(tokens, index.vocab_size or vocab_size, shard.name, start)
             on_tokens(tokens)
+        if index.masked:
+            mask = mask_of(shard)
+            check_hash(Path(folder) / mask.name, mask)
+            for marks, start in _parts(Path(folder), mask, MASK_DTYPE):
+                check_marks(marks, mask, start)
+                on_mask(marks)
         on_shard(shard)
     return index
+
+
+def _parts(folder: Path, shard: Shard, dtype: str) -> Iterator[tuple[Tokens, int]]:
+    """The tokens of one shard, or the bytes of a mask, in parts; each with the position of its first."""
+    stream = TokenStream(ShardIndex(dtype, (shard,)), shard.split or "", lambda shard: folder / shard.name, True)
+    for start in range(0, len(stream), CHECK_TOKENS):
+        yield stream.read(start, min(CHECK_TOKENS, len(stream) - start)), start

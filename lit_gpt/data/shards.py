@@ -1,8 +1,9 @@
 """Token shards: the only file that knows their byte format.
 
 A shard is llm.c's: 256 little-endian int32 (magic, version, number of tokens, zeros), then the tokens. nanoGPT's
-headerless `train.bin` and `val.bin` are read, too. A file belongs to the split that its name mentions: train, val or
-test. Folders of shards are in `shard_folder.py`, the tokens of several shards as one array in `token_stream.py`.
+headerless `train.bin` and `val.bin` are read, too. The loss mask of a shard has the same form, with a byte for each
+token. A file belongs to the split that its name mentions: train, val or test. Folders of shards are in
+`shard_folder.py`, the tokens of several shards as one array in `token_stream.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,13 @@ from lit_gpt.tokenizer.ids import index_outside
 
 Tokens = npt.NDArray[np.unsignedinteger]
 
-FORMATS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}  # dtype → (magic, version)
-DISK_DTYPES: dict[str, np.dtype[np.unsignedinteger]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+FORMATS = {"uint16": (20240520, 1), "uint32": (20240801, 7), "uint8": (20261122, 1)}  # dtype → (magic, version)
+DISK_DTYPES: dict[str, np.dtype[np.unsignedinteger]] = {
+    "uint16": np.dtype("<u2"),
+    "uint32": np.dtype("<u4"),
+    "uint8": np.dtype("u1"),  # of loss masks only
+}
+MASK_SUFFIX = ".mask"
 MAX_TOKENS = 2**31 - 1  # the header counts in int32
 SPLITS = ("train", "val", "test")
 
@@ -53,9 +59,12 @@ def parse_shard_header(name: str, head: bytes, size: int, where: str) -> tuple[s
     """
     magic, version, tokens = np.frombuffer(head[:12].ljust(12, b"\0"), "<i4").tolist()
     dtype = next((dtype for dtype, known in FORMATS.items() if known[0] == magic), None)
-    if dtype is None:
+    is_mask = name.endswith(MASK_SUFFIX)
+    if is_mask and dtype != "uint8":
+        raise UserError(f"{where}: wrong magic {magic}, not {FORMATS['uint8'][0]}: not a loss mask; make it again")
+    if dtype is None or (dtype == "uint8") != is_mask:
         if name not in {f"{split}.bin" for split in SPLITS}:  # only nanoGPT's own names go without a header
-            known_magics = " or ".join(str(known[0]) for known in FORMATS.values())
+            known_magics = " or ".join(str(FORMATS[each][0]) for each in ("uint16", "uint32"))
             raise UserError(
                 f"{where}: wrong magic {magic}, not {known_magics}: not a token shard; remove it from the folder"
             )
@@ -149,7 +158,7 @@ def read_tokens(descriptor: int, shard: Shard, dtype: str, start: int, count: in
     Args:
         descriptor: of its open file.
         shard: what the file is known to hold.
-        dtype: "uint16" or "uint32".
+        dtype: "uint16", "uint32", or "uint8" of a mask.
         start: index of a token in the shard.
         count: how many.
 
@@ -176,6 +185,12 @@ def file_hash(path: Path) -> str:
     """The sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def mask_of(shard: Shard) -> Shard:
+    """The loss mask beside a shard: `train_000000.mask` for `train_000000.bin`."""
+    name = shard.name.removesuffix(".bin") + MASK_SUFFIX
+    return Shard(name, shard.tokens, HEADER_BYTES + shard.tokens, shard.mask_sha256)
 
 
 def check_hash(path: Path, shard: Shard) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -37,7 +37,13 @@ HASH_MARK = "#sha256="
 _HASHED_BYTES = 1 << 20  # at a time
 
 
-def find_sources(inputs: Iterable[str], downloads: Path, text_field: str = "text") -> list[TextSource]:
+def find_sources(
+    inputs: Iterable[str],
+    downloads: Path,
+    text_field: str = "text",
+    suffixes: Collection[str] | None = None,
+    generated: Collection[str] = (),
+) -> list[TextSource]:
     """The files that `inputs` name, each once, in the order given and sorted within a folder or glob.
 
     Args:
@@ -45,6 +51,8 @@ def find_sources(inputs: Iterable[str], downloads: Path, text_field: str = "text
             `#sha256=…` at the end if the file there has to be the one of this hash), or "stdlib".
         downloads: the folder, in the output folder, where what an address names will be.
         text_field: the field that holds the text, in files that have fields.
+        suffixes: of the files that are read from a folder, if not those of all texts and tables.
+        generated: names of inputs that whoever prepares makes, where an address would be fetched.
 
     Raises:
         UserError: nothing there, an empty file, or a folder without texts.
@@ -52,7 +60,7 @@ def find_sources(inputs: Iterable[str], downloads: Path, text_field: str = "text
     found: dict[Path, TextSource] = {}
     output = downloads.absolute().parent
     for name in inputs:
-        for source in _find(name, downloads):
+        for source in _generated(name, downloads) if name in generated else _find(name, downloads, suffixes):
             if source.url or output not in source.path.absolute().parents:  # what we write is no input
                 found.setdefault(source.path.absolute(), replace(source, text_field=text_field))
     if not found:
@@ -60,7 +68,11 @@ def find_sources(inputs: Iterable[str], downloads: Path, text_field: str = "text
     return list(found.values())
 
 
-def _find(name: str, downloads: Path) -> list[TextSource]:
+def _generated(name: str, downloads: Path) -> list[TextSource]:
+    return [TextSource(downloads / f"{name}.jsonl", name, url=name)]
+
+
+def _find(name: str, downloads: Path, suffixes: Collection[str] | None) -> list[TextSource]:
     if name == STDLIB:
         return _standard_library()
     if "://" in name:
@@ -69,7 +81,7 @@ def _find(name: str, downloads: Path) -> list[TextSource]:
             raise UserError(f"{name}: {HASH_MARK} is followed by the 64 hexadecimal digits of a SHA-256, in lower case")
         return [TextSource(downloads / _download_name(name), address, url=name)]
     if os.path.isdir(name):
-        return _in_folder(name)
+        return _in_folder(name, suffixes)
     if os.path.isfile(name):
         return [_explicit(name)]
     if glob.has_magic(name):
@@ -88,10 +100,12 @@ def _explicit(name: str) -> TextSource:
     return TextSource(Path(name), name)
 
 
-def _in_folder(name: str) -> list[TextSource]:
-    paths = [path for path in _walk(Path(name), frozenset()) if _is_text(path)]
+def _in_folder(name: str, suffixes: Collection[str] | None) -> list[TextSource]:
+    wanted = suffixes if suffixes is not None else (*PLAIN_TEXT_SUFFIXES, *READERS)
+    paths = [path for path in _walk(Path(name), frozenset()) if TextSource(path, "").suffix in wanted]
     if not paths:
-        raise UserError(f"{name}: no text files in this folder (such as .txt, .md, .py, .jsonl, .csv, .parquet)")
+        known = ".txt, .md, .py, .jsonl, .csv, .parquet" if suffixes is None else ", ".join(suffixes)
+        raise UserError(f"{name}: no text files in this folder (such as {known})")
     return [TextSource(path, str(path)) for path in paths]
 
 
@@ -105,11 +119,6 @@ def _walk(root: Path, skipped: frozenset[str]) -> list[Path]:
         (path for path in paths if path.is_file() and path.stat().st_size),
         key=lambda path: path.relative_to(root).as_posix(),
     )
-
-
-def _is_text(path: Path) -> bool:
-    suffix = TextSource(path, str(path)).suffix
-    return suffix in PLAIN_TEXT_SUFFIXES or suffix in READERS
 
 
 def _standard_library() -> list[TextSource]:

@@ -17,11 +17,12 @@ MAX_VAL_BYTES = 1 << 25  # bytes of text that "auto" holds out of a large corpus
 
 
 class SplitText(NamedTuple):
-    """Text of one split; a document ends with it if `ends`."""
+    """Text of one split; a document ends with it if `ends`. `where` is that of the `Text`."""
 
     text: str
     ends: bool
     split: str
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,39 +72,49 @@ class SplitRule:
         fraction = min(0.1, max(0.01, VAL_DOCUMENTS / documents)) if kind == "hash" else 0.1
         return SplitRule(kind, float(f"{min(fraction, MAX_VAL_BYTES / max(size, 1)):.3g}"))
 
-    def assign(self, texts: Iterable[Text], size: int) -> Iterator[SplitText]:
+    def assign(self, texts: Iterable[Text], size: int, cuts: bool = True) -> Iterator[SplitText]:
         """Each piece of text with its split.
 
         Args:
             texts: all of them, in order.
             size: bytes (UTF-8) of all of them; only "tail" needs it.
+            cuts: whether "tail" cuts the document on the border in two; else it is for validation.
         """
         if self.kind == "tail" and self.fraction:
-            return self._by_bytes(texts, int(size * (1 - self.fraction)))
+            border = int(size * (1 - self.fraction))
+            return self._by_bytes(texts, border) if cuts else self._by_end(texts, border)
         return self._by_hash(texts)
 
     def _by_hash(self, texts: Iterable[Text]) -> Iterator[SplitText]:
         """By the hash of a document's first piece: the same document twice is in the same split twice."""
         split = ""
-        for text, ends in texts:
+        for text, ends, where in texts:
             if not split:
                 digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
                 split = "val" if int.from_bytes(digest, "big") / 2**64 < self.fraction else "train"
-            yield SplitText(text, ends, split)
+            yield SplitText(text, ends, split, where)
             split = "" if ends else split
 
     def _by_bytes(self, texts: Iterable[Text], border: int) -> Iterator[SplitText]:
         """The document on the border is cut in two, after the character that holds the last byte before `border`."""
         start = 0
-        for text, ends in texts:
+        for text, ends, where in texts:
             data = text.encode()
             end = start + len(data)
             if start < border <= end:
                 while border < end and data[border - start] & 0xC0 == 0x80:  # inside of a character
                     border += 1
                 head = data[: border - start].decode()
-                yield SplitText(head, True, "train")
+                yield SplitText(head, True, "train", where)
                 text = text[len(head) :]
             if text:
-                yield SplitText(text, ends, "train" if end < border else "val")
+                yield SplitText(text, ends, "train" if end < border else "val", where)
             start = end
+
+    @staticmethod
+    def _by_end(texts: Iterable[Text], border: int) -> Iterator[SplitText]:
+        """Whole documents, of which each is one piece: for training while they end before `border`."""
+        end = 0
+        for text, ends, where in texts:
+            end += len(text.encode())
+            yield SplitText(text, ends, "train" if end <= border else "val", where)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.model.attention import Attention
 from lit_gpt.model.config import GATED, GPTConfig
+from lit_gpt.model.documents import DocumentMasks
 from lit_gpt.model.kv_cache import CacheStep
 from lit_gpt.model.loss import CHUNK_BYTES, head_loss
 from lit_gpt.model.norm import make_norm
@@ -103,6 +104,8 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         last_only: bool | Tensor = False,
         return_hidden: bool = False,
+        documents: Tensor | None = None,
+        predict_at: Tensor | None = None,
     ) -> GPTOutput:
         """One pass over the tokens.
 
@@ -113,12 +116,20 @@ class GPT(nn.Module):
             positions: (T,) or (B, T) position of each token; by default the cache's, or 0 … T - 1.
             last_only: logits of one position of each row only, (B, 1, V): the last, or those in a (B,) tensor.
             return_hidden: the hidden states after `ln_f` too.
+            documents: (B, T) number of each token's document, where a row holds several: attention stays inside each,
+                and positions begin at 0 in each. For passes without a cache.
+            predict_at: (B, T) bool, with `targets`: where to tell the likeliest next id as well.
 
         Returns:
             Without `targets` the logits, of `vocab_size` ids: those of padded vocabulary rows are cut off. With
             `targets` the summed cross-entropy and how many it counts.
+
+        Raises:
+            ValueError: for `documents` together with a cache or positions.
         """
-        x = self._hidden(idx, cache, positions)  # (B, T, C)
+        if documents is not None and (cache is not None or positions is not None):
+            raise ValueError("documents have positions of their own, and no cache")
+        x = self._hidden(idx, cache, positions, documents)  # (B, T, C)
         if isinstance(last_only, Tensor):
             x = x[torch.arange(len(x), device=x.device), last_only][:, None]
         elif last_only:
@@ -128,10 +139,15 @@ class GPT(nn.Module):
         if targets is None:
             return GPTOutput(logits=self._logits(x), hidden=hidden)
         loss_sum, n_targets = self._loss(x.flatten(0, 1), targets.flatten())
-        return GPTOutput(hidden=hidden, loss_sum=loss_sum, n_targets=n_targets)
+        predicted = None if predict_at is None else self._logits(x[predict_at]).argmax(-1)
+        return GPTOutput(hidden=hidden, loss_sum=loss_sum, n_targets=n_targets, predicted=predicted)
 
-    def _hidden(self, idx: Tensor, cache: CacheStep | None, positions: Tensor | None) -> Tensor:
+    def _hidden(
+        self, idx: Tensor, cache: CacheStep | None, positions: Tensor | None, documents: Tensor | None = None
+    ) -> Tensor:
         """(B, T) token ids → (B, T, C) after the last block, before `ln_f`."""
+        masks = None if documents is None else DocumentMasks(documents)
+        positions = positions if masks is None else masks.positions
         kernel = self.decode_kernel if positions is None and idx.size(1) == 1 else None
         if positions is None:
             positions = torch.arange(idx.size(1), device=idx.device) if cache is None else cache.positions
@@ -147,8 +163,9 @@ class GPT(nn.Module):
             return kernel(x, cache)
         rotation, local_rotation = self._rotations(positions)
         for layer, block in enumerate(self.h):
-            is_local = self.config.window_of(layer) is not None
-            x = self._run_block(block, x, local_rotation if is_local else rotation, cache)
+            window = self.config.window_of(layer)
+            mask = None if masks is None else masks.visible(window)
+            x = self._run_block(block, x, rotation if window is None else local_rotation, cache, mask)
         return x
 
     def _rotations(self, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -158,10 +175,12 @@ class GPT(nn.Module):
         rotation = self.rope(positions)
         return rotation, rotation if self.rope_local is self.rope else self.rope_local(positions)
 
-    def _run_block(self, block: nn.Module, x: Tensor, rotation: Tensor | None, cache: CacheStep | None) -> Tensor:
+    def _run_block(
+        self, block: nn.Module, x: Tensor, rotation: Tensor | None, cache: CacheStep | None, mask: Tensor | None
+    ) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, rotation, cache, use_reentrant=False)
-        return block(x, rotation, cache)
+            return checkpoint(block, x, rotation, cache, mask, use_reentrant=False)
+        return block(x, rotation, cache, mask)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = self.lm_head(x)[..., : self.config.vocab_size]
@@ -202,9 +221,11 @@ class Block(nn.Module):
         self.ln_2_post = make_norm(config, config.n_embd) if after else nn.Identity()
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: CacheStep | None = None) -> Tensor:
-        """(B, T, C) → (B, T, C)."""
-        y = x + self.drop(self.ln_1_post(self.attn(self.ln_1(x), rotation, cache)))
+    def forward(
+        self, x: Tensor, rotation: Tensor | None = None, cache: CacheStep | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, C) → (B, T, C); `mask` as for `Attention`."""
+        y = x + self.drop(self.ln_1_post(self.attn(self.ln_1(x), rotation, cache, mask)))
         return y + self.drop(self.ln_2_post(self.mlp(self.ln_2(x if self.parallel else y))))
 
 

@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gpt.batch import Batch
 from lit_gpt.checkpoint.format import KEY, check_weights, header_entry
-from lit_gpt.data.datamodule import align_progress
 from lit_gpt.data.prompts import PromptRecord
+from lit_gpt.data.resume import align_progress
 from lit_gpt.generation.complete import Completion, Completions, encode_prompt
 from lit_gpt.generation.engine import Draft, Engine
 from lit_gpt.generation.generation_config import GenerationConfig
@@ -29,6 +29,7 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.uninitialized import NoInitialization
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.train.answers import AnswerMetric, first_answer_targets, learns_answers
 from lit_gpt.train.budget import Budget, budget_of
 from lit_gpt.train.fsdp import shard
 from lit_gpt.train.lightning_fixes import (
@@ -40,7 +41,7 @@ from lit_gpt.train.lightning_fixes import (
     repeat_unfinished_validation,
     total_steps,
 )
-from lit_gpt.train.lm_metrics import LanguageModelMetric, byte_lengths, count_bytes
+from lit_gpt.train.lm_metrics import byte_lengths, count_bytes
 from lit_gpt.train.optim import OptimizerConfig, make_optimizer, skip_step_where
 from lit_gpt.train.precision import muon_arithmetic
 from lit_gpt.train.schedule import ScheduleConfig
@@ -83,6 +84,7 @@ class LitGPT(L.LightningModule):
     _completions: Completions[PromptRecord] | None = None
     _byte_lengths: Tensor | None = None
     _step_loss: Tensor | None = None
+    _step_targets: Tensor | None = None
     _gradient_norm: Tensor | None = None
     _resumed_in_validation_at: int | None = None  # optimizer steps
     _repeated_validation: RepeatedValidation | None = None
@@ -117,8 +119,9 @@ class LitGPT(L.LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.model = None  # type: ignore[assignment]
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self.metric = LanguageModelMetric()
+        self.metric = AnswerMetric()
         self._micro_losses: list[Tensor] = []
+        self._micro_counts: list[Tensor] = []  # targets that count
         # Plain values: a dataclass in a checkpoint could not be read without running code.
         self.save_hyperparameters({
             "config": config.to_dict(),
@@ -191,9 +194,11 @@ class LitGPT(L.LightningModule):
         """Mean cross-entropy of one micro-batch."""
         if self.config.dropout > 0:
             torch.manual_seed(self._dropout_seed(batch_idx))
-        output = self.model(*batch)
-        loss = output.loss_sum / output.n_targets
+        idx, targets, documents = Batch(*batch)
+        output = self.model(idx, targets, documents=documents)
+        loss = output.loss_sum / output.n_targets.clamp(min=1)  # a micro-batch in which nothing counts
         self._micro_losses.append(loss.detach())
+        self._micro_counts.append(output.n_targets)
         return loss
 
     def _dropout_seed(self, batch_idx: int) -> int:
@@ -210,7 +215,9 @@ class LitGPT(L.LightningModule):
     ) -> None:
         """Clip, keep the mean loss and the gradient norm for the log, and skip the step if that norm is not finite."""
         self._step_loss = torch.stack(self._micro_losses).mean()
+        self._step_targets = torch.stack(self._micro_counts).sum()
         self._micro_losses.clear()
+        self._micro_counts.clear()
         self.stepped = True
         self._gradient_norm = clip_module_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
         self.skipped = ~self._gradient_norm.isfinite()
@@ -244,6 +251,10 @@ class LitGPT(L.LightningModule):
         if self.budget is not None:
             self.log("budget/share", self.budget.share, prog_bar=True, logger=False)
             rates["budget/share"] = self.budget.share
+        if learns_answers(self.trainer):
+            positions = batch[1].numel() * self.trainer.accumulate_grad_batches * self.trainer.world_size
+            counted = self.trainer.strategy.reduce(self._step_targets, reduce_op="sum")
+            rates |= {"train/counted_tokens": counted, "train/counted_share": counted / positions}
         log_scalars(self, {"train/loss": loss, "train/gradient_norm": self._gradient_norm, **rates})
 
     # Validation and test -----------------------------------------------------------------------------------------
@@ -291,7 +302,7 @@ class LitGPT(L.LightningModule):
         self._count(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/loss`, `val/perplexity` and `val/bits_per_byte` over all batches of all ranks."""
+        """Log `val/loss`, `val/perplexity`, `val/bits_per_byte` and those of answers over all batches of all ranks."""
         figures = self._log_metric("val")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.validation = {"step": self.global_step, **{name: float(value) for name, value in figures.items()}}
@@ -306,9 +317,13 @@ class LitGPT(L.LightningModule):
             self._byte_lengths = byte_lengths(self.tokenizer, self.config.vocab_size).to(self.device)
 
     def _count(self, batch: Batch) -> None:
-        output = self.model(*batch)
-        n_bytes = 0 if self._byte_lengths is None else count_bytes(batch[1], self._byte_lengths)
+        idx, targets, documents = Batch(*batch)
+        first = first_answer_targets(targets) if learns_answers(self.trainer) else None
+        output = self.model(idx, targets, documents=documents, predict_at=first)
+        n_bytes = 0 if self._byte_lengths is None else count_bytes(targets, self._byte_lengths)
         self.metric.update(output.loss_sum, output.n_targets, n_bytes)
+        if first is not None:
+            self.metric.update_answers(output.predicted, targets[first], targets.numel())
 
     def _log_metric(self, stage: str) -> dict[str, Tensor]:
         figures: dict[str, Tensor] = self.metric.compute()

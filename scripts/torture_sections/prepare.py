@@ -32,9 +32,9 @@ def preparation(corpus: Path, tokenizer: str, output: str = "out", workers: int 
     flags = ["--val_split", "hash:0.2", "--shard_tokens", "20000", "--workers", str(workers)]
 
     def work() -> int | None:
-        from lit_gpt.data import prepare
+        from lit_gpt.data import prepare, write_shards
 
-        prepare.JOB_CHARACTERS = 20_000
+        write_shards.JOB_CHARACTERS = 20_000
         prepare.BYTES_PER_WORKER = 1
         more = ["--overwrite"] if overwrite else []
         return program("prepare", corpus, "--output", output, "--tokenizer", tokenizer, *flags, *more)()

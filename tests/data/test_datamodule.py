@@ -56,7 +56,7 @@ def test_validation_counts_every_token_once(
     for loader in loaders:
         batches = list(loader)
         assert len(batches) == len(loader) == len(loaders[0])
-        for idx, wanted in batches:
+        for idx, wanted, _ in batches:
             assert idx.shape == wanted.shape == (rows, block)
             counts = wanted != -100
             assert torch.equal(idx[counts] + 1, wanted[counts])

@@ -116,7 +116,7 @@ def test_states_of_earlier_versions(unfinished: Path, reference: Path, corpus: P
     for name, source in (("finished", reference), ("unfinished", unfinished)):
         folder = Path(shutil.copytree(source, tmp_path / name))
         values = json.loads((folder / "prepare.json").read_text())
-        for key in ("sha256", "downloads", "tokenizer"):
+        for key in ("sha256", "downloads", "tokenizer", "sources"):
             del values[key]
         (folder / "prepare.json").write_text(json.dumps(values))
     assert prepare(str(corpus), tmp_path / "finished", **OPTIONS).split("train")

@@ -12,8 +12,9 @@ import pytest
 import torch
 from fork_server import Child, ForkServer
 
-from lit_gpt.data.datamodule import TokenDataModule, align_progress
+from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.index import ShardIndex
+from lit_gpt.data.resume import align_progress
 from lit_gpt.data.shards import write_shard
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import get_tokenizer

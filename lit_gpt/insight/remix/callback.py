@@ -7,8 +7,9 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from lit_gpt.errors import UserError
+from lit_gpt.generation.complete import encode_prompt
 from lit_gpt.insight.remix.main import open_corpus, remix
-from lit_gpt.train.callbacks.samples import Samples
+from lit_gpt.train.callbacks.samples import SamplePrompt, Samples
 from lit_gpt.train.module import LitGPT
 
 _ORDERS = (4, 8)  # n of the n-grams whose new share is logged
@@ -32,7 +33,7 @@ class RemixFigures(Callback):
         if path is None or "://" in path:
             raise UserError(f"remix searches the training tokens, which must be in a folder here, not {path}")
         self._path = path
-        self._samples = Samples(["\n"], max_new_tokens, temperature=1.0, top_k=None, seed=seed)
+        self._samples = Samples([], max_new_tokens, temperature=1.0, top_k=None, seed=seed)
         self._num_samples = num_samples
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -40,7 +41,8 @@ class RemixFigures(Callback):
         assert isinstance(pl_module, LitGPT)
         if trainer.sanity_checking or trainer.state.fn != "fit" or pl_module.tokenizer is None:
             return
-        (texts,) = self._samples.generate(trainer, pl_module, ["\n"], self._num_samples)
+        prompt = SamplePrompt("\n", encode_prompt(pl_module.tokenizer, "\n"))
+        (texts,) = self._samples.generate(trainer, pl_module, [prompt], self._num_samples)
         if not trainer.is_global_zero:
             return
         ids = [np.asarray(pl_module.tokenizer.encode(text), np.int64) for text in texts]

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_gpt.data.datamodule import TokenDataModule
+from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import complete, encode_prompt
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, TemplateFailed
+from lit_gpt.train.answers import learns_answers
 from lit_gpt.train.callbacks.run_paths import log_root, path_from_here, saved_path
 from lit_gpt.train.module import LitGPT
+
+
+class SamplePrompt(NamedTuple):
+    """A prompt of samples: what is shown in front of the continuation, and the ids that it starts from."""
+
+    shown: str
+    ids: Sequence[int]
 
 
 class Samples(Callback):
     """Continues fixed prompts after each validation and writes them to TensorBoard: there one sees the model learn.
 
-    The same seed each time, so that only the weights make the difference.
+    The same seed each time, so that only the weights make the difference. Where conversations are learnt, a prompt is
+    what a user says, and a sample is the answer; the first questions held out for validation are asked, too.
     """
 
     def __init__(
@@ -30,6 +44,7 @@ class Samples(Callback):
         top_k: int | None = 50,
         seed: int = 1,
         print_at_end: int = 0,
+        held_out: int = 2,
     ) -> None:
         """Samples of these prompts.
 
@@ -41,48 +56,87 @@ class Samples(Callback):
             seed: of the draws.
             print_at_end: how many samples of the first prompt to print to stdout after the last step, with what to try
                 next.
+            held_out: of conversations: how many of the validation split to answer besides, up to the first answer.
         """
         self.prompts = prompts
+        self.held_out = held_out
+        self._prompts: list[SamplePrompt] = []
         self.print_at_end = print_at_end
         self.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
         )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the settings before any work is done. Raises UserError."""
+        """Check the settings and encode the prompts before any work is done. Raises UserError."""
+        assert isinstance(pl_module, LitGPT)
         self.generation_config.check()
+        if self.held_out < 0:
+            raise UserError(f"samples.held_out={self.held_out} must not be negative")
+        if pl_module.tokenizer is None:
+            return
+        if learns_answers(trainer):
+            self._prompts = self._questions(trainer, pl_module)
+        else:
+            ids = [encode_prompt(pl_module.tokenizer, prompt) for prompt in self.prompts]
+            self._prompts = list(map(SamplePrompt, self.prompts, ids))
+
+    def _questions(self, trainer: L.Trainer, module: LitGPT) -> list[SamplePrompt]:
+        """The prompts as what a user says, and the first questions of the validation split.
+
+        Raises:
+            UserError: the chat template refuses a prompt.
+        """
+        assert module.tokenizer is not None
+        template, questions = ChatTemplate(module.tokenizer), []
+        try:
+            for prompt in filter(str.strip, self.prompts):  # the default, a line end, is no question
+                questions.append(SamplePrompt(f"{prompt}\n\n", template.encode_prompt([Message("user", prompt)])))
+            self.generation_config = dataclasses.replace(
+                self.generation_config, stop_token_ids=list(template.end_ids), overflow="stop"
+            )
+        except TemplateFailed as error:
+            raise UserError(f"samples.prompts: the chat template refuses {prompt!r}: {error}") from error
+        finally:
+            template.close()
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, TokenDataModule) and trainer.limit_val_batches != 0:
+            held_out = data.example_prompts(self.held_out)
+            questions += [SamplePrompt(module.tokenizer.decode(ids), ids) for ids in held_out]
+        return [question for question in questions if len(question.ids) < module.config.block_size]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write samples to TensorBoard, each prompt its own entry."""
         assert isinstance(pl_module, LitGPT)
         tensorboards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.sanity_checking or trainer.state.fn != "fit" or pl_module.tokenizer is None or not tensorboards:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not self._prompts or not tensorboards:
             return
         if trainer.received_sigterm:  # who stops the run does not wait for texts
             return
-        for index, (text,) in enumerate(self.generate(trainer, pl_module, self.prompts, 1)):
+        for index, (text,) in enumerate(self.generate(trainer, pl_module, self._prompts, 1)):
             for tensorboard in tensorboards:
                 if trainer.is_global_zero:  # four blanks make Markdown show the text as it is
-                    shown = "    " + (self.prompts[index] + text).replace("\n", "\n    ")
+                    shown = "    " + (self._prompts[index].shown + text).replace("\n", "\n    ")
                     tensorboard.experiment.add_text(f"samples/{index}", shown, trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print samples and what to try next."""
         assert isinstance(pl_module, LitGPT)
-        if not self.print_at_end or not self.prompts or pl_module.tokenizer is None:
+        if not self.print_at_end or not self._prompts:
             return
         pl_module.eval()
-        (texts,) = self.generate(trainer, pl_module, self.prompts[:1], self.print_at_end)
+        (texts,) = self.generate(trainer, pl_module, self._prompts[:1], self.print_at_end)
         pl_module.train()
         if trainer.is_global_zero:
             for number, text in enumerate(texts, 1):
-                print(f"--- sample {number} ---\n{self.prompts[0]}{text}\n")
+                print(f"--- sample {number} ---\n{self._prompts[0].shown}{text}\n")
             print(next_steps(trainer), flush=True)
 
-    def generate(self, trainer: L.Trainer, module: LitGPT, prompts: list[str], num_samples: int) -> list[list[str]]:
+    def generate(
+        self, trainer: L.Trainer, module: LitGPT, prompts: Sequence[SamplePrompt], num_samples: int
+    ) -> list[list[str]]:
         """The continuations of each prompt. Every rank takes part: sharded weights are gathered by all."""
         generation_config = dataclasses.replace(self.generation_config, num_samples=num_samples)
-        ids = [encode_prompt(module.tokenizer, prompt) for prompt in prompts]
+        ids = [prompt.ids for prompt in prompts]
         # A compiled model would be compiled again for every length of text.
         with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
             engine = Engine(module.model, module.config, module.tokenizer, max_slots=max(1, len(ids) * num_samples))
@@ -93,6 +147,13 @@ class Samples(Callback):
 def next_steps(trainer: L.Trainer) -> str:
     """Three commands to go on with, for the run that has just ended."""
     best = next((saved_path(c) for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), "") or "last"
+    if learns_answers(trainer):
+        return (
+            "Try next:\n"
+            f"  lit_gpt chat --ckpt_path {path_from_here(best)}\n"
+            f"  lit_gpt serve --ckpt_path {path_from_here(best)}\n"
+            f"  tensorboard --logdir {path_from_here(log_root(trainer))}"
+        )
     return (
         "Try next:\n"
         f'  lit_gpt predict --ckpt_path {path_from_here(best)} --start "def " --num_samples 3\n'
