@@ -16,6 +16,8 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 _FREE_KEYS = {"dropout"}
 """Keys of the model's config that a checkpoint does not determine: they shape the training, not the weights."""
+_VOCABULARY_KEYS = {"vocab_size", "padded_vocab_size"}
+"""Those that `fit --init_from` may raise, for special tokens of its data: checked when the data is known."""
 
 
 @dataclass(frozen=True)
@@ -93,19 +95,44 @@ def refuse_changed_model(subcommand: str, options: Namespace, weights: ExistingW
     """With weights given, what they determine can't be overridden. Raises UserError, naming the key."""
     if weights.config is None:
         return
-    for key, value in weights.config.to_dict().items():
-        asked = options.model.config[key]
-        if key not in _FREE_KEYS and asked != value:
-            raise UserError(
-                f"model.config.{key}={asked} differs from the checkpoint's {value}: its weights have that shape; "
-                f"leave the key out"
-            )
+    may_grow = subcommand == "fit" and weights.source is not None
+    free = _FREE_KEYS | _VOCABULARY_KEYS if may_grow else _FREE_KEYS
+    _refuse_changed(options, weights.config, set(weights.config.to_dict()) - free)
     saved = None if weights.header is None else weights.header.precision
     if subcommand == "fit" and saved is not None and options.trainer.precision not in ("auto", saved):
         raise UserError(
             f"trainer.precision={options.trainer.precision} differs from the run's {saved}: leave it out to "
             f"go on with the run, or start a new one with --init_from"
         )
+
+
+def resolve_grown_vocabulary(options: Namespace, source: GPTConfig, grown: GPTConfig) -> None:
+    """Set the size of the vocabulary to that of `grown`; it may have been named, as in the config.yaml of such a run.
+
+    Args:
+        options: of the subcommand, changed in place.
+        source: shape of the weights to start from.
+        grown: the same with the ids that the data needs, if it needs more.
+
+    Raises:
+        UserError: if another size was asked for.
+    """
+    config = options.model.config
+    for key in _VOCABULARY_KEYS:
+        if config[key] == getattr(source, key):
+            config[key] = getattr(grown, key)
+    _refuse_changed(options, grown, _VOCABULARY_KEYS)
+
+
+def _refuse_changed(options: Namespace, config: GPTConfig, keys: set[str]) -> None:
+    """Raise UserError, naming the key, if one of `keys` is not as in `config`."""
+    for key, value in config.to_dict().items():
+        asked = options.model.config[key]
+        if key in keys and asked != value:
+            raise UserError(
+                f"model.config.{key}={asked} differs from the checkpoint's {value}: its weights have that shape; "
+                f"leave the key out"
+            )
 
 
 def refuse_changed_run(subcommand: str, options: Namespace, weights: ExistingWeights) -> None:

@@ -32,7 +32,13 @@ from lit_gpt.cli.defaults import (
 )
 from lit_gpt.cli.predict import Prediction
 from lit_gpt.cli.predict_options import add_predict_arguments
-from lit_gpt.cli.resolve import check_machine, resolve_compile_option, resolve_data, resolve_precision_option
+from lit_gpt.cli.resolve import (
+    check_machine,
+    initial_weights,
+    resolve_compile_option,
+    resolve_data,
+    resolve_precision_option,
+)
 from lit_gpt.cli.shipped_configs import use_shipped_configs
 from lit_gpt.console import note
 from lit_gpt.convert.recognise import CONVERTED, open_source
@@ -162,7 +168,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             self._resolve_prediction()
         else:
             default_vocab_size = self._parser(self.name).get_defaults().model.config.vocab_size
-            self.tokenizer = resolve_data(self.options, self.weights, default_vocab_size)
+            self.tokenizer = resolve_data(self.name, self.options, self.weights, default_vocab_size)
         decision = resolve_precision_option(self.name, self.options, self.weights)
         self.precision_reason = decision.reason
         resolve_compile_option(self.name, self.options, decision)
@@ -190,7 +196,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         self.model.precision_reason = self.precision_reason
         self.model.weights_follow = self.name != "fit" and self.weights.config is not None
         if self.weights.source is not None:
-            self.model.initial_weights = self.weights.source.load().state_dict()
+            self.model.initial_weights = initial_weights(self.weights.source, self.model.config, self.tokenizer)
         if self.prediction is not None:
             self.model.generation_config = self.prediction.generation_config
             self.model.inference_precision = self.options.precision
@@ -219,6 +225,8 @@ class Program(CheckpointKeepsFlags, LightningCLI):
                 self._say_stopped(stopped)
             raise
         finally:
+            if self.prediction is not None:
+                self.prediction.close()
             self._free_run_folder()
 
     def _say_stopped(self, stopped: SIGTERMException) -> None:

@@ -15,14 +15,15 @@ from lit_gpt.cli.prediction_writer import PredictionWriter
 from lit_gpt.cli.resolve import rank_count
 from lit_gpt.console import note
 from lit_gpt.convert.recognise import files_of_source
-from lit_gpt.data.prompts import PromptDataset, PromptRecord
-from lit_gpt.errors import UserError
+from lit_gpt.data.prompts import ChatPrompts, PromptDataset, PromptRecord
+from lit_gpt.errors import UserError, brief
 from lit_gpt.generation.complete import encode_prompt
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.prompts import check_prompt
 from lit_gpt.generation.trace import Tracer
 from lit_gpt.insight.trace_view import TraceWriter
 from lit_gpt.model.config import GPTConfig
+from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.rank_zero import is_rank_zero
 
@@ -51,7 +52,10 @@ class Prediction:
         self.generation_config = GenerationConfig.from_dict({name: options[name] for name in names})
         for remark in self.generation_config.check():
             note(remark)
-        prompts = PromptDataset(options.start, options.prompts)
+        self._template = chat_template(options.chat, options.system, tokenizer)
+        texts = PromptDataset(options.start, options.prompts)
+        prompts = texts if self._template is None else ChatPrompts(texts, self._template, options.system)
+        self._end_at_turns()
         check_prompts(prompts, tokenizer, config, self.generation_config)
         self._partial: PartialResults | None = None
         finished: set[int] = set()
@@ -65,13 +69,21 @@ class Prediction:
         left = [index for index in range(len(prompts)) if index not in finished]
         self._check_devices(len(left), rank_count(options.trainer))
         self.loader = DataLoader(Subset(prompts, left), batch_size=_BATCH, collate_fn=list)
-        self.writer = PredictionWriter(self._partial, len(left), tokenizer)
+        self.writer = PredictionWriter(self._partial, len(left), tokenizer, answers=options.chat)
         self.tracer: Tracer | None = None
         self.trace_writer: TraceWriter | None = None
         if options.trace or options.trace_output is not None or options.trace_html is not None:
             self.tracer = Tracer(tokenizer)
             views = (options.trace, options.trace_output, options.trace_html)
             self.trace_writer = TraceWriter(self.tracer, tokenizer, *views)
+
+    def _end_at_turns(self) -> None:
+        """What ends an assistant's turn ends its answer; end-of-text does so anyway, unless `ignore_eos` is set."""
+        template, given = self._template, self.generation_config.stop_token_ids
+        if template is None:
+            return
+        ends = [end for end in template.end_ids if end != template.tokenizer.eot_id and end not in given]
+        self.generation_config = dataclasses.replace(self.generation_config, stop_token_ids=[*given, *ends])
 
     def _check_devices(self, left: int, ranks: int) -> None:
         """Refuse more devices than there are prompts `left` for: Lightning gives each of them at least one."""
@@ -80,6 +92,11 @@ class Prediction:
                 self._partial.release()
             prompts = f"{left} prompt" + "s" * (left > 1)
             raise UserError(f"{ranks} devices cannot share {prompts}: use --trainer.devices {left}")
+
+    def close(self) -> None:
+        """End the process of the chat template."""
+        if self._template is not None:
+            self._template.close()
 
     @property
     def draft(self) -> str | None:
@@ -107,9 +124,26 @@ def check_prompts(
     Raises:
         UserError: naming the prompt.
     """
-    for position, prompt in prompts:
-        ids = encode_prompt(tokenizer, prompt)
+    for position, prompt, given in prompts:
+        ids = encode_prompt(tokenizer, prompt) if given is None else given
         check_prompt(f"prompt {position + 1}", ids, config, generation_config, tokenizer)
+
+
+def chat_template(chat: bool, system: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:
+    """The template for the prompts of `--chat`; None without it.
+
+    Raises:
+        UserError: if the model has none, or `--system` is given without it.
+    """
+    if not chat:
+        if system is not None:
+            raise UserError(f"--system {brief(system)} is for conversations: give --chat as well, or leave it out")
+        return None
+    if tokenizer is None:
+        raise UserError("--chat: this model came without a tokenizer, and so without a chat template: leave it out")
+    if tokenizer.chat_template is None:
+        raise UserError("--chat: this model has no chat template, it only continues text: leave it out")
+    return ChatTemplate(tokenizer)
 
 
 def _reserved(partial: PartialResults, resume: bool, total: int) -> set[int]:
@@ -130,7 +164,10 @@ def _reserved(partial: PartialResults, resume: bool, total: int) -> set[int]:
 
 
 def run_fingerprint(
-    prompts: PromptDataset, generation_config: GenerationConfig, source: str, precision: Sequence[str | None]
+    prompts: PromptDataset | ChatPrompts,
+    generation_config: GenerationConfig,
+    source: str,
+    precision: Sequence[str | None],
 ) -> str:
     """What identifies a run: its prompts, its settings, its precision and the weights it uses.
 

@@ -11,7 +11,7 @@ from lit_gpt.options import help_page, make_parser
 
 _GROUPS = {
     "the model, the prompts and the results": (
-        "ckpt_path", "init_from", "start", "prompts", "output", "resume", "n_head",
+        "ckpt_path", "init_from", "start", "prompts", "chat", "system", "output", "resume", "n_head",
     ),
     "how much, and how it is drawn": (
         "num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "precision",
@@ -34,6 +34,7 @@ _EXAMPLES = {
     "three continuations by the newest run": 'lit_gpt predict --ckpt_path last --start "def " --num_samples 3',
     "the likeliest text": 'lit_gpt predict --ckpt_path best --start "ROMEO:" --temperature 0 --max_new_tokens 50',
     "a model of the hub": 'lit_gpt predict --init_from openai-community/gpt2 --start "Once upon a time" --top_k 50',
+    "an answer of a model for chat": 'lit_gpt predict --ckpt_path chat.ckpt --chat --start "What is a list?"',
     "many prompts on four devices": (
         "lit_gpt predict --ckpt_path last --prompts prompts.jsonl --output out.jsonl --trainer.devices 4"
     ),
@@ -53,6 +54,7 @@ def add_predict_arguments(parser: ArgumentParser, precisions: Any) -> None:
     """
     switches = {"ignore_eos": "never generate end-of-text"}
     parser.add_class_arguments(GenerationConfig, skip=set(switches))
+    switches["chat"] = "each prompt is what a user says, in the model's chat template: the answer ends with its turn"
     switches["resume"] = "go on with a run that was killed: what is in its .partial file is not done again"
     switches["trace"] = "show how each token was chosen: candidates, what was cut, the draw"
     for name, text in switches.items():
@@ -61,6 +63,8 @@ def add_predict_arguments(parser: ArgumentParser, precisions: Any) -> None:
     parser.add_argument("--start", action="append", type=str, default=[], help=text)
     text = 'a file with a prompt on each line, or a .jsonl with a "prompt" (text or ids) on each line'
     parser.add_argument("--prompts", type=str | None, default=None, help=text)
+    text = "with --chat: how the model shall answer, in front of every prompt"
+    parser.add_argument("--system", type=str | None, default=None, help=text)
     text = "a .jsonl file for the results; until all are there its name ends in .partial. They are printed if null"
     parser.add_argument("--output", type=str | None, default=None, help=text)
     text = "the same as a .jsonl file, one decision on each line"

@@ -35,13 +35,23 @@ class PredictionWriter(BasePredictionWriter):
         failed: continuations of this rank that ended in an error.
     """
 
-    def __init__(self, partial: PartialResults | None, total: int, tokenizer: Tokenizer | None = None) -> None:
-        """A writer of `total` prompts' results; without `partial` to stdout."""
+    def __init__(
+        self, partial: PartialResults | None, total: int, tokenizer: Tokenizer | None = None, answers: bool = False
+    ) -> None:
+        """A writer of `total` prompts' results; without `partial` to stdout.
+
+        Args:
+            partial: where to write them.
+            total: how many prompts there are.
+            tokenizer: for prompts of ids.
+            answers: what is generated answers the prompt, and does not go on with it: it is printed below.
+        """
         super().__init__("batch")
         self._partial = partial
         self._prints = partial is None
         self._total = total
         self._tokenizer = tokenizer
+        self._between = "\n" if answers else ""
         self._file: IO[bytes] | None = None
         self._early: dict[int, list[dict[str, Any]]] = {}  # finished, but not their turn to be printed
         self._next = 0
@@ -95,7 +105,8 @@ class PredictionWriter(BasePredictionWriter):
         for record in records:
             if "score" in record:
                 print(f"score {record['score']:.4f}")
-            print(self._readable(record["prompt"]) + (record["text"] if self._tokenizer else f" {record['ids']}"))
+            text = record["text"] if self._tokenizer else f" {record['ids']}"
+            print(self._readable(record["prompt"]) + self._between + text)
             if "error" in record:
                 note(f"prompt {record['index'] + 1}: {record['error']}")
             if self._total > 1 or record["samples"] > 1:

@@ -13,14 +13,18 @@ from tempfile import TemporaryDirectory
 
 import torch
 from jsonargparse import Namespace
+from torch import Tensor
 
-from lit_gpt.cli.defaults import ExistingWeights
+from lit_gpt.checkpoint.growth import grow_weights, grown_config, new_special_ids
+from lit_gpt.cli.defaults import ExistingWeights, resolve_grown_vocabulary
 from lit_gpt.console import note
+from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.data.datamodule import TokenDataModule, check_divisible
 from lit_gpt.data.remote import RemoteFolder, is_remote
 from lit_gpt.data.shard_folder import is_prepared
 from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig
+from lit_gpt.tokenizer.chatml import with_chat_template
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.budget import parse_duration
 from lit_gpt.train.compile import resolve_compile
@@ -66,12 +70,16 @@ def rank_count(trainer: Namespace) -> int:
 # Data and vocabulary -------------------------------------------------------------------------------------------------
 
 
-def resolve_data(options: Namespace, weights: ExistingWeights, default_vocab_size: int) -> Tokenizer | None:
+def resolve_data(
+    subcommand: str, options: Namespace, weights: ExistingWeights, default_vocab_size: int
+) -> Tokenizer | None:
     """Prepare the data if there is none, and set `vocab_size` of a new model to its vocabulary's; the tokenizer.
 
     Args:
+        subcommand: its name; only `fit` gives a model that exists more ids.
         options: of the subcommand, changed in place.
-        weights: whose tokenizer the data must have, and is prepared with unless another is named.
+        weights: whose tokenizer the data must have, and is prepared with unless another is named. Conversations are
+            prepared with its chat template, or with ours where it has none.
         default_vocab_size: what `vocab_size` is where nobody has set it.
 
     Raises:
@@ -81,8 +89,15 @@ def resolve_data(options: Namespace, weights: ExistingWeights, default_vocab_siz
     if weights.header is not None:
         _write_only_where_asked(options.data, weights.asked_data)
     data, trained_with = TokenDataModule(**options.data.as_dict()), weights.tokenizer
+    if trained_with is not None and options.data.get("format", "text") != "text":
+        trained_with = with_chat_template(trained_with)
     decide_once("data", lambda: _prepare(data, trained_with), seconds=None)
     data.load_tokenizer(trained_with)
+    if subcommand == "fit" and weights.source is not None:
+        grown = _grown_vocabulary(options.data.path, weights.source, data.tokenizer)
+        resolve_grown_vocabulary(options, weights.source.config, grown)
+    elif weights.tokenizer is not None and data.tokenizer is not None:
+        _check_vocabulary(options.data.path, weights.tokenizer, data.tokenizer)
     if data.tokenizer is not None:
         _resolve_vocabulary(options, weights, data.tokenizer, default_vocab_size)
     return data.tokenizer
@@ -125,17 +140,47 @@ def _prepare(data: TokenDataModule, trained_with: Tokenizer | None) -> str:
     return "ready"
 
 
-def _resolve_vocabulary(
-    options: Namespace, weights: ExistingWeights, tokenizer: Tokenizer, default_vocab_size: int
-) -> None:
-    """A new model gets the data's vocabulary; for weights that exist the data must have theirs."""
-    config, trained_with = options.model.config, weights.tokenizer
-    if trained_with is not None and trained_with.hash != tokenizer.hash:
+def _check_vocabulary(path: str, trained_with: Tokenizer, tokenizer: Tokenizer) -> None:
+    """Refuse data whose tokenizer is not the model's. Raises UserError."""
+    new_ids = new_special_ids(tokenizer, trained_with)
+    if new_ids is None:
         raise UserError(
-            f"{options.data.path} holds shards of the tokenizer {tokenizer.name} ({tokenizer.hash[:12]}), the "
+            f"{path} holds shards of the tokenizer {tokenizer.name} ({tokenizer.hash[:12]}), the "
             f"model was trained with {trained_with.name} ({trained_with.hash[:12]}): prepare the text with the "
             f"model's tokenizer in another folder"
         )
+    if new_ids:
+        raise UserError(
+            f"{path} has special tokens that the model lacks ({_new_names(tokenizer, trained_with)}): start a new run "
+            f"with fit --init_from, which adds them to a model"
+        )
+
+
+def _grown_vocabulary(path: str, source: SourceCheckpoint, tokenizer: Tokenizer | None) -> GPTConfig:
+    """The shape of a model that starts from `source`: with ids for the special tokens that only its data has.
+
+    Raises:
+        UserError: if the data's tokenizer is another.
+    """
+    if tokenizer is None or source.tokenizer is None:
+        return source.config
+    if not new_special_ids(tokenizer, source.tokenizer):
+        _check_vocabulary(path, source.tokenizer, tokenizer)
+        return source.config
+    if is_rank_zero():
+        note(f"new special tokens: {_new_names(tokenizer, source.tokenizer)}; their rows begin as the mean of all")
+    return grown_config(source.config, tokenizer.n_vocab)
+
+
+def _new_names(tokenizer: Tokenizer, base: Tokenizer) -> str:
+    return ", ".join(name for name in tokenizer.specials if name not in base.specials)
+
+
+def _resolve_vocabulary(
+    options: Namespace, weights: ExistingWeights, tokenizer: Tokenizer, default_vocab_size: int
+) -> None:
+    """A new model gets the data's vocabulary; one that exists must have its ids."""
+    config = options.model.config
     if weights.config is None and config.vocab_size == default_vocab_size:
         config.vocab_size = tokenizer.n_vocab
     if config.vocab_size < tokenizer.n_vocab:
@@ -143,6 +188,22 @@ def _resolve_vocabulary(
             f"the tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids, the model's vocab_size is "
             f"{config.vocab_size}: leave vocab_size out"
         )
+
+
+def initial_weights(source: SourceCheckpoint, config: GPTConfig, tokenizer: Tokenizer | None) -> dict[str, Tensor]:
+    """The weights that a model of shape `config` starts from, with rows for the special tokens that `source` lacks.
+
+    Args:
+        source: what `--init_from` names.
+        config: of the model, as resolved.
+        tokenizer: of the data, if it has one.
+    """
+    weights = source.load().state_dict()
+    if tokenizer is None or source.tokenizer is None:
+        return weights
+    new_ids = new_special_ids(tokenizer, source.tokenizer)
+    known = min(source.tokenizer.n_vocab, source.config.vocab_size)
+    return grow_weights(weights, config, known, new_ids) if new_ids else weights
 
 
 # Precision and compilation -------------------------------------------------------------------------------------------

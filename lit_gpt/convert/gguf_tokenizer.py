@@ -18,6 +18,7 @@ from lit_gpt.convert.gguf_format import Numbers
 from lit_gpt.convert.patterns import GPT2, read_pattern, write_pattern
 from lit_gpt.convert.tokenizer_json import LETTER_OF, convert_tokenizer, write_tokenizer
 from lit_gpt.errors import UserError, brief
+from lit_gpt.tokenizer.chatml import with_generation_tags, without_generation_tags
 from lit_gpt.tokenizer.json_object import parse_json
 from lit_gpt.tokenizer.tokenizer import CHARACTERS, EVERY_BYTE, Tokenizer
 from lit_gpt.tokenizer.train import WORDS
@@ -91,7 +92,7 @@ def describe_tokenizer(tokenizer: Tokenizer | None, vocab_size: int, where: str)
         "tokenizer.ggml.add_bos_token": tokenizer.bos_id is not None,
     }
     if tokenizer.chat_template is not None:
-        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+        metadata["tokenizer.chat_template"] = without_generation_tags(tokenizer.chat_template)
     ours = {"name": tokenizer.name, "pattern": tokenizer.pattern, "normalization": tokenizer.normalization}
     return metadata | {OUR_TOKENIZER: json.dumps(ours)}
 
@@ -213,6 +214,7 @@ def read_vocabulary(metadata: Mapping[str, Any], rows: int, where: str, name: st
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
         raise UserError(f"{where}: tokenizer.chat_template is {brief(template)}, no text: it is damaged")
+    template = None if template is None else with_generation_tags(template)
     details = {"eos": end, "eos_id": None, "bos": first, "chat_template": template}
     return convert_tokenizer(values, details, f"{where}: its tokenizer", str(hints.get("name", name)))
 

@@ -13,6 +13,7 @@ from lit_gpt.console import note
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.write import check_absent
 from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.chatml import is_ours
 
 SAMPLING: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
 """What `GenerationConfig` has by default, in Ollama's words; a test compares them. Ollama's own defaults are others."""
@@ -57,7 +58,7 @@ def modelfile(source: SourceCheckpoint, gguf: str) -> str:
     tokenizer = source.tokenizer
     template, stops = _PLAIN, []
     if tokenizer is not None and tokenizer.chat_template is not None:
-        if is_chatml(tokenizer.chat_template):
+        if is_ours(tokenizer.chat_template) or is_chatml(tokenizer.chat_template):
             template, stops = _CHATML, [_CHATML_END]
         else:
             note("the chat template is not ChatML, the one that a Modelfile gets here: TEMPLATE is the plain prompt")

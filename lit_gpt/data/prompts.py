@@ -12,16 +12,24 @@ from typing import NamedTuple
 from torch.utils.data import Dataset
 
 from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, TemplateFailed
 
 FILE_PREFIX = "FILE:"
 """`--start FILE:story.md` is one prompt, the file's whole text, as in nanoGPT."""
 
 
 class PromptRecord(NamedTuple):
-    """A prompt, text or ids, and its position in the input, from 0."""
+    """A prompt of the input.
+
+    Attributes:
+        position: in the input, from 0.
+        prompt: text or ids.
+        ids: what the model goes on with, where that is more than the prompt: a conversation.
+    """
 
     position: int
     prompt: str | list[int]
+    ids: list[int] | None = None
 
 
 class PromptDataset(Dataset[PromptRecord]):
@@ -68,6 +76,39 @@ class PromptDataset(Dataset[PromptRecord]):
         with self._path.open("rb") as file:
             file.seek(self._offsets[index - len(self._start)])
             return PromptRecord(index, _parse(self._path, file.readline(), index + 1))
+
+    def __iter__(self) -> Iterator[PromptRecord]:
+        return (self[index] for index in range(len(self)))
+
+
+class ChatPrompts(Dataset[PromptRecord]):
+    """Prompts as what a user says, each in a conversation of its own, up to where the assistant's turn begins.
+
+    Attributes:
+        fingerprint: hash of all prompts in their order, and of what stands around them.
+    """
+
+    def __init__(self, prompts: PromptDataset, template: ChatTemplate, system: str | None) -> None:
+        """The messages of users in `prompts`, after the system's message if there is one."""
+        self._prompts = prompts
+        self._template = template
+        self._before = [] if system is None else [Message("system", system)]
+        around = [prompts.fingerprint, template.tokenizer.chat_template, system]
+        self.fingerprint = hashlib.sha256(json.dumps(around).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: int) -> PromptRecord:
+        """Raises UserError for ids, and for what the template refuses."""
+        position, prompt, _ = self._prompts[index]
+        if not isinstance(prompt, str):
+            raise UserError(f"prompt {position + 1} is a list of ids: --chat needs text, which it puts in its template")
+        try:
+            ids = self._template.encode_prompt([*self._before, Message("user", prompt)])
+        except TemplateFailed as error:
+            raise UserError(f"prompt {position + 1}: the model's chat template refuses it: {error}") from None
+        return PromptRecord(position, prompt, ids)
 
     def __iter__(self) -> Iterator[PromptRecord]:
         return (self[index] for index in range(len(self)))

@@ -115,14 +115,18 @@ class ByteFallbackTokenizer(Tokenizer):
         """As `Tokenizer.with_specials`."""
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         added = [token for token in self.content["added_tokens"] if token["special"] or token["content"] not in names]
-        new = [name for name in names if name not in self.specials]
-        vocabulary, next_id = self._vocabulary, self.n_vocab
-        for name in new:
-            number = vocabulary.get(name, next_id)
-            next_id += number == next_id
-            added.append({"id": number, "content": name, **flags})
+        next_id, vocabulary = self.n_vocab, self.content["model"]["vocab"]
+        for name in names:
+            if name not in self.specials:
+                number = self._vocabulary.get(name, next_id)
+                next_id += number == next_id
+                added.append({"id": number, "content": name, **flags})
+        if len({*self._vocabulary.values(), *self.specials.values()}) < self.n_vocab:
+            # Another program would give a token that is not in the vocabulary the next free id, whatever its own is.
+            vocabulary = vocabulary | {token["content"]: token["id"] for token in added}
+        content = {**self.content, "added_tokens": added, "model": {**self.content["model"], "vocab": vocabulary}}
         details = {"bos_id": self.bos_id, "end_of_text": self.end_of_text, "chat_template": chat_template}
-        return self.of_content(self.name, {**self.content, "added_tokens": added}, **details)
+        return self.of_content(self.name, content, **details)
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """As `encode`, as uint32 (T,)."""

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from lit_gpt.errors import UserError, brief
-from lit_gpt.tokenizer.chatml import with_chat_template
+from lit_gpt.tokenizer.chatml import has_generation_tags, with_chat_template
 from lit_gpt.tokenizer.rendered_turns import (
     FIRST_CONTENT,
     GENERATION_BEGIN,
@@ -124,11 +124,10 @@ class ChatTemplate:
             TemplateFailed: as `encode_prompt`, or if the template changes a message's text otherwise.
         """
         text, turns = self._find_turns(messages)
-        counted = turns.generated or [
-            (start, self._turn_end(text, end))
-            for message, (start, end) in zip(messages, turns.contents)
-            if message.role == ASSISTANT
-        ]
+        counted = turns.generated
+        if not has_generation_tags(self._template):
+            spans = zip(messages, turns.contents)
+            counted = [(start, self._turn_end(text, end)) for one, (start, end) in spans if one.role == ASSISTANT]
         split = self._split(text)
         encoded = self.tokenizer.encode_parts(split.parts)
         where = [(split.position(start), split.position(end, is_end=True)) for start, end in counted]
@@ -137,8 +136,7 @@ class ChatTemplate:
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """The ids that end an assistant's turn; generation stops at them. Blocks, once, while the child renders."""
-        known = [self.tokenizer.specials[name] for name in _TURN_ENDS if name in self.tokenizer.specials]
-        return tuple(dict.fromkeys([*self._written_end, *known]))
+        return tuple(dict.fromkeys([*self._written_end, *known_end_ids(self.tokenizer)]))
 
     @cached_property
     def _written_end(self) -> tuple[int, ...]:
@@ -184,7 +182,8 @@ class ChatTemplate:
 
     def _render(self, conversations: Sequence[Sequence[Message]], add_generation_prompt: bool) -> list[str]:
         """The text of each of them; marks stand in all but the first for the template's generation tags."""
-        shared = {**self._special_tokens, "add_generation_prompt": add_generation_prompt}
+        absent = {"tools": None, "documents": None}  # as transformers has them: some templates ask for none
+        shared = {**self._special_tokens, **absent, "add_generation_prompt": add_generation_prompt}
         renderings = [
             {"messages": [{"role": one.role, "content": one.content} for one in messages], **shared}
             for messages in conversations
@@ -195,6 +194,11 @@ class ChatTemplate:
 
     def _split(self, text: str) -> SplitRendering:
         return split_rendering(text, self._marks_and_names, self.tokenizer)
+
+
+def known_end_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids of the special tokens that are known to end a turn, without a look at the template."""
+    return [tokenizer.specials[name] for name in _TURN_ENDS if name in tokenizer.specials]
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:

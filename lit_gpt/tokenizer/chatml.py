@@ -49,9 +49,19 @@ def is_ours(template: str) -> bool:
     return template in (CHATML, BOS + CHATML)
 
 
+def has_generation_tags(template: str) -> bool:
+    """Whether the template itself says what the assistant generates."""
+    return _GENERATION.search(template) is not None
+
+
 def without_generation_tags(template: str) -> str:
     """A template that writes the same, without `{% generation %}`, which Jinja itself and llama.cpp do not know.
 
     In its stead comes a condition that always holds, since blocks also take away spaces around them.
     """
     return _GENERATION.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", template)
+
+
+def with_generation_tags(template: str) -> str:
+    """The inverse of `without_generation_tags` for our own template; another is returned as it is."""
+    return next((ours for ours in (CHATML, BOS + CHATML) if template == without_generation_tags(ours)), template)

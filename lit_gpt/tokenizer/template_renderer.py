@@ -66,6 +66,8 @@ class TemplateRenderer:
             "seconds": self.seconds,
         }
         request = json.dumps(values).encode() + b"\n"
+        if self._owner != os.getpid():  # a fork: the child answers the process that started it
+            self._child, self._owner, self._lock = None, os.getpid(), threading.Lock()
         with self._lock:
             try:
                 line = self._ask(request)
@@ -82,8 +84,6 @@ class TemplateRenderer:
 
     def _ask(self, request: bytes) -> bytes:
         """The child's answer; b"" if it ends instead, or is late, which its own alarm has not prevented then."""
-        if self._owner != os.getpid():  # a fork: the child answers the process that started it
-            self._child, self._owner = None, os.getpid()
         fresh = self._child is None or self._child.poll() is not None
         child = self._child = self._start() if fresh or self._child is None else self._child
         return _exchange(child, request, self.seconds + (self.start_seconds if fresh else 1.0))

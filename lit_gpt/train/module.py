@@ -354,7 +354,8 @@ class LitGPT(L.LightningModule):
         for prompt in batch:
             while not completions.has_capacity:
                 finished += completions.step()
-            completions.add(prompt, encode_prompt(self.tokenizer, prompt.prompt))
+            ids = encode_prompt(self.tokenizer, prompt.prompt) if prompt.ids is None else prompt.ids
+            completions.add(prompt, ids)
         is_last = batch_idx + 1 == self.trainer.num_predict_batches[0]
         while is_last and completions.busy:
             finished += completions.step()

@@ -19,6 +19,7 @@ from lit_gpt.convert.gguf_write import write_gguf
 from lit_gpt.convert.patterns import CL100K, GPT2
 from lit_gpt.convert.tokenizer_json import hub_tokenizer, write_tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.chatml import with_chat_template
 from lit_gpt.tokenizer.tokenizer import EVERY_BYTE, Tokenizer
 from lit_gpt.tokenizer.train import WORDS
 
@@ -217,6 +218,22 @@ def test_a_file_of_another_program_without_types() -> None:
     back = read_vocabulary(metadata, qwen.n_vocab, "x", "small")
     assert back is not None and back.hash == qwen.hash and back.normalization == "NFC"
     assert back.chat_template == CHATML
+
+
+@pytest.mark.parametrize("kind", ["byte", "llama-bpe"])
+def test_our_chat_template_has_no_tags_in_a_file_and_has_them_again(kind: str) -> None:
+    """Jinja itself, which llama-cpp-python renders with, does not know them."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    ours = with_chat_template(replace(tokenizer(kind), chat_template=None))
+    metadata = describe_tokenizer(ours, ours.n_vocab, "x")
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    talk = [{"role": "user", "content": " 你好\n"}, {"role": "assistant", "content": "Hi"}]
+    first = "<|im_start|>" if ours.bos_id is not None else ""
+    written = jinja.from_string(metadata["tokenizer.chat_template"]).render(messages=talk, bos_token=first)
+    assert written == first + "<|im_start|>user\n 你好\n<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>\n"
+    back = read_vocabulary(as_read(metadata), ours.n_vocab, "x", "y")
+    assert back is not None and back.to_dict() == ours.to_dict()
 
 
 def unreachable(pattern: str) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lit_gpt.data.shard_folder import load_index, open_local_split
 from lit_gpt.errors import UserError
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, with_chat_template
 from lit_gpt.tokenizer.tokenizer import CHARACTERS, EVERY_BYTE, Tokenizer, get_tokenizer
 
 FINGERPRINT = "5e" * 32
@@ -261,6 +263,34 @@ def test_the_generation_config_has_our_defaults(tmp_path: Path, tiny_model: GPT)
     assert not {"max_length", "max_new_tokens"} & values.keys()
     assert values["top_k"] == 0  # theirs is 50 where a file has none
     assert generation_json(None).keys() & {"eos_token_id", "pad_token_id"} == set()
+
+
+def test_a_model_for_chat_ends_at_the_end_of_its_turn_too() -> None:
+    chat = with_chat_template(get_tokenizer("byte"))
+    assert generation_json(chat).items() >= {"eos_token_id": [256, 258], "pad_token_id": 256}.items()
+    only = Tokenizer.build("x", chat.pattern, chat.ranks, {"<|im_end|>": 256}, end_of_text="<|im_end|>")
+    assert generation_json(replace(only, chat_template="{{ x }}"))["eos_token_id"] == 256
+    without = Tokenizer.build("x", chat.pattern, chat.ranks, {"<|eot_id|>": 256, "<|eom_id|>": 257}, end_of_text=None)
+    assert generation_json(replace(without, chat_template="{{ x }}"))["eos_token_id"] == [256, 257]
+    assert "eos_token_id" not in generation_json(without)
+
+
+@pytest.mark.slow
+def test_transformers_masks_the_exported_folder_as_we_do(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    chat = with_chat_template(get_tokenizer("byte"))
+    save_model(tmp_path / "x.ckpt", tiny_gpt(dtype=torch.float32, vocab_size=259), chat)
+    write_hf(open_source(str(tmp_path / "x.ckpt")), tmp_path / "hf")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    talk = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": " Hi\n"}]
+    wanted = theirs.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+    template = ChatTemplate(chat)
+    ids, counts = template.encode([Message(turn["role"], turn["content"]) for turn in talk])
+    template.close()
+    assert (ids, [int(one) for one in counts]) == (wanted["input_ids"], wanted["assistant_masks"])
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id == [256, 258]
+    again = open_source(str(tmp_path / "hf")).tokenizer
+    assert again is not None and again.chat_template == chat.chat_template
 
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gguf_samples import CHATML, sample_source
+from gguf_samples import CHATML, sample_source, tokenizer
 
 from lit_gpt.convert.main import main
 from lit_gpt.convert.modelfile import SAMPLING, is_chatml, modelfile, modelfile_path
 from lit_gpt.errors import UserError
 from lit_gpt.generation.generation_config import GenerationConfig
+from lit_gpt.tokenizer.chatml import with_chat_template
 
 
 def test_sampling_is_ours() -> None:
@@ -48,6 +49,16 @@ def test_chatml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = replace(source, tokenizer=replace(source.tokenizer, chat_template="{{ messages[0].content }}"))
     assert '"""{{ .Prompt }}"""' in modelfile(other, "model.gguf")
     assert "the chat template is not ChatML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["byte", "llama-bpe"])
+def test_our_own_template_is_chatml(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a token before every text too: llama.cpp puts it there, as the file says."""
+    chat = with_chat_template(replace(tokenizer(kind), chat_template=None))
+    source = replace(sample_source(tmp_path, "qwen3", kind), tokenizer=chat)
+    text = modelfile(source, "model.gguf")
+    assert 'TEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}' in text and 'stop "<|im_end|>"' in text
+    assert "template" not in capsys.readouterr().err
 
 
 OVER_LINES = """{%- for message in messages %}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_gpt.tokenizer import template_renderer
 from lit_gpt.tokenizer.template_renderer import TemplateFailed, TemplateRenderer
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -61,3 +62,35 @@ def test_a_module_in_the_current_folder_is_not_run(
     monkeypatch.chdir(tmp_path)
     assert renderer.render("a", {}) == "a"
     assert not (tmp_path / "was-run").exists()
+
+
+def test_several_renderings_in_one_exchange(renderer: TemplateRenderer) -> None:
+    """Marks stand for generation tags in all but the first, whose text is what the model sees."""
+    source = "{% generation %}{{ x }}{% endgeneration %}!"
+    assert renderer.render_all(source, [{"x": 1}, {"x": "é"}, {"x": ""}], ("<", ">")) == ["1!", "<é>!", "<>!"]
+    assert renderer.render(source, {"x": 2}) == "2!"
+    long = "你" * 1_000_000
+    assert renderer.render_all("{{ x }}", [{"x": long}, {"x": 3}]) == [long, "3"]
+
+
+def test_an_interrupted_exchange_does_not_answer_the_next(
+    renderer: TemplateRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert renderer.render("a", {}) == "a"
+    read = template_renderer.os.read
+
+    def interrupt(*args: int) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(template_renderer.os, "read", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        renderer.render("b", {})
+    monkeypatch.setattr(template_renderer.os, "read", read)
+    assert renderer.render("c", {}) == "c"
+
+
+def test_filters_and_loops_are_those_of_transformers(renderer: TemplateRenderer) -> None:
+    source = (
+        "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}{{ {'a': '<é>'} | tojson }}"
+    )
+    assert renderer.render(source, {}) == '01{"a": "<é>"}'
