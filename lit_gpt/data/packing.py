@@ -75,28 +75,23 @@ class _Filler:
         filled: list[Ints] = []
         while count:
             at = bisect_left(self._spaces, size)
-            if at == len(self._spaces):
-                filled.append(self._open_rows(size, count))
-                break
-            space = self._spaces[at]
-            rows = self._take(space)
-            used, rest = rows[:count], rows[count:]
+            space = self._spaces[at] if at < len(self._spaces) else self._capacity
+            each = space // size  # the row that has just got one has the least space now, until no more go in
+            needed = -(-count // each)
+            rows = self._take(space) if at < len(self._spaces) else self._new(needed)
+            used, rest = rows[:needed], rows[needed:]
+            filled.append(np.repeat(used, each)[:count])
+            last = len(filled[-1]) - each * (len(used) - 1)  # documents in the last of them
             self._keep(space, rest)
-            self._keep(space - size, used)
-            filled.append(used)
-            count -= len(used)
+            self._keep(space - each * size, used[:-1])
+            self._keep(space - last * size, used[-1:])
+            count -= len(filled[-1])
         return np.concatenate(filled)
 
-    def _open_rows(self, size: int, count: int) -> Ints:
-        """New rows for documents of which each holds as many as it can."""
-        each = self._capacity // size
-        rows = self.rows + np.arange(count) // each
-        last = count - (count - 1) // each * each  # documents in the last of them
-        numbers = np.arange(self.rows, self.rows + -(-count // each))
-        self._keep(self._capacity - each * size, numbers[:-1])
-        self._keep(self._capacity - last * size, numbers[-1:])
-        self.rows += len(numbers)
-        return rows
+    def _new(self, count: int) -> Ints:
+        """Empty rows."""
+        self.rows += count
+        return np.arange(self.rows - count, self.rows)
 
     def _take(self, space: int) -> Ints:
         """Some of the rows with that space, which are open no more."""

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import sys
 import time
@@ -32,7 +34,7 @@ class Recorder(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        rows = [bytes(row[:8].tolist()).hex() for row in batch[0]]
+        rows = [hashlib.sha256(str(row.tolist()).encode()).hexdigest()[:16] for row in batch[0]]
         with open(self.root / f"samples_{trainer.global_rank}.jsonl", "a") as file:
             file.write(json.dumps([trainer.global_step, rows]) + "\n")
         if trainer.global_step == self.wait_at_step:
@@ -66,9 +68,11 @@ def fit(
     batch_size: int = 4,
     save_at_batch: int | None = None,
     wait_at_step: int | None = None,
+    data: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
     **options: Any,
 ) -> None:
-    """One fit, with a checkpoint after each optimizer step."""
+    """One fit, with a checkpoint after each optimizer step; `data` and `config` are options beside the usual ones."""
     path = Path(root)
     path.mkdir()
     L.seed_everything(5, verbose=False)
@@ -86,7 +90,9 @@ def fit(
         plugins=[AtomicCheckpointIO()] if ranks == 1 else None,  # forked ranks hand back bare weights in a file
         **options,
     )
-    trainer.fit(LitGPT(CONFIG), TokenDataModule(folder, batch_size=batch_size, block_size=16), ckpt_path=ckpt_path)
+    shape = dataclasses.replace(CONFIG, **(config or {}))
+    tokens = TokenDataModule(folder, batch_size=batch_size, block_size=shape.block_size, **(data or {}))
+    trainer.fit(LitGPT(shape), tokens, ckpt_path=ckpt_path)
 
 
 if __name__ == "__main__":

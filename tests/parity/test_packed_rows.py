@@ -1,0 +1,58 @@
+"""Rows of several documents against transformers, which gets each document alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_gpt.batch import IGNORE_INDEX
+from lit_gpt.convert.recognise import load_source
+
+transformers = pytest.importorskip("transformers")
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+V = 97
+SHAPE = {
+    "vocab_size": V, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+GPT2 = {"vocab_size": V, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2LMHeadModel", GPT2),
+    "llama": ("LlamaForCausalLM", SHAPE),
+    "mistral, with windows": ("MistralForCausalLM", SHAPE | {"sliding_window": 4, "head_dim": 16}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_each_document_has_the_loss_that_transformers_gives_it_alone(name: str, tmp_path: Path) -> None:
+    kind, values = FAMILIES[name]
+    torch.manual_seed(0)
+    model_class = getattr(transformers, kind)
+    reference = model_class(model_class.config_class(**values)).eval()
+    for parameter in reference.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    reference.save_pretrained(tmp_path)
+    model = load_source(str(tmp_path))[0].double()
+    reference = reference.double()
+    lengths = [9, 1, 14, 6, 18]
+    rows = torch.randint(0, V, (1, sum(lengths)))
+    numbers = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])[None]
+    counts = torch.rand(rows.shape) < 0.6
+    wanted, targets = 0.0, torch.full_like(rows, IGNORE_INDEX)
+    for number, part in enumerate(rows.split(lengths, 1)):
+        labels = torch.where(counts[numbers == number], part[0], IGNORE_INDEX)[None]
+        inside = (numbers == number).nonzero()[:, 1]
+        targets[0, inside[:-1]] = labels[0, 1:]
+        logprobs = reference(part).logits.log_softmax(-1)
+        counted = labels[0, 1:] != IGNORE_INDEX
+        wanted -= float(logprobs[0, :-1].gather(1, part[0, 1:, None])[counted].sum())
+    output = model(rows, targets, documents=numbers)
+    assert float(output.loss_sum) == pytest.approx(wanted, rel=1e-6)
+    assert abs(float(model(rows, targets).loss_sum) - wanted) > 1e-3 * wanted
