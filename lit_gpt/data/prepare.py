@@ -40,6 +40,7 @@ from lit_gpt.tokenizer.train import train_tokenizer
 
 RULES_VERSION = 1  # raise it when the same input is to give other shards
 BYTES_PER_WORKER = 1 << 22  # bytes of input below which another process does not pay
+RENDERING = 8  # times as long as tokenizing takes a conversation, about half a millisecond, at least
 Fingerprints = list[list[str | int]]  # of the sources
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -246,7 +247,8 @@ def _write_shards(state: PrepareState, task: _Task, tokenizer: Tokenizer) -> Tex
     """
     assert state.split
     read, dtype = TextCount(), dtype_for(tokenizer.n_vocab)
-    count = min(task.workers or len(os.sched_getaffinity(0)), 1 + task.size // BYTES_PER_WORKER)
+    size = task.size * (1 if task.masked is None else RENDERING)
+    count = min(task.workers or len(os.sched_getaffinity(0)), 1 + size // BYTES_PER_WORKER)
     with (
         progress_bar("tokenize", task.size) as (on_read, on_text),
         Workers(tokenizer, dtype, count, task.data_format) as pool,
