@@ -57,6 +57,8 @@ def check_machine(subcommand: str, options: Namespace) -> None:
         raise UserError(f"trainer.devices={trainer.devices}: this machine has {most} {kind}; take at most {most}")
     if subcommand == "fit" and data is not None:
         check_divisible(data.batch_size, rank_count(trainer))
+        if data.format == "pairs" and not (options.init_from or options.ckpt_path):
+            raise UserError("data.format=pairs moves a model that can answer already: give it with --init_from MODEL")
 
 
 def rank_count(trainer: Namespace) -> int:
