@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.byte_fallback import hub_tokenizer
 from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, TemplateFailed, with_chat_template
 from lit_gpt.tokenizer.chatml import BOS, CHATML, with_generation_tags, without_generation_tags
+from lit_gpt.tokenizer.split_rendering import split_rendering
 from lit_gpt.tokenizer.template_renderer import TemplateRenderer
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
@@ -212,6 +214,15 @@ def test_the_mask_is_of_the_text_as_it_is_normalised(text: str, template_of: Cal
     assert counted(template_of(tuned("qwen2")), messages) == normal
     plain = template_of(tuned("qwen2"), without_generation_tags(CHATML))
     assert counted(plain, messages) == normal
+    in_one_text = talk(f"user: {text}.", "assistant: <a>", f"user: {text}", f"assistant: <{text}>")
+    assert counted(template_of(tuned("qwen2"), NO_END), in_one_text) == unicodedata.normalize("NFC", f"<a><{text}>")
+
+
+def test_a_character_that_two_spans_are_composed_to_is_of_both() -> None:
+    split = split_rendering("ae\u0301b", re.compile("(x)y"), tuned("qwen2"))
+    assert split.parts == ["aéb"]
+    assert [split.position(at) for at in range(5)] == [0, 1, 1, 2, 3]
+    assert [split.position(at, is_end=True) for at in range(5)] == [0, 1, 2, 2, 3]
 
 
 # Other templates -----------------------------------------------------------------------------------------------------
