@@ -111,7 +111,7 @@ class _Filler:
         self._open[space].append(rows)
 
 
-class Cut(NamedTuple):
+class CutConversation(NamedTuple):
     """What of a document that is longer than a row is kept: parts [start, stop) of it, in tokens.
 
     Attributes:
@@ -123,7 +123,7 @@ class Cut(NamedTuple):
     lost: int
 
 
-def cut_at_turns(counts: npt.NDArray[np.bool_], capacity: int) -> Cut:
+def cut_at_turns(counts: npt.NDArray[np.bool_], capacity: int) -> CutConversation:
     """Cut a conversation after turns of the assistant, into as few parts as fit.
 
     A turn that with what leads to it is longer than `capacity` loses its end, for what goes on without its beginning is
@@ -145,4 +145,4 @@ def cut_at_turns(counts: npt.NDArray[np.bool_], capacity: int) -> Cut:
         if counts[start + 1 : stop].any():
             parts.append((start, stop))
         start = int(fitting[-1]) if fitting.size else int(later[0])
-    return Cut(parts, total - sum(stop - start for start, stop in parts))
+    return CutConversation(parts, total - sum(stop - start for start, stop in parts))

@@ -91,6 +91,7 @@ class AnswerMetric(LanguageModelMetric):
             wanted: (n,) the first id of each.
             positions: of the batch, B · T.
         """
+        self._computed = None  # as torchmetrics does in `update`
         self.answers += wanted.numel()
         self.right += (predicted == wanted).sum()
         self.positions += positions

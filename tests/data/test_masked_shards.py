@@ -105,6 +105,7 @@ def test_the_same_conversation_in_two_forms_is_in_one_split(tmp_path: Path) -> N
 # ---------------------------------------------------------------- resuming
 
 
+@pytest.mark.slow
 def test_killed_at_every_file_it_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_shards, "JOB_CHARACTERS", 500)
     options: dict[str, Any] = {"shard_tokens": 1500}
@@ -126,6 +127,7 @@ def test_killed_at_every_file_it_goes_on_and_ends_the_same(tmp_path: Path, monke
     check(str(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_finished_mask_that_was_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_shards, "JOB_CHARACTERS", 500)
     source = write_lines(tmp_path / "c.jsonl", map(as_openai, CONVERSATIONS))

@@ -224,7 +224,7 @@ def test_initialisation_is_gpt2s() -> None:
 def test_last_only_and_return_hidden() -> None:
     model = small()
     idx = torch.randint(50, (2, 8))
-    logits, hidden, loss_sum, n_targets = model(idx, return_hidden=True)
+    logits, hidden, loss_sum, n_targets, _ = model(idx, return_hidden=True)
     assert loss_sum is None and n_targets is None
     last = model(idx, last_only=True)
     assert last.hidden is None
