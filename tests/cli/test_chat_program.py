@@ -20,9 +20,11 @@ import pytest
 from chat_models import NEVER, chat_gpt, chatml, chatml_tokenizer, save_chat_model
 from environment import FIXTURES, ROOT
 from fork_server import Child, ForkServer
+from models import tiny_gpt
 
 from lit_gpt.__main__ import main
 from lit_gpt.api import load
+from lit_gpt.checkpoint.format import save_model
 from lit_gpt.cli.chat_commands import split_command
 
 pexpect = pytest.importorskip("pexpect", reason="pexpect is not installed")
@@ -216,8 +218,6 @@ def test_without_a_folder_for_its_state_the_chat_remembers_until_its_end(checkpo
 
 @pytest.mark.slow
 def test_what_a_model_writes_gives_a_terminal_no_orders(tmp_path: Path, terminal: Open) -> None:
-    from lit_gpt.checkpoint.format import save_model
-
     gpt = chat_gpt(seed=1)
     gpt.lm_head.bias.data[32:127] = NEVER
     gpt.lm_head.bias.data[0x1B] = 10.0
@@ -239,9 +239,9 @@ def piped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path) -> 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
-    def run(lines: bytes, *options: str, source: Path = checkpoint) -> int:
+    def run(lines: bytes, *options: str) -> int:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
-        return main(["chat", "--ckpt_path", str(source), *SETTINGS, *options])
+        return main(["chat", *(options or ["--ckpt_path", str(checkpoint)]), *SETTINGS])
 
     return run
 
@@ -277,6 +277,19 @@ def test_a_trace_through_a_pipe_has_no_escape_codes(
     assert piped(b"hello\n/trace\n") == 0
     out = capsys.readouterr().out
     assert out.startswith(answer(("user", "hello")) + "\nthe last answer") and "\x1b" not in out
+
+
+@pytest.mark.slow
+def test_an_exported_model_chats_alike(piped: Piped, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = tmp_path / "plain.ckpt", tmp_path / "hf"
+    save_model(ours, tiny_gpt(std=None, vocab_size=259, block_size=64, init_std=0.3).float(), chatml_tokenizer())
+    assert main(["convert", str(ours), str(theirs), "--to", "hf"]) == 0
+    capsys.readouterr()
+    for source in (["--ckpt_path", str(ours)], ["--init_from", str(theirs)]):
+        assert piped("你好\n/system S\nand?\n".encode(), *source) == 0
+    out = capsys.readouterr().out
+    half = len(out) // 2
+    assert out[:half] == out[half:] and len(out.strip()) > 10
 
 
 @pytest.mark.slow
