@@ -174,6 +174,39 @@ def test_a_model_without_a_template_says_why_it_cannot_chat(server: Serving, vis
     assert "对话模板" in page.locator("#chat-reason").text_content()
 
 
+def test_where_there_are_several_models_one_is_chosen(talker: Serving, visit: Visit) -> None:
+    """As with adapters, each of which is a model of the API."""
+
+    def two_models(route: Any) -> None:
+        (card,) = talker.get("/v1/models").json()["data"]
+        route.fulfill(json={"object": "list", "data": [card, {**card, "id": "poet"}]})
+
+    def without_template(route: Any) -> None:
+        route.fulfill(json={**talker.get("/tokenizer_info").json(), "chat_template": None})
+
+    def open_routed(**routes: Any) -> Any:
+        page = visit(talker, quiet=False)
+        for path, handler in routes.items():
+            page.route(f"**/{path}", handler)
+        page.reload()
+        page.wait_for_selector(".bar")
+        page.click("#tab-chat")
+        page.fill("#chat-length", "3")
+        return page
+
+    page = open_routed(models=two_models)
+    assert page.input_value("#chat-model") == "tiny" and page.locator("#chat-model option").count() == 2
+    say(page, "hello")
+    assert written(page)
+    page.select_option("#chat-model", "poet")
+    say(page, "hello")
+    assert "no such model here" in page.locator("#error").text_content()  # it was asked for by its name
+    page = open_routed(models=two_models, tokenizer_info=without_template)
+    assert page.input_value("#chat-model") == "poet" and page.is_enabled("#chat-message")
+    page = open_chat(visit, talker)
+    assert not page.locator("#chat-models").is_visible()
+
+
 def test_the_tab_in_chinese_on_a_phone_by_keyboard(talker: Serving, visit: Visit) -> None:
     size = {"width": 360, "height": 740}
     page = open_chat(visit, talker, locale="zh-CN", viewport=size, is_mobile=True, has_touch=True)

@@ -5,7 +5,8 @@ import { number, percent, t, translate } from "./i18n.js";
 import { Sheet, closeCard, el } from "./text.js";
 
 const ALTERNATIVES = 6;
-const PARTS = ["system", "turns", "stats", "message", "send", "stop", "retry", "clear", "length", "leftout", "reason"];
+const PARTS = ["models", "model", "system", "turns", "leftout", "stats", "message", "send", "stop", "retry", "clear",
+  "length", "reason"]; // of the panel: the element chat-NAME is the property NAME
 const LONGEST_ANSWER = 512; // tokens, unless the user asks for more or half of the context is less
 
 export class Chat {
@@ -21,7 +22,7 @@ export class Chat {
     this.ready = false;
     this.send.addEventListener("click", () => this.ask());
     this.stop.addEventListener("click", () => this.running?.abort());
-    this.retry.addEventListener("click", () => this.answer(this.exchanges.at(-1).question, this.exchanges.slice(0, -1)));
+    this.retry.addEventListener("click", () => this.answerAgain());
     this.clear.addEventListener("click", () => this.restart());
     this.turns.addEventListener("scroll", closeCard, { passive: true });
     this.message.addEventListener("keydown", (event) => {
@@ -31,13 +32,18 @@ export class Chat {
     });
   }
 
-  // hasTemplate: whether the model can chat; context: tokens that it reads at most.
-  start(hasTemplate, context) {
-    this.ready = hasTemplate;
+  // models: those of the API, of which the first is the one without a name in requests; hasTemplate: whether that can
+  // chat. Others share its weights and may have a template where it has none: the server says so where one has not.
+  start(models, hasTemplate) {
+    const context = models[0].max_model_len;
+    this.ready = hasTemplate || models.length > 1;
+    this.models.hidden = models.length < 2;
+    this.model.replaceChildren(...models.map(({ id }) => el("option", { value: id, textContent: id })));
+    if (!hasTemplate && models.length > 1) this.model.value = models[1].id;
     this.length.max = context - 1;
     this.length.value = Math.max(1, Math.min(LONGEST_ANSWER, Math.floor(context / 2)));
-    for (const field of [this.system, this.message, this.length]) field.disabled = !hasTemplate;
-    this.reason.hidden = hasTemplate;
+    for (const field of [this.system, this.message, this.length]) field.disabled = !this.ready;
+    this.reason.hidden = this.ready;
     this.relabel();
   }
 
@@ -48,6 +54,10 @@ export class Chat {
     if (!question || this.running || !this.ready) return;
     this.message.value = "";
     return this.answer(question, this.exchanges);
+  }
+
+  answerAgain() {
+    return this.answer(this.exchanges.at(-1).question, this.exchanges.slice(0, -1));
   }
 
   async answer(question, before) {
@@ -97,8 +107,8 @@ export class Chat {
       ...before.flatMap(({ question, content }) => [{ role: "user", content: question }, { role: "assistant", content }]),
       { role: "user", content: exchange.question },
     ];
-    const body = { ...this.page.knobs(), messages, max_tokens: Math.max(1, Math.floor(Number(this.length.value) || 1)),
-      logprobs: true, top_logprobs: ALTERNATIVES };
+    const body = { ...this.page.knobs(), model: this.model.value, messages, logprobs: true, top_logprobs: ALTERNATIVES,
+      max_tokens: Math.max(1, Math.floor(Number(this.length.value) || 1)) };
     for await (const { choices } of postStream("/v1/chat/completions", body, this.running.signal)) {
       if (choices.length) this.add(exchange, choices[0]);
     }
@@ -168,7 +178,9 @@ export class Chat {
   }
 
   relabel() {
-    document.getElementById("tab-chat").title = this.ready ? "" : t("chatNoTemplate");
+    const tab = document.getElementById("tab-chat");
+    tab.title = this.ready ? "" : t("chatNoTemplate");
+    tab.classList.toggle("off", !this.ready);
     this.exchanges.forEach(({ root, sheet, tokens }) => {
       translate(root);
       sheet.relabel("", tokens);

@@ -208,8 +208,7 @@ async function start() {
     $("model").textContent = data[0].id;
     const { eos_token_id: end, chat_template: template } = await getJson("/tokenizer_info");
     setEnd(end);
-    chat.start(template !== null, data[0].max_model_len);
-    $("tab-chat").classList.toggle("off", template === null);
+    chat.start(data, template !== null);
     $("length").max = data[0].max_model_len - 1;
     await addLane(1);
   } catch (error) {
