@@ -41,6 +41,12 @@ COMMANDS = {
         "lit_gpt.cli.lightning:main",
         "lit_gpt.cli.predict_options:print_help",
     ),
+    "chat": Command(
+        "talk with a model that was tuned on conversations",
+        "lit_gpt chat --ckpt_path last",
+        "lit_gpt.cli.chat:main",
+        "lit_gpt.cli.chat_options:print_help",
+    ),
     "serve": Command(
         "an OpenAI-compatible server and a web page",
         "lit_gpt serve --ckpt_path last --port 8000",

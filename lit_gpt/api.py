@@ -10,7 +10,7 @@ import torch
 from lit_gpt.checkpoint.format import resolve_ckpt_path
 from lit_gpt.convert.recognise import CONVERTED, load_source
 from lit_gpt.errors import UserError
-from lit_gpt.generation.complete import Completion, PromptInput, complete, encode_prompt
+from lit_gpt.generation.complete import Completion, PromptInput, complete, encode_prompt, stream_outputs, texts_of
 from lit_gpt.generation.engine import Draft, Engine
 from lit_gpt.generation.generation import Value
 from lit_gpt.generation.generation_config import NGRAM, GenerationConfig
@@ -159,24 +159,8 @@ class Generator:
         generation_config = GenerationConfig.from_dict(settings)
         if generation_config.num_samples > 1:
             raise UserError(f"num_samples={generation_config.num_samples} cannot be streamed as one text: use generate")
-        engine = self._engine(generation_config)
-        request = engine.submit(encode_prompt(self.tokenizer, prompt), generation_config)
-        return self._pieces(engine, request)
-
-    def _pieces(self, engine: Engine, request: int) -> Iterator[str]:
-        try:
-            while engine.has_work:
-                for output in engine.step():
-                    if output.request != request:
-                        continue
-                    if output.error is not None:
-                        raise RuntimeError(output.error)
-                    if output.text:
-                        yield output.text
-                    if output.finish_reason is not None:
-                        return
-        finally:
-            engine.cancel_all()
+        ids = encode_prompt(self.tokenizer, prompt)
+        return texts_of(stream_outputs(self._engine(generation_config), ids, generation_config))
 
     def logprobs(self, text: PromptInput, top: int = 0) -> list[Token]:
         """Score a text: each token's log-probability (natural) after those before it, and the `top` likeliest.

@@ -27,6 +27,7 @@ from lit_gpt.serve.worker import Limits, Worker
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 CONTEXT = 96
+CHROMIUM = "/usr/bin/chromium"
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The subcommands that Lightning's CLI drives: fit, validate, test, predict."""
+"""The subcommands that Lightning's CLI drives, fit, validate, test and predict; and chat."""
 
 import os
 

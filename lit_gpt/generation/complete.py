@@ -1,14 +1,15 @@
-"""Completions of many prompts: continuous batching of prompts through one engine until each is finished."""
+"""Completions: many prompts through one engine until each is finished, and one of them as it is generated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.generation import Value
+from lit_gpt.generation.generation import Strategy, Value
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.outputs import FinishReason, Output, Token
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -123,3 +124,46 @@ def complete(
         completions.add(index, ids)
     while completions.busy:
         yield from completions.step()
+
+
+def stream_outputs(
+    engine: Engine, ids: Sequence[int], generation_config: GenerationConfig, strategy: Strategy | None = None
+) -> Generator[Output, None, None]:
+    """Continue one prompt on an engine that does nothing else. Leaving the loop ends the continuation.
+
+    Args:
+        engine: without other requests: after an error or an interrupt it is emptied.
+        ids: the prompt.
+        generation_config: its settings, for one sample.
+        strategy: as for `Engine.submit`.
+
+    Yields:
+        After each step of the engine what is new of the continuation: nothing while the prompt is read.
+
+    Raises:
+        UserError: for settings or a prompt that are wrong; at once, not when the first output is asked for.
+        RuntimeError: if the continuation fails.
+    """
+    return _outputs_of(engine, engine.submit(ids, generation_config, strategy=strategy))
+
+
+def texts_of(outputs: Generator[Output, None, None]) -> Iterator[str]:
+    """The texts of `outputs` that are not empty; leaving the loop closes them."""
+    with closing(outputs):
+        for output in outputs:
+            if output.text:
+                yield output.text
+
+
+def _outputs_of(engine: Engine, request: int) -> Generator[Output, None, None]:
+    try:
+        while engine.has_work:
+            mine = [output for output in engine.step() if output.request == request]
+            for output in mine or [Output(request)]:
+                if output.error is not None:
+                    raise RuntimeError(output.error)
+                yield output
+                if output.finish_reason is not None:
+                    return
+    finally:
+        engine.cancel_all()

@@ -1,4 +1,4 @@
-"""Views of a trace: a table for the terminal, JSON lines, a self-contained HTML page."""
+"""Views of the traces of `predict`: tables in the terminal, JSON lines, a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from lit_gpt.atomic import atomic_write
 from lit_gpt.data.prompts import PromptRecord
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import Completion
-from lit_gpt.generation.trace import Candidate, Step, Trace, Tracer, traces
+from lit_gpt.generation.trace import Candidate, Trace, Tracer, traces
+from lit_gpt.insight.trace_table import to_table
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-
-_SHOWN = 5  # candidates in a row of the terminal's table
 
 
 class TraceWriter(BasePredictionWriter):
@@ -119,58 +116,3 @@ def _written(token: Candidate, tokenizer: Tokenizer | None) -> dict[str, str | b
         return {"text": token.piece, "whole": False}
     plain = bool(text) and all(character.isprintable() or character in "\n\t" for character in text)
     return {"text": text if plain else token.piece, "whole": plain}
-
-
-def to_table(trace: Trace) -> Table:
-    """One row for each decision."""
-    title = f"prompt {trace.prompt_index + 1}, sample {trace.sample + 1}"
-    table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
-    table.add_column("#", justify="right")
-    table.add_column("token", style="bold")
-    for name in ("before", "after", "bits", "kept"):
-        table.add_column(name, justify="right")
-    table.add_column("choice")
-    table.add_column("alternatives, before → after")
-    for step in trace.steps:
-        table.add_row(
-            str(step.position + 1),
-            Text(step.chosen.piece),
-            percent(step.chosen.before),
-            percent(step.chosen.after),
-            f"{step.entropy_before:.1f}",
-            f"{step.kept:,}",
-            _choice(step),
-            _alternatives(step),
-        )
-    return table
-
-
-_CAPTION = "bits: entropy of the model's distribution; kept: tokens left to draw from; struck out: cut"
-
-
-def _choice(step: Step) -> str:
-    if step.draw is None or step.interval is None:
-        return step.how
-    return f"{step.draw:.3f} in {step.interval[0]:.3f}…{step.interval[1]:.3f}"
-
-
-def _alternatives(step: Step) -> Text:
-    others = [one for one in step.candidates if one.id != step.chosen.id][:_SHOWN]
-    text = Text()
-    for one in others:
-        text.append("  " if text else "")
-        text.append(one.piece, style="dim strike" if one.cut_by else "")
-        after = f"→{one.cut_by}" if one.cut_by else f"→{percent(one.after)}"
-        text.append(f" {percent(one.before)}{after}", style="dim")
-    return text
-
-
-def percent(share: float) -> str:
-    """A probability as a short percentage.
-
-    >>> percent(0.5), percent(0.034), percent(0.00001)
-    ('50%', '3.4%', '<0.1%')
-    """
-    if 0 < share < 0.001:
-        return "<0.1%"
-    return f"{share:.0%}" if share >= 0.0995 or share == 0 else f"{share:.1%}"

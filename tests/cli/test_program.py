@@ -27,7 +27,11 @@ def test_help_names_every_command_with_an_example_and_imports_nothing_heavy() ->
         assert command.example in done.stdout
 
 
-FIRST = {"predict": ["ckpt_path", "init_from", "start"], "serve": ["ckpt_path", "init_from", "host", "port"]}
+FIRST = {
+    "predict": ["ckpt_path", "init_from", "start"],
+    "chat": ["ckpt_path", "init_from", "system"],
+    "serve": ["ckpt_path", "init_from", "host", "port"],
+}
 
 
 @pytest.mark.parametrize("command", FIRST)

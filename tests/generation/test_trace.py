@@ -20,7 +20,8 @@ from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.sampling import Sampler, choose_tokens
 from lit_gpt.generation.trace import Trace, Tracer, likeliest, likeliest_before, record_step, traces
-from lit_gpt.insight.trace_view import percent, to_html, to_lines, to_table
+from lit_gpt.insight.trace_table import percent, to_table
+from lit_gpt.insight.trace_view import to_html, to_lines
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 

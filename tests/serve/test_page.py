@@ -9,24 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from serving import Serving, serving
+from serving import CHROMIUM, Serving, serving
 
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"{CHROMIUM} is not there")]
 
 
@@ -50,38 +39,6 @@ def ascii_model(seed: int) -> GPT:
     with torch.no_grad():
         model.lm_head.bias[95:] = -1e4
     return model.double().eval()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """`visit(server, …)`: the page, loaded. At the end nothing may have been written to the console."""
-    contexts, messages = [], []
-
-    def open_page(server: Serving, wait: str = ".bar", quiet: bool = True, **options: Any) -> Any:
-        options = {"locale": "en-US", "reduced_motion": "reduce", "viewport": {"width": 1200, "height": 900}} | options
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        if quiet:
-            page.on("console", lambda message: messages.append(message.text))
-        page.goto(server.url)
-        page.wait_for_selector(wait)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert messages == []
 
 
 def generated(page: Any, lane: int = 0) -> str:

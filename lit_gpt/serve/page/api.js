@@ -20,15 +20,17 @@ async function send(path, body, signal) {
     await askForKey(key);
     return send(path, body, signal);
   }
-  if (!response.ok) throw new Error(await reason(response));
+  if (!response.ok) throw await refusal(response);
   return response;
 }
 
-async function reason(response) {
+// The error that the server answered with; its `code` is a name that programs can test for.
+async function refusal(response) {
   try {
-    return (await response.json()).error.message;
+    const { message, code } = (await response.json()).error;
+    return Object.assign(new Error(message), { code });
   } catch {
-    return `${response.status} ${response.statusText}`;
+    return new Error(`${response.status} ${response.statusText}`);
   }
 }
 

@@ -1,6 +1,7 @@
-// The page's entry point: language, theme, tabs, sliders, and the two panels.
+// The page's entry point: language, theme, tabs, sliders, and the panels.
 
 import { getJson } from "./api.js";
+import { Chat } from "./chat.js";
 import { Lane } from "./next_token.js";
 import { currentLanguage, percent, switchLanguage, t, translate } from "./i18n.js";
 import { closeCard, setEnd } from "./text.js";
@@ -9,6 +10,7 @@ import { Writer } from "./write.js";
 const $ = (id) => document.getElementById(id);
 const TOP_K = [1, 2, 3, 5, 10, 20, 50, 100, 200, 500, null]; // null: all
 const BETWEEN_FLIPS_MS = 250;
+const PANELS = ["next-token", "write", "chat"];
 
 const page = {
   prompt: () => $("prompt").value,
@@ -123,12 +125,13 @@ const restartAll = debounced(250, () => lanes.forEach((lane) => lane.restart()))
 // --- tabs, language, theme
 
 function select(name) {
-  for (const each of ["next-token", "write"]) {
+  for (const each of PANELS) {
     const on = each === name;
     $(each).hidden = !on;
     $(`tab-${each}`).setAttribute("aria-selected", on);
     $(`tab-${each}`).tabIndex = on ? 0 : -1;
   }
+  $("start").hidden = name === "chat"; // it continues no text
   if (name !== "next-token") stopRunning();
   closeCard();
 }
@@ -142,6 +145,7 @@ function applyLanguage() {
   showKnobs();
   lanes.forEach((lane) => lane.relabel());
   writer?.count();
+  chat?.relabel();
   showButtons();
 }
 
@@ -156,6 +160,7 @@ function applyTheme() {
 // --- start
 
 let writer = null;
+let chat = null;
 
 function addListeners() {
   $("flip").addEventListener("click", flipAll);
@@ -167,15 +172,16 @@ function addListeners() {
   for (const id of ["temperature", "top-k", "top-p"]) {
     $(id).addEventListener("input", () => { showKnobs(); refreshAll(); });
   }
-  for (const name of ["next-token", "write"]) {
+  PANELS.forEach((name, i) => {
     $(`tab-${name}`).addEventListener("click", () => select(name));
     $(`tab-${name}`).addEventListener("keydown", (event) => {
-      if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-      const other = name === "next-token" ? "write" : "next-token";
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!step) return;
+      const other = PANELS.at((i + step) % PANELS.length);
       select(other);
       $(`tab-${other}`).focus();
     });
-  }
+  });
   $("language").addEventListener("click", () => {
     const untouched = $("prompt").value === t("defaultPrompt");
     switchLanguage();
@@ -196,10 +202,13 @@ async function start() {
   applyLanguage();
   addListeners();
   writer = new Writer(page);
+  chat = new Chat(page);
   try {
     const { data } = await getJson("/v1/models");
     $("model").textContent = data[0].id;
-    setEnd((await getJson("/tokenizer_info")).eos_token_id);
+    const { eos_token_id: end, chat_template: template } = await getJson("/tokenizer_info");
+    setEnd(end);
+    chat.start(data, template !== null);
     $("length").max = data[0].max_model_len - 1;
     await addLane(1);
   } catch (error) {

@@ -110,9 +110,7 @@ export class Lane {
   relabel() {
     translate(this.root);
     if (this.answer) this.show();
-    this.sheet.tokens = []; // their labels are translated too
-    this.sheet.buttons().forEach((button) => button.parentNode.remove());
-    this.sheet.show(this.page.prompt(), this.path, this.at);
+    this.sheet.relabel(this.page.prompt(), this.path, this.at);
   }
 
   show() {

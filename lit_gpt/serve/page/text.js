@@ -41,7 +41,7 @@ export function setEnd(id) {
 }
 
 export function isEnd(token) {
-  return token?.id === endId && endId !== null;
+  return Boolean(token?.endsTurn) || (token?.id === endId && endId !== null);
 }
 
 export function nameOf(token) {
@@ -69,7 +69,8 @@ export class Sheet {
     root.replaceChildren(this.prompt, this.caret);
   }
 
-  // tokens: [{ text, p, alternatives: [[text, p], …] }]; `at` is the one whose distribution is shown.
+  // tokens: [{ text, p, alternatives: [[text, p], …] }], with `id`, or in a chat with `endsTurn` for the last one; `at`
+  // is the one whose distribution is shown.
   show(prompt, tokens, at = -1) {
     this.prompt.textContent = prompt;
     const texts = pieces(tokens.map((token) => (isEnd(token) ? "" : token.text)));
@@ -86,6 +87,13 @@ export class Sheet {
       button.tabIndex = i === tokens.length - 1 ? 0 : -1;
     });
     if (this.root.scrollHeight > this.root.clientHeight) this.root.scrollTop = this.root.scrollHeight;
+  }
+
+  // Show the same tokens again, with labels in the present language.
+  relabel(prompt, tokens, at = -1) {
+    this.tokens = [];
+    this.buttons().forEach((button) => button.parentNode.remove());
+    this.show(prompt, tokens, at);
   }
 
   buttons() {
