@@ -9,13 +9,12 @@ from typing import Any
 from lit_gpt.generation.outputs import Token
 from lit_gpt.serve.api_errors import bad_request
 from lit_gpt.serve.completions import ChoiceDelta, Plan, ResponseFormat, TokenEntry, finite
-from lit_gpt.serve.protocol import ChatRequest, Message
+from lit_gpt.serve.protocol import ChatMessage, ChatRequest
 from lit_gpt.serve.service import Service
-from lit_gpt.tokenizer.chat_template import Message as Turn
-from lit_gpt.tokenizer.chat_template import TemplateFailed
+from lit_gpt.tokenizer.chat_template import Message, TemplateFailed
 
 
-def encode_chat(service: Service, messages: list[Message]) -> tuple[list[int], tuple[int, ...]]:
+def encode_chat(service: Service, messages: list[ChatMessage]) -> tuple[list[int], tuple[int, ...]]:
     """Ids of the conversation up to where the assistant's turn begins, and the ids that end one.
 
     Raises:
@@ -29,7 +28,7 @@ def encode_chat(service: Service, messages: list[Message]) -> tuple[list[int], t
             "no_chat_template",
         )
     try:
-        ids = template.encode_prompt([Turn(message.role, message.text) for message in messages])
+        ids = template.encode_prompt([Message(message.role, message.text) for message in messages])
     except TemplateFailed as error:
         raise bad_request(f"the chat template refuses these messages: {error}", "messages") from None
     return ids, template.end_ids

@@ -181,7 +181,7 @@ class TextPart(Body):
     text: Text
 
 
-class Message(Body):
+class ChatMessage(Body):
     """A turn of a chat. Only text: no tools, no images."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -197,7 +197,7 @@ class Message(Body):
 class ChatRequest(Sampling):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000, fail_fast=True)]
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = False

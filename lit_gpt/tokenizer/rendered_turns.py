@@ -1,4 +1,4 @@
-"""Where in a rendered conversation each message's text stands, and what is the assistant's."""
+"""The characters of a rendered conversation that are each message's, and those that are the assistant's."""
 
 from __future__ import annotations
 

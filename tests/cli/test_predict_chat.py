@@ -95,7 +95,7 @@ def test_an_answer_is_printed_below_its_question_and_a_stopped_run_resumes(insid
         ("bare.ckpt", ["--chat", "--start", "a"], "--chat: this model came without a tokenizer"),
         ("chat.ckpt", ["--system", "Be kind", "--start", "a"], "--system 'Be kind' is for conversations: give --chat"),
         ("chat.ckpt", ["--chat", "--prompts", "ids.jsonl"], "prompt 1 is a list of ids: --chat needs text"),
-        ("chat.ckpt", ["--chat", "--start", "a" * 99], "prompt 1 has 126 tokens, the model's context is 96"),
+        ("chat.ckpt", ["--chat", "--start", "a" * 99], "prompt 1 has 118 tokens, the model's context is 96"),
         ("chat.ckpt", ["--chat"], "there are no prompts"),
         (
             "users.ckpt",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.byte_fallback import hub_tokenizer
 from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, TemplateFailed, with_chat_template
 from lit_gpt.tokenizer.chatml import BOS, CHATML, with_generation_tags, without_generation_tags
+from lit_gpt.tokenizer.split_rendering import split_rendering
+from lit_gpt.tokenizer.template_renderer import TemplateRenderer
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 KINDS = ["byte", "char", "bpe:400", "qwen2", "llama-bpe", "llama", "metaspace", "gemma"]
@@ -44,18 +47,18 @@ def tuned(kind: str) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def template_of() -> Iterator[Callable[..., ChatTemplate]]:
-    """`template_of(tokenizer)`, whose child process ends with the tests."""
+    """`template_of(tokenizer)`; one child process renders them all."""
     made: dict[tuple[str, str | None], ChatTemplate] = {}
+    renderer = TemplateRenderer()
 
     def make(tokenizer: Tokenizer, source: str | None = None) -> ChatTemplate:
         if source is not None:
             tokenizer = replace(tokenizer, chat_template=source)
         key = (tokenizer.hash, tokenizer.chat_template)
-        return made.setdefault(key, ChatTemplate(tokenizer))
+        return made.setdefault(key, ChatTemplate(tokenizer, renderer))
 
     yield make
-    for one in made.values():
-        one.close()
+    renderer.close()
 
 
 def in_transformers(tokenizer: Tokenizer) -> Any:
@@ -142,7 +145,7 @@ def test_the_mask_is_transformers(kind: str, template_of: Callable[..., ChatTemp
 def test_without_tags_the_mask_is_the_same(kind: str, template_of: Callable[..., ChatTemplate]) -> None:
     """The assistant's text and the token after it, found by marks, are what our own template has its tags around."""
     tagged = template_of(tuned(kind))
-    plain = template_of(tuned(kind), without_generation_tags(CHATML))
+    plain = template_of(tuned(kind), without_generation_tags(str(tuned(kind).chat_template)))
 
     @given(messages=CONVERSATIONS)
     @settings(max_examples=50)
@@ -211,6 +214,15 @@ def test_the_mask_is_of_the_text_as_it_is_normalised(text: str, template_of: Cal
     assert counted(template_of(tuned("qwen2")), messages) == normal
     plain = template_of(tuned("qwen2"), without_generation_tags(CHATML))
     assert counted(plain, messages) == normal
+    in_one_text = talk(f"user: {text}.", "assistant: <a>", f"user: {text}", f"assistant: <{text}>")
+    assert counted(template_of(tuned("qwen2"), NO_END), in_one_text) == unicodedata.normalize("NFC", f"<a><{text}>")
+
+
+def test_a_character_that_two_spans_are_composed_to_is_of_both() -> None:
+    split = split_rendering("ae\u0301b", re.compile("(x)y"), tuned("qwen2"))
+    assert split.parts == ["aéb"]
+    assert [split.position(at) for at in range(5)] == [0, 1, 1, 2, 3]
+    assert [split.position(at, is_end=True) for at in range(5)] == [0, 1, 2, 2, 3]
 
 
 # Other templates -----------------------------------------------------------------------------------------------------
