@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 
 from lit_gpt.checkpoint.format import resolve_ckpt_path
-from lit_gpt.convert.recognise import CONVERTED, load_source
+from lit_gpt.convert.adapter_set import AdapterSet, open_adapters
+from lit_gpt.convert.recognise import CONVERTED, open_source
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import Completion, PromptInput, complete, encode_prompt, stream_outputs, texts_of
 from lit_gpt.generation.engine import Draft, Engine
 from lit_gpt.generation.generation import Value
 from lit_gpt.generation.generation_config import NGRAM, GenerationConfig
 from lit_gpt.generation.outputs import Token
-from lit_gpt.inference.prepare import prepare_for_inference
+from lit_gpt.inference.prepare import prepare_adapters, prepare_for_inference
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 
-def load(path_or_id: str, precision: str = "auto", device: str = "auto", n_head: int | None = None) -> Generator:
+def load(
+    path_or_id: str,
+    precision: str = "auto",
+    device: str = "auto",
+    n_head: int | None = None,
+    adapters: Mapping[str, str] | None = None,
+) -> Generator:
     """Load a checkpoint for generation.
 
     Args:
@@ -30,18 +37,30 @@ def load(path_or_id: str, precision: str = "auto", device: str = "auto", n_head:
         precision: `auto` (what is fastest here without a loss to speak of), `fp32`, `bf16`, `int8` or `int4`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         n_head: number of heads, which a `.pth` of "LLMs from scratch" lacks.
+        adapters: name → checkpoint or folder of adapters over it, for `generate(..., adapter=NAME)`.
 
     Raises:
-        UserError: if there is no such checkpoint, precision or device, or the checkpoint has other heads.
+        UserError: if there is no such checkpoint, precision or device, or the checkpoint has other heads, or an adapter
+            is of another base.
     """
-    return load_for(path_or_id, precision, device, n_head, "load(..., n_head=N)")
+    return load_for(path_or_id, precision, device, n_head, "load(..., n_head=N)", adapters)
 
 
-def load_for(path_or_id: str, precision: str, device: str, n_head: int | None, n_head_option: str) -> Generator:
+def load_for(
+    path_or_id: str,
+    precision: str,
+    device: str,
+    n_head: int | None,
+    n_head_option: str,
+    adapters: Mapping[str, str] | None = None,
+) -> Generator:
     """`load` on behalf of a command, whose user gives `n_head` by `n_head_option`: errors name that."""
-    model, tokenizer = _read(path_or_id, n_head, n_head_option)
+    path = str(resolve_ckpt_path(path_or_id)) if path_or_id in ("last", "best") else path_or_id
+    source = open_source(path, None, n_head, n_head_option)
+    opened = open_adapters(adapters, source) if adapters else None
     target = resolve_device(device)
-    return Generator(prepare_for_inference(model.to(target), precision), tokenizer, precision, target)
+    model = prepare_for_inference(source.load().to(target), precision)
+    return Generator(model, source.tokenizer, precision, target, opened)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -60,11 +79,6 @@ def resolve_device(device: str) -> torch.device:
     return found
 
 
-def _read(path_or_id: str, n_head: int | None, n_head_option: str) -> tuple[GPT, Tokenizer | None]:
-    source = str(resolve_ckpt_path(path_or_id)) if path_or_id in ("last", "best") else path_or_id
-    return load_source(source, None, n_head, n_head_option)
-
-
 class Generator:
     """A model and its tokenizer, ready to generate. Keyword names are the flags of `predict` (`GenerationConfig`).
 
@@ -73,13 +87,24 @@ class Generator:
         tokenizer: None for a model of bare ids.
         config: its shape.
         device: where it is.
+        adapters: over it, if there are any.
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer | None, precision: str = "auto", device: torch.device | str = "cpu"
+        self,
+        model: GPT,
+        tokenizer: Tokenizer | None,
+        precision: str = "auto",
+        device: torch.device | str = "cpu",
+        adapters: AdapterSet | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.adapters = adapters
+        self._options: dict[str, Any] = {}
+        if adapters is not None:
+            self.tokenizer = adapters.tokenizer
+            self._options["adapters"] = prepare_adapters(model, adapters.named)
         self.device = torch.device(device)
         self._precision = precision
         self._engines: dict[str, Engine] = {}
@@ -98,23 +123,24 @@ class Generator:
         if draft != NGRAM:
             small = load_for(draft, self._precision, str(self.device), None, CONVERTED)
             options["draft"] = Draft(small.model, small.config, small.tokenizer)
-        return Engine(self.model, self.config, self.tokenizer, device=self.device, **options)
+        return Engine(self.model, self.config, self.tokenizer, device=self.device, **self._options, **options)
 
     def complete(
-        self, prompts: Sequence[PromptInput], value: Value | None = None, **settings: Any
+        self, prompts: Sequence[PromptInput], value: Value | None = None, adapter: str | None = None, **settings: Any
     ) -> list[list[Completion]]:
-        """All continuations of all prompts, with everything that is known about them.
+        """All continuations of all prompts, with everything that is known about them; the arguments are `generate`'s.
 
         Raises:
-            UserError: for settings or prompts that are wrong.
+            UserError: for settings or prompts that are wrong, or an adapter that is not there.
             RuntimeError: if the model's logits are no numbers.
         """
         generation_config = GenerationConfig.from_dict(settings)
         ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         results: list[list[Completion]] = [[] for _ in prompts]
+        number = self._adapter(adapter)
         engine = self._engine(generation_config)
         try:
-            for index, completions in complete(engine, ids, generation_config, value):
+            for index, completions in complete(engine, ids, generation_config, value, number):
                 results[index] = completions
         finally:
             engine.cancel_all()  # after an error or an interrupt: what is left must not meet the next call
@@ -123,7 +149,19 @@ class Generator:
                 raise RuntimeError(completion.error)
         return results
 
-    def generate(self, prompt: PromptInput | Sequence[PromptInput], value: Value | None = None, **settings: Any) -> Any:
+    def _adapter(self, name: str | None) -> int:
+        """The number of an adapter; 0 for the model itself."""
+        if name is not None and self.adapters is None:
+            raise UserError(f'adapter="{name[:80]}": none was loaded; give load(..., adapters={{NAME: PATH}})')
+        return 0 if self.adapters is None else self.adapters.named.number(name)
+
+    def generate(
+        self,
+        prompt: PromptInput | Sequence[PromptInput],
+        value: Value | None = None,
+        adapter: str | None = None,
+        **settings: Any,
+    ) -> Any:
         """Continue a prompt, or several.
 
         >>> gpt.generate("ROMEO:", max_new_tokens=50, temperature=0.8)  # doctest: +SKIP
@@ -131,6 +169,7 @@ class Generator:
         Args:
             prompt: text, a list of ids, or a list of such.
             value: rates texts (ids, prompt included) for `strategy="mcts"`.
+            adapter: the name of one that was loaded; None for the model itself.
             settings: of `GenerationConfig`.
 
         Returns:
@@ -142,7 +181,7 @@ class Generator:
         """
         one = isinstance(prompt, str) or (len(prompt) > 0 and all(isinstance(token, int) for token in prompt))
         prompts = cast("Sequence[PromptInput]", [prompt] if one else prompt)
-        results = self.complete(prompts, value, **settings)
+        results = self.complete(prompts, value, adapter, **settings)
         single = settings.get("num_samples", 1) == 1
         made = [[self._plain(item) for item in completions] for completions in results]
         flat = [items[0] if single else items for items in made]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.atomic import atomic_write
+from lit_gpt.checkpoint.adapter import AdapterEntry
 from lit_gpt.checkpoint.limits import check_fits, check_plain
 from lit_gpt.checkpoint.torch_file import OpenTorchFile, check_tensors, load_torch_file
 from lit_gpt.errors import UserError, brief
@@ -45,6 +46,7 @@ class Header:
         data: the DataModule's, plain values.
         step: optimizer steps taken.
         epoch: whole passes over the data, as Lightning counts them.
+        adapter: the base that the weights belong to, where they are an adapter's; None for a whole model.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class Header:
     data: dict[str, Any]
     step: int
     epoch: int
+    adapter: AdapterEntry | None = None
 
 
 def header_entry(config: GPTConfig, tokenizer: Tokenizer | None, precision: str | None = None) -> dict[str, Any]:
@@ -88,8 +91,11 @@ def header_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Heade
         config = GPTConfig.from_dict(_with_old_default(entry["config"]))
     except UserError as error:
         raise UserError(f"checkpoint {path}: {error}") from None
-    shapes = [tuple(tensor.shape) for tensor in _weights_of(checkpoint["state_dict"]).values()]
-    check_fits(config, shapes, f"checkpoint {path}")
+    found = entry.get("adapter")
+    adapter = None if found is None else AdapterEntry.from_dict(found, f"checkpoint {path}")
+    if adapter is None:  # an adapter's config is compared with that of its base
+        shapes = [tuple(tensor.shape) for tensor in _weights_of(checkpoint["state_dict"]).values()]
+        check_fits(config, shapes, f"checkpoint {path}")
     return Header(
         path=Path(path),
         config=config,
@@ -99,6 +105,7 @@ def header_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Heade
         data=checkpoint.get("datamodule_hyper_parameters") or {},
         step=checkpoint.get("global_step") or 0,
         epoch=checkpoint.get("epoch") or 0,
+        adapter=adapter,
     )
 
 
@@ -129,6 +136,8 @@ def load_model(path: str | os.PathLike[str]) -> tuple[GPT, Tokenizer | None]:
         UserError: as `read_header`, or if the weights do not fit the shape that the file itself states.
     """
     file, header = open_checkpoint(path)
+    if header.adapter is not None:
+        raise UserError(f"{path} is an adapter of {header.adapter.base}: `lit_gpt convert` makes one model of both")
     tokenizer = None if header.tokenizer is None else Tokenizer.from_dict(header.tokenizer, str(path))
     stored = _weights_of(file.tensors("state_dict"))
     if header.config.tie_embeddings and "wte.weight" in stored:
@@ -258,6 +267,7 @@ _OUR_ENTRIES: dict[str, tuple[type, ...]] = {
     "tokenizer": (dict, type(None)),
     "precision": (str, type(None)),
     "validation": (dict, type(None)),
+    "adapter": (dict, type(None)),
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from jsonargparse import Namespace
 
 from lit_gpt.checkpoint.format import Header, read_header, resolve_ckpt_path
+from lit_gpt.cli.adapters import find_base
 from lit_gpt.convert.recognise import open_source
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.errors import UserError
@@ -27,11 +29,13 @@ class ExistingWeights:
     Attributes:
         header: of the checkpoint in `--ckpt_path`.
         source: what `--init_from` names.
+        base: of the adapter in `--ckpt_path`, if it is one.
         asked_data: which of the data's folders and inputs the user has named, and not the checkpoint alone.
     """
 
     header: Header | None = None
     source: SourceCheckpoint | None = None
+    base: SourceCheckpoint | None = None
     asked_data: frozenset[str] = frozenset()
 
     @property
@@ -58,13 +62,12 @@ def find_weights(subcommand: str, options: Namespace) -> ExistingWeights:
     """
     if options.n_head is not None and not options.init_from:
         raise UserError(f"--n_head {options.n_head} is for --init_from: leave it out, or name the source there")
-    if options.ckpt_path and options.init_from:
-        raise UserError("--ckpt_path goes on with a run, --init_from starts from other weights: give one of them")
     if options.ckpt_path:
         path = resolve_ckpt_path(options.ckpt_path, options.trainer.default_root_dir or ".")
         data = options.get("data") or Namespace()
         asked = frozenset(name for name in ("path", "cache_dir") if data.get(name) is not None)
-        return ExistingWeights(header=read_header(path), asked_data=asked)
+        header = read_header(path)
+        return ExistingWeights(header, base=find_base(header, options.init_from), asked_data=asked)
     if options.init_from:
         n_head_option = f"lit_gpt {subcommand} --n_head N"
         return ExistingWeights(source=open_source(options.init_from, None, options.n_head, n_head_option))
@@ -162,7 +165,9 @@ def refuse_changed_run(subcommand: str, options: Namespace, weights: ExistingWei
 def _checkpoint_defaults(header: Header, known: list[str]) -> dict[str, Any]:
     """What a checkpoint says about model and data."""
     values = _config_defaults(header.config.to_dict())
-    values |= _flatten({"model": {**header.hyper_parameters, "config": {}, "preset": None}, "data": header.data})
+    lora = {} if header.adapter is None else {"lora": dataclasses.asdict(header.adapter.lora)}
+    model = {**header.hyper_parameters, **lora, "config": {}, "preset": None}
+    values |= _flatten({"model": model, "data": header.data})
     return {key: value for key, value in values.items() if key in known}
 
 

@@ -22,6 +22,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_gpt.checkpoint.lightning_io import AtomicCheckpointIO
+from lit_gpt.cli.adapters import (
+    describe_adapter,
+    open_named_adapters,
+    refuse_changed_adapter,
+    refuse_unfit_lora,
+)
 from lit_gpt.cli.defaults import (
     ExistingWeights,
     find_weights,
@@ -41,6 +47,7 @@ from lit_gpt.cli.resolve import (
 )
 from lit_gpt.cli.shipped_configs import use_shipped_configs
 from lit_gpt.console import note
+from lit_gpt.convert.adapter_set import AdapterSet
 from lit_gpt.convert.recognise import CONVERTED, open_source
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.data.datamodule import TokenDataModule
@@ -101,6 +108,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         self.precision_reason = "as asked for"
         self.prediction: Prediction | None = None
         self.draft: SourceCheckpoint | None = None  # of speculative decoding
+        self.adapters: AdapterSet | None = None  # of `predict`
         self.run_lock: Lock | None = None  # of a `fit`, on rank 0
         options = {"default_env": True, "env_prefix": "LIT_GPT", "allow_abbrev": False}
         super().__init__(
@@ -157,6 +165,8 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             self.options.ckpt_path = str(self.weights.header.path)  # `last` has a meaning of its own for Lightning
         refuse_changed_model(self.name, self.options, self.weights)
         refuse_changed_run(self.name, self.options, self.weights)
+        refuse_changed_adapter(self.name, self.options, self.weights.header)
+        refuse_unfit_lora(self.options, self.weights.source, self.weights.base)
 
     # Resolving what must be known before the Trainer is built ---------------------------------------------------------
 
@@ -180,7 +190,12 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         config, tokenizer = self.weights.config, self.weights.tokenizer
         assert config is not None
         source = str(self.options.ckpt_path or self.options.init_from)
-        self.prediction = Prediction(self.options, config, tokenizer, source)
+        self.adapters = open_named_adapters(self.options.adapter, self.options, self.weights.source)
+        if self.adapters is not None:
+            config, self.tokenizer = self.adapters.config, self.adapters.tokenizer
+            tokenizer = self.tokenizer
+        named = None if self.adapters is None else self.adapters.named
+        self.prediction = Prediction(self.options, config, tokenizer, source, named)
         if self.prediction.draft is not None:
             self.draft = open_source(self.prediction.draft, n_head_option=CONVERTED)
             check_draft(Draft(None, self.draft.config, self.draft.tokenizer), config, tokenizer)
@@ -198,11 +213,15 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             self.trainer.callbacks.append(ReferenceLogprobs(self.datamodule))  # type: ignore[attr-defined]
         self.model.precision_reason = self.precision_reason
         self.model.weights_follow = self.name != "fit" and self.weights.config is not None
-        if self.weights.source is not None:
-            self.model.initial_weights = initial_weights(self.weights.source, self.model.config, self.tokenizer)
+        origin, tokenizer = self.weights.source or self.weights.base, self.model.tokenizer
+        if origin is not None:
+            known = origin.tokenizer if self.adapters is not None else tokenizer  # adapters bring rows of their own
+            self.model.initial_weights = initial_weights(origin, self.model.config, known)
+            describe_adapter(self.model.adapter, self.options.init_from, origin, tokenizer)
         if self.prediction is not None:
             self.model.generation_config = self.prediction.generation_config
             self.model.inference_precision = self.options.precision
+            self.model.named_adapters = None if self.adapters is None else self.adapters.named
             if self.draft is not None:
                 self.model.draft = Draft(self.draft.load(), self.draft.config, self.draft.tokenizer)
             self.model.observer = self.prediction.tracer

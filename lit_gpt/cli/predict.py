@@ -23,6 +23,7 @@ from lit_gpt.generation.prompts import check_prompt
 from lit_gpt.generation.trace import Tracer
 from lit_gpt.insight.trace_view import TraceWriter
 from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.lora import NamedAdapters
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.rank_zero import is_rank_zero
@@ -42,7 +43,14 @@ class Prediction:
         trace_writer: the callback that shows it.
     """
 
-    def __init__(self, options: Namespace, config: GPTConfig, tokenizer: Tokenizer | None, source: str) -> None:
+    def __init__(
+        self,
+        options: Namespace,
+        config: GPTConfig,
+        tokenizer: Tokenizer | None,
+        source: str,
+        adapters: NamedAdapters | None = None,
+    ) -> None:
         """Prompts and settings as `options` has them, for a model of shape `config` that came from `source`.
 
         Raises:
@@ -56,12 +64,12 @@ class Prediction:
         texts = PromptDataset(options.start, options.prompts)
         prompts = texts if self._template is None else ChatPrompts(texts, self._template, options.system)
         self._end_at_turns()
-        check_prompts(prompts, tokenizer, config, self.generation_config)
+        check_prompts(prompts, tokenizer, config, self.generation_config, adapters)
         self._partial: PartialResults | None = None
         finished: set[int] = set()
         if options.output is not None:
             precision = [options.precision, options.get("trainer.precision"), options.get("trainer.accelerator")]
-            run = run_fingerprint(prompts, self.generation_config, source, precision)
+            run = run_fingerprint(prompts, self.generation_config, source, precision, options.adapter)
             self._partial = PartialResults(options.output, run)
             finished = _reserved(self._partial, options.resume, len(prompts))
         elif options.resume:
@@ -117,16 +125,26 @@ class Prediction:
 
 
 def check_prompts(
-    prompts: Iterable[PromptRecord], tokenizer: Tokenizer | None, config: GPTConfig, generation_config: GenerationConfig
+    prompts: Iterable[PromptRecord],
+    tokenizer: Tokenizer | None,
+    config: GPTConfig,
+    generation_config: GenerationConfig,
+    adapters: NamedAdapters | None = None,
 ) -> None:
-    """Refuse, before any work, prompts that this model cannot continue.
+    """Refuse, before any work, prompts that this model cannot continue, and those for an adapter that is not there.
 
     Raises:
         UserError: naming the prompt.
     """
-    for position, prompt, given in prompts:
-        ids = encode_prompt(tokenizer, prompt) if given is None else given
-        check_prompt(f"prompt {position + 1}", ids, config, generation_config, tokenizer)
+    for record in prompts:
+        ids = encode_prompt(tokenizer, record.prompt) if record.ids is None else record.ids
+        name = f"prompt {record.position + 1}"
+        check_prompt(name, ids, config, generation_config, tokenizer)
+        try:
+            if adapters is not None:
+                adapters.number(record.model)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
 
 
 def chat_template(chat: bool, system: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:
@@ -168,13 +186,15 @@ def run_fingerprint(
     generation_config: GenerationConfig,
     source: str,
     precision: Sequence[str | None],
+    adapters: Sequence[str] = (),
 ) -> str:
-    """What identifies a run: its prompts, its settings, its precision and the weights it uses.
+    """What identifies a run: its prompts, its settings, its precision, the weights it uses and the adapters of them.
 
     Weights, and those of a draft, are known by the names, sizes and times of their files.
     """
     sources = [source, *filter(None, [generation_config.draft_checkpoint])]
     weights = [[name, *_file_versions(name)] for name in sources]
+    weights += [[word, *_file_versions(word.partition("=")[2])] for word in adapters]
     values = [prompts.fingerprint, generation_config.to_dict(), list(precision), weights]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -11,7 +11,7 @@ from lit_gpt.options import help_page, make_parser
 
 _GROUPS = {
     "the model, the prompts and the results": (
-        "ckpt_path", "init_from", "start", "prompts", "chat", "system", "output", "resume", "n_head",
+        "ckpt_path", "init_from", "start", "prompts", "chat", "system", "output", "resume", "adapter", "n_head",
     ),
     "how much, and how it is drawn": (
         "num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "precision",
@@ -65,6 +65,8 @@ def add_predict_arguments(parser: ArgumentParser, precisions: Any) -> None:
     parser.add_argument("--prompts", type=str | None, default=None, help=text)
     text = "with --chat: how the model shall answer, in front of every prompt"
     parser.add_argument("--system", type=str | None, default=None, help=text)
+    text = 'NAME=PATH of an adapter over it; lines of a .jsonl may choose one: "model": NAME'
+    parser.add_argument("--adapter", action="append", type=str, default=[], help=text)
     text = "a .jsonl file for the results; until all are there its name ends in .partial. They are printed if null"
     parser.add_argument("--output", type=str | None, default=None, help=text)
     text = "the same as a .jsonl file, one decision on each line"

@@ -102,9 +102,9 @@ def stored_safetensors(folder: Path) -> dict[str, StoredTensor]:
             pickled = sorted(folder.glob("*.bin"))
             why = f" ({pickled[0].name} is a pickle: save it with safe_serialization=True)" if pickled else ""
             raise UserError(f"{folder} has no model.safetensors{why}: only safetensors are read")
-        return _open_file(single)
+        return open_safetensors(single)
     where = weight_map(index)
-    opened = {shard: _open_file(folder / shard) for shard in sorted(set(where.values()))}
+    opened = {shard: open_safetensors(folder / shard) for shard in sorted(set(where.values()))}
     faults = [f"{shard} lacks {name}" for name, shard in where.items() if name not in opened[shard]]
     if faults:
         raise UserError(f"{index} does not fit its shards: {'; '.join(faults)}")
@@ -129,7 +129,7 @@ def weight_map(index: Path) -> dict[str, str]:
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def _open_file(path: Path) -> dict[str, StoredTensor]:
+def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file; its header, which safetensors checks, is parsed here for where their data lies."""
     import torch
 

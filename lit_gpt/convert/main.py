@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Convert checkpoints from and to other projects. The source's kind is recognised by what it holds:
 a Hugging Face folder or id (GPT-2, Llama 3, Qwen2, Qwen3, SmolLM2), a GGUF file of one of these, nanoGPT's ckpt.pt or
-its folder, a .pth of "LLMs from scratch", the transformer book's model.ckpt, or a checkpoint of lit_gpt."""
+its folder, a .pth of "LLMs from scratch", the transformer book's model.ckpt, or a checkpoint of lit_gpt.
+convert BASE ADAPTER OUTPUT makes one model of a base and an adapter of it, lit_gpt's or a folder of PEFT's."""
 
 
 def main(argv: list[str]) -> int:
     """Convert; prints the path that was written, and the address of what was uploaded."""
     parser = _parser()
     options = parser.parse_args(options_first(parser, argv))
+    _name_positions(options)
     to_gguf = _is_to_gguf(options)
     publication = publication_of(options)
 
-    from lit_gpt.convert.recognise import open_source
+    from lit_gpt.convert.recognise import open_adapter, open_source
     from lit_gpt.convert.write import check_absent, write_lit_gpt
 
     output = None if options.output is None else Path(options.output).expanduser()
@@ -40,7 +42,13 @@ def main(argv: list[str]) -> int:
     write: Callable[[SourceCheckpoint, Path], None] = write_lit_gpt
     if to_gguf and output is not None:
         write = _gguf_writer(output, options.dtype, options.modelfile)
+    if options.to == "peft":
+        return _convert_to_peft(options, output)
     source = open_source(options.source, options.tokenizer, options.n_head, "lit_gpt convert --n_head N")
+    if options.adapter is not None:
+        from lit_gpt.convert.adapters import merged
+
+        source = merged(source, open_adapter(options.adapter, source))
     parameters = sum(stored.nbytes // stored.dtype.itemsize for stored in source.weights.values())
     note(f"{source.kind}: {parameters:,} parameters")
     if not to_gguf:
@@ -60,6 +68,8 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "output", type=str | None, nargs="?", help="the .ckpt or .gguf to write, or the folder with --to hf"
     )
+    text = "with an adapter, which is then the second name: the file or folder to write"
+    parser.add_argument("merged_output", type=str | None, nargs="?", help=text)
     _add_format_options(parser)
     parser.add_argument(
         "--tokenizer",
@@ -76,7 +86,7 @@ def _parser() -> CommandParser:
 
 _TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _DTYPES = (*_TORCH_NAMES, "q8_0", "q4_0", *_TORCH_NAMES.values(), "float64")
-_FORMATS = ("lit_gpt", "hf", "gguf")
+_FORMATS = ("lit_gpt", "hf", "gguf", "peft")
 
 
 def _add_format_options(parser: ArgumentParser) -> None:
@@ -85,7 +95,8 @@ def _add_format_options(parser: ArgumentParser) -> None:
         "--to",
         type=str | None,
         default=None,
-        help="the format to write: lit_gpt, hf or gguf; left out, gguf for an output that ends in .gguf, else lit_gpt",
+        help="the format to write: lit_gpt, hf, gguf, or peft for an adapter; left out, lit_gpt, or gguf for an output "
+        "that ends in .gguf",
     )
     parser.add_argument(
         "--dtype",
@@ -119,6 +130,36 @@ def _is_to_gguf(options: Namespace) -> bool:
     if options.modelfile and not to_gguf:
         raise UserError("--modelfile goes with GGUF: name an output that ends in .gguf")
     return to_gguf
+
+
+def _name_positions(options: Namespace) -> None:
+    """BASE ADAPTER OUTPUT, of three names; of two the second is the output."""
+    options.adapter = None
+    if options.merged_output is not None:
+        options.adapter, options.output = options.output, options.merged_output
+
+
+def _convert_to_peft(options: Namespace, output: Path | None) -> int:
+    """Write an adapter as a folder of PEFT's.
+
+    Raises:
+        UserError: if the source is a whole model, or options of one are given.
+    """
+    from lit_gpt.convert.peft import write_peft
+    from lit_gpt.convert.recognise import open_adapter, open_adapter_and_base, open_source
+
+    for name in ("dtype", "tokenizer", "modelfile", "push"):
+        if options[name]:
+            raise UserError(f"--{name} is for whole models: leave it out with --to peft")
+    assert output is not None
+    if options.adapter is None:
+        adapter, base = open_adapter_and_base(options.source)
+    else:
+        base = open_source(options.source, None, options.n_head, "lit_gpt convert --n_head N")
+        adapter = open_adapter(options.adapter, base)
+    write_peft(adapter, base, output)
+    print(output)
+    return 0
 
 
 def _gguf_writer(output: Path, dtype: str | None, with_modelfile: bool) -> Callable[[SourceCheckpoint, Path], None]:

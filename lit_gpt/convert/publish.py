@@ -152,7 +152,7 @@ def _folder(output: Path | None) -> Iterator[Path]:
 def _card(source: SourceCheckpoint, name: str, publication: Publication) -> str:
     from lit_gpt.convert.hf_architectures import write_config
     from lit_gpt.convert.model_card import CardDetails, model_card
-    from lit_gpt.convert.write import without_padding
+    from lit_gpt.convert.source import without_padding
 
     (architecture,) = write_config(source.config, source.name)["architectures"]
     counts = [stored.nbytes // stored.dtype.itemsize for stored in without_padding(source).values()]

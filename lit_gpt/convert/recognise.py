@@ -7,14 +7,17 @@ opened.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_gpt.checkpoint.format import KEY, check_ours, header_of
+from lit_gpt.checkpoint.format import KEY, Header, check_ours, header_of, resolve_ckpt_path
 from lit_gpt.checkpoint.torch_file import OpenTorchFile
 from lit_gpt.checkpoint.training_record import training_record
 from lit_gpt.convert import nanogpt, textbooks
+from lit_gpt.convert.adapters import Adapter, merged, read_adapter
 from lit_gpt.convert.endpoint import check_endpoint
+from lit_gpt.convert.peft_config import CONFIG as ADAPTER_CONFIG
 from lit_gpt.convert.pickles import stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.weights import TensorEntry, model_shapes, to_our_names
@@ -55,19 +58,94 @@ def open_source(
     """
     chosen = None if tokenizer is None else _chosen_tokenizer(tokenizer)
     opened = _open(source, chosen, n_head, n_head_option)
+    if opened.is_adapter and chosen is not None:
+        opened = replace(opened, tokenizer=chosen)
     if n_head not in (None, opened.config.n_head):
         raise UserError(f"n_head={n_head}, but {source} has {opened.config.n_head} heads and says so: leave it out")
     return opened
 
 
-def _open(source: str, chosen: Tokenizer | None, n_head: int | None, n_head_option: str) -> SourceCheckpoint:
+def open_base(header: Header, named: str | None = None) -> SourceCheckpoint:
+    """The base of an adapter's checkpoint, not compared with it yet.
+
+    Args:
+        header: of the adapter.
+        named: where the user says that the base is; None for where it was in training.
+
+    Raises:
+        UserError: if it cannot be opened there, or is an adapter itself.
+    """
+    assert header.adapter is not None
+    return _base(named or header.adapter.base, str(header.path))
+
+
+def _base(address: str, adapter: str) -> SourceCheckpoint:
+    try:
+        return _open(address, None, None, CONVERTED, adapters=False)
+    except UserError as error:
+        raise UserError(
+            f"the base of the adapter {adapter}: {error}. If it is elsewhere now: --ckpt_path {adapter} "
+            f"--init_from BASE, or lit_gpt convert BASE {adapter} OUTPUT"
+        ) from None
+
+
+def open_adapter(path: str, base: SourceCheckpoint) -> Adapter:
+    """An adapter of ours, or a folder of PEFT's, over a base.
+
+    Raises:
+        UserError: if it is none, is damaged, or belongs to another base.
+    """
+    found = resolve_ckpt_path(path).expanduser()
+    if found.is_dir():
+        from lit_gpt.convert.peft import is_peft, read_peft
+
+        if not is_peft(found):
+            raise UserError(f"{path} has no adapter_config.json: give an adapter's .ckpt, or a folder of PEFT's")
+        return read_peft(found, base, path)
+    if not found.is_file():
+        raise UserError(f"the adapter {path} does not exist: give an adapter's .ckpt, or a folder of PEFT's")
+    file = OpenTorchFile(found)
+    check_ours(file.content, found)
+    header = header_of(file.content, found)
+    if header.adapter is None:
+        raise UserError(f"{path} is a whole model, no adapter: give it by --ckpt_path, or merge nothing into it")
+    return read_adapter(file, header, base, path)
+
+
+def open_adapter_and_base(path: str) -> tuple[Adapter, SourceCheckpoint]:
+    """An adapter over the base that it names itself.
+
+    Raises:
+        UserError: as `open_adapter`, or if the base is not where it was.
+    """
+    found = resolve_ckpt_path(path).expanduser()
+    if found.is_dir() and (found / ADAPTER_CONFIG).is_file():
+        from lit_gpt.convert.peft import base_address
+
+        base = _base(base_address(found), path)
+    else:
+        file = OpenTorchFile(found)
+        check_ours(file.content, found)
+        header = header_of(file.content, found)
+        if header.adapter is None:
+            raise UserError(f"{path} is a whole model, no adapter: leave --to peft out")
+        base = open_base(header)
+    return open_adapter(path, base), base
+
+
+def _open(
+    source: str, chosen: Tokenizer | None, n_head: int | None, n_head_option: str, adapters: bool = True
+) -> SourceCheckpoint:
+    """`open_source`, in which an adapter is merged with its base, unless `adapters` are refused."""
     path = Path(source).expanduser()
     if path.is_dir():
+        if (path / ADAPTER_CONFIG).is_file():
+            return _open_peft(path, source, adapters)
         if (path / nanogpt.CHECKPOINT).is_file() and not (path / "config.json").is_file():
             return _open_file(path / nanogpt.CHECKPOINT, chosen, n_head, n_head_option)
         return _open_folder(path, source, chosen)
     if path.is_file():
-        return _open_file(path, chosen, n_head, n_head_option)
+        return _open_file(path, chosen, n_head, n_head_option, adapters)
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf") or not _HUB_ID.fullmatch(source):
         raise UserError(
             f"{source} does not exist: give a file, a folder or a Hugging Face id such as openai-community/gpt2"
@@ -130,7 +208,22 @@ def _open_folder(folder: Path, source: str, tokenizer: Tokenizer | None) -> Sour
     )
 
 
-def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None, n_head_option: str) -> SourceCheckpoint:
+def _open_peft(folder: Path, source: str, adapters: bool) -> SourceCheckpoint:
+    from lit_gpt.convert.peft import base_address, read_peft
+
+    _refuse_adapter(source, adapters)
+    base = _base(base_address(folder), source)
+    return merged(base, read_peft(folder, base, source))
+
+
+def _refuse_adapter(source: str, adapters: bool) -> None:
+    if not adapters:
+        raise UserError(f"{source} is an adapter itself: make one model of it and its base by lit_gpt convert")
+
+
+def _open_file(
+    path: Path, tokenizer: Tokenizer | None, n_head: int | None, n_head_option: str, adapters: bool = True
+) -> SourceCheckpoint:
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UserError(f"{path} is part of a Hugging Face folder: give the folder, {path.parent}")
     if path.suffix == ".gguf" or begins_as_gguf(path):
@@ -142,7 +235,7 @@ def _open_file(path: Path, tokenizer: Tokenizer | None, n_head: int | None, n_he
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, no checkpoint: save model.state_dict()")
     if KEY in checkpoint:
-        return _open_ours(file, tokenizer)
+        return _open_ours(file, tokenizer, adapters)
     if nanogpt.is_nanogpt(checkpoint):
         return nanogpt.open_nanogpt(file, tokenizer)
     if textbooks.is_transformer_book(checkpoint):
@@ -167,11 +260,15 @@ def begins_as_gguf(path: Path) -> bool:
         return False  # what is wrong with it is said by what reads it
 
 
-def _open_ours(file: OpenTorchFile, tokenizer: Tokenizer | None) -> SourceCheckpoint:
+def _open_ours(file: OpenTorchFile, tokenizer: Tokenizer | None, adapters: bool) -> SourceCheckpoint:
     """A checkpoint of ours. Lightning's module calls the model `model`."""
     path = file.path
     check_ours(file.content, path)
     header = header_of(file.content, path)
+    if header.adapter is not None:
+        _refuse_adapter(str(path), adapters)
+        base = open_base(header)
+        return merged(base, read_adapter(file, header, base, str(path)))
     if tokenizer is None and header.tokenizer is not None:
         tokenizer = Tokenizer.from_dict(header.tokenizer, str(path))
     stored = {

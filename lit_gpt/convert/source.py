@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -28,6 +30,7 @@ class SourceCheckpoint:
         weights: by the names of `GPT.state_dict`; a tied head is not among them.
         plan: where each of these is in the source, by its own names.
         training: what the checkpoint says of the run that made it; None where it is none of ours.
+        is_adapter: whether it is an adapter, merged with its base.
     """
 
     name: str
@@ -37,6 +40,21 @@ class SourceCheckpoint:
     weights: dict[str, StoredTensor]
     plan: list[TensorEntry]
     training: TrainingRecord | None = None
+    is_adapter: bool = False
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights, the same for all formats and dtypes that hold the same numbers; they are read.
+
+        Tensors count by our names, in fp32 where they have fewer bits, and without the rows that pad a vocabulary.
+        """
+        total = hashlib.sha256()
+        for name, stored in sorted(without_padding(self).items()):
+            tensor = stored.read()
+            tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
+            total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            total.update(tensor.view(-1).view(torch.uint8).numpy().data)
+        return total.hexdigest()
 
     def to(self, dtype: str | torch.dtype | None) -> SourceCheckpoint:
         """The same with all weights in `dtype`; None keeps each as it is.
@@ -56,6 +74,13 @@ class SourceCheckpoint:
         """The model in memory, on the CPU and in eval mode. The source may change afterwards."""
         weights = {name: stored.read() for name, stored in self.weights.items()}
         return build_model(self.config, weights, self.name)
+
+
+def without_padding(source: SourceCheckpoint) -> dict[str, StoredTensor]:
+    """Rows past the vocabulary cut off: their logits never leave our model, transformers would sample from them."""
+    size = source.config.vocab_size
+    padded = {"wte.weight", "lm_head.weight", "lm_head.bias"}
+    return {n: s.rows(0, size) if n in padded else s for n, s in source.weights.items()}
 
 
 def named_tokenizer(name: str, vocab_size: int) -> Tokenizer | None:

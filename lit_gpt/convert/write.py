@@ -19,10 +19,11 @@ from lit_gpt.checkpoint.format import model_checkpoint
 from lit_gpt.console import note
 from lit_gpt.convert.generation_json import generation_json
 from lit_gpt.convert.hf_architectures import read_config, tensor_plan, write_config
-from lit_gpt.convert.source import SourceCheckpoint
+from lit_gpt.convert.source import SourceCheckpoint, without_padding
 from lit_gpt.convert.tokenizer_json import write_tokenizer, write_tokenizer_config
 from lit_gpt.convert.weights import StoredTensor, model_shapes, to_their_names
 from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 CARD = "README.md"
 SHARD_BYTES = 5_000_000_000
@@ -78,30 +79,32 @@ def write_hf(source: SourceCheckpoint, folder: Path, card: str | None = None) ->
     files: dict[str, dict[str, Any]] = {"config.json": config, "generation_config.json": generation_json(tokenizer)}
     texts = {} if card is None else {CARD: card}
     if tokenizer is not None:
-        files["tokenizer.json"] = write_tokenizer(tokenizer, source.name)
-        files["tokenizer_config.json"] = write_tokenizer_config(tokenizer, source.config.block_size)
-        if tokenizer.chat_template is not None:
-            texts["chat_template.jinja"] = tokenizer.chat_template  # which newer programs read, others the config's
+        texts |= tokenizer_files(tokenizer, source.config.block_size, source.name)
     weights = without_padding(source)
-    with _whole_folder(folder) as unfinished:
+    with whole_folder(folder) as unfinished:
         for name, values in files.items():
-            texts[name] = json.dumps(values, ensure_ascii=False, indent=None if name == "tokenizer.json" else 2)
+            texts[name] = json.dumps(values, ensure_ascii=False, indent=2)
         for name, text in texts.items():
             with atomic_write(unfinished / name, "w") as file:
                 file.write(text)
         _write_shards(unfinished, _their_tensors(config["model_type"], config, weights))
 
 
+def tokenizer_files(tokenizer: Tokenizer, block_size: int, where: str) -> dict[str, str]:
+    """The files of a tokenizer in a Hugging Face folder: name → text. Raises UserError if transformers has no such."""
+    options = write_tokenizer_config(tokenizer, block_size)
+    files = {
+        "tokenizer.json": json.dumps(write_tokenizer(tokenizer, where), ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(options, ensure_ascii=False, indent=2),
+    }
+    if tokenizer.chat_template is not None:
+        files["chat_template.jinja"] = tokenizer.chat_template  # which newer programs read, others the config's
+    return files
+
+
 def _dtype_name(source: SourceCheckpoint) -> str:
     dtypes = [stored.dtype for stored in source.weights.values()]
     return str(max(set(dtypes), key=dtypes.count)).removeprefix("torch.")
-
-
-def without_padding(source: SourceCheckpoint) -> dict[str, StoredTensor]:
-    """Rows past the vocabulary cut off: their logits never leave our model, transformers would sample from them."""
-    size = source.config.vocab_size
-    padded = {"wte.weight", "lm_head.weight", "lm_head.bias"}
-    return {n: s.rows(0, size) if n in padded else s for n, s in source.weights.items()}
 
 
 def _their_tensors(
@@ -125,22 +128,22 @@ def _write_shards(folder: Path, tensors: dict[str, StoredTensor]) -> None:
             shards.append({})
         shards[-1][name] = stored
     if len(shards) == 1:
-        return _write_safetensors(folder / "model.safetensors", shards[0])
+        return write_safetensors(folder / "model.safetensors", shards[0])
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     where = {name: shard_name for shard_name, shard in zip(names, shards) for name in shard}
     total = sum(stored.nbytes for stored in tensors.values())
     with atomic_write(folder / "model.safetensors.index.json", "w") as file:
         json.dump({"metadata": {"total_size": total}, "weight_map": where}, file, indent=2)
     for shard_name, shard in zip(names, shards):
-        _write_safetensors(folder / shard_name, shard)
+        write_safetensors(folder / shard_name, shard)
 
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def _write_safetensors(path: Path, tensors: dict[str, StoredTensor]) -> None:
-    """The format's header (length, then JSON), and the tensors one after another."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def write_safetensors(path: Path, tensors: dict[str, StoredTensor], about: dict[str, str] | None = None) -> None:
+    """The format's header (length, then JSON; `about` is added to its metadata), and the tensors one after another."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(about or {})}}
     end = 0
     for name, stored in tensors.items():
         start, end = end, end + stored.nbytes
@@ -172,7 +175,7 @@ def with_notes(tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTe
 
 
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its name if the body succeeds, and is removed if it does not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = temporary_path(folder)

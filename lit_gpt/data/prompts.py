@@ -25,11 +25,13 @@ class PromptRecord(NamedTuple):
         position: in the input, from 0.
         prompt: text or ids.
         ids: what the model goes on with, where that is more than the prompt: a conversation.
+        model: the name of the adapter that is to continue it, where its line says so.
     """
 
     position: int
     prompt: str | list[int]
     ids: list[int] | None = None
+    model: str | None = None
 
 
 class PromptDataset(Dataset[PromptRecord]):
@@ -44,8 +46,8 @@ class PromptDataset(Dataset[PromptRecord]):
 
         Args:
             start: prompts, or `FILE:path` for one that is a whole file.
-            prompts: a file: `.jsonl` with an object on each line whose "prompt" is text or a list of ids, else text
-                with a prompt on each line. Empty lines are skipped.
+            prompts: a file: `.jsonl` with an object on each line whose "prompt" is text or a list of ids, and whose
+                "model" may name an adapter, else text with a prompt on each line. Empty lines are skipped.
 
         Raises:
             UserError: for a file that is missing, not UTF-8 or not JSON lines, or if there is no prompt at all.
@@ -75,7 +77,8 @@ class PromptDataset(Dataset[PromptRecord]):
         assert self._path is not None
         with self._path.open("rb") as file:
             file.seek(self._offsets[index - len(self._start)])
-            return PromptRecord(index, _parse(self._path, file.readline(), index + 1))
+            prompt, model = _parse(self._path, file.readline(), index + 1)
+            return PromptRecord(index, prompt, model=model)
 
     def __iter__(self) -> Iterator[PromptRecord]:
         return (self[index] for index in range(len(self)))
@@ -101,14 +104,15 @@ class ChatPrompts(Dataset[PromptRecord]):
 
     def __getitem__(self, index: int) -> PromptRecord:
         """Raises UserError for ids, and for what the template refuses."""
-        position, prompt, _ = self._prompts[index]
+        record = self._prompts[index]
+        position, prompt = record.position, record.prompt
         if not isinstance(prompt, str):
             raise UserError(f"prompt {position + 1} is a list of ids: --chat needs text, which it puts in its template")
         try:
             ids = self._template.encode_prompt([*self._before, Message("user", prompt)])
         except TemplateFailed as error:
             raise UserError(f"prompt {position + 1}: the model's chat template refuses it: {error}") from None
-        return PromptRecord(position, prompt, ids)
+        return record._replace(ids=ids)
 
     def __iter__(self) -> Iterator[PromptRecord]:
         return (self[index] for index in range(len(self)))
@@ -140,21 +144,22 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise UserError(f"--prompts {path}: {error.strerror or error}") from error
 
 
-def _parse(path: Path, line: bytes, number: int) -> str | list[int]:
-    """The prompt on one line; `number` is for messages."""
+def _parse(path: Path, line: bytes, number: int) -> tuple[str | list[int], str | None]:
+    """The prompt on one line, and the model that it names; `number` is for messages."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: prompt {number} is not UTF-8 text at its byte {error.start}") from error
     if path.suffix != ".jsonl":
-        return text.removesuffix("\n").removesuffix("\r")
+        return text.removesuffix("\n").removesuffix("\r"), None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: prompt {number} is not JSON ({error}): write one object a line") from error
-    prompt = value.get("prompt") if isinstance(value, dict) else None
+    prompt, model = (value.get("prompt"), value.get("model")) if isinstance(value, dict) else (None, None)
+    name = model if isinstance(model, str) else None
     if isinstance(prompt, str):
-        return prompt
+        return prompt, name
     if isinstance(prompt, list) and all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
-        return prompt
+        return prompt, name
     raise UserError(f'{path}: prompt {number} has no "prompt" that is text or a list of token ids: {text.strip()[:60]}')

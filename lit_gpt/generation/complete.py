@@ -90,9 +90,9 @@ class Completions(Generic[Key]):
         """Whether a prompt is unfinished."""
         return bool(self._unfinished)
 
-    def add(self, key: Key, ids: Sequence[int]) -> None:
-        """Submit a prompt; `key` is the caller's name for it."""
-        request = self._engine.submit(ids, self._generation_config, self._value)
+    def add(self, key: Key, ids: Sequence[int], adapter: int = 0) -> None:
+        """Submit a prompt, whose name is `key`, for the model's adapter of that number, or for none."""
+        request = self._engine.submit(ids, self._generation_config, self._value, adapter=adapter)
         self._keys[request], self._unfinished[request] = key, {}
 
     def step(self) -> list[tuple[Key, list[Completion]]]:
@@ -110,7 +110,11 @@ class Completions(Generic[Key]):
 
 
 def complete(
-    engine: Engine, prompts: Iterable[Sequence[int]], generation_config: GenerationConfig, value: Value | None = None
+    engine: Engine,
+    prompts: Iterable[Sequence[int]],
+    generation_config: GenerationConfig,
+    value: Value | None = None,
+    adapter: int = 0,
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Continue all prompts; `prompts` is read only as fast as the engine can work on them.
 
@@ -121,7 +125,7 @@ def complete(
     for index, ids in enumerate(prompts):
         while not completions.has_capacity:
             yield from completions.step()
-        completions.add(index, ids)
+        completions.add(index, ids, adapter)
     while completions.busy:
         yield from completions.step()
 

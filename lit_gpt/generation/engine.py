@@ -28,7 +28,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.forward_request import ForwardRequest
 from lit_gpt.generation.generation import Generation, Request, Resources, Strategy, Value
 from lit_gpt.generation.generation_config import GenerationConfig
-from lit_gpt.generation.model_runner import ModelRunner
+from lit_gpt.generation.model_runner import Adapters, ModelRunner
 from lit_gpt.generation.outputs import Output
 from lit_gpt.generation.prompts import check_ids, check_prompt, vocabulary_size
 from lit_gpt.generation.sampling import NONE, Observer, Sampler, choose_tokens
@@ -69,6 +69,7 @@ class Engine:
         prefill_chunk: int = 512,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """An engine over `model`, which must be in eval mode.
 
@@ -81,6 +82,7 @@ class Engine:
             prefill_chunk: tokens of prompts in one pass: how long the others wait at most.
             dtype: of the cache; None for the model's.
             device: of the model; None for its weights'.
+            adapters: of the model, for requests that name one.
 
         Raises:
             UserError: for a draft with another tokenizer or vocabulary.
@@ -92,7 +94,8 @@ class Engine:
         self._n_vocab = vocabulary_size(config, tokenizer)
         n_slot = max_slots or slots_for_memory(config, dtype, device)
         self.scheduler = Scheduler(n_slot, prefill_chunk)
-        self.model_runner = ModelRunner(model, config, n_slot=n_slot, n_vocab=self._n_vocab, dtype=dtype, device=device)
+        options = {"n_slot": n_slot, "n_vocab": self._n_vocab, "dtype": dtype, "device": device}
+        self.model_runner = ModelRunner(model, config, **options, adapters=adapters)  # type: ignore[arg-type]
         self._draft_runner = None if draft is None else self._make_draft_runner(draft)
         self.observer: Observer | None = None
         self._outbox: list[Output] = []
@@ -112,6 +115,7 @@ class Engine:
         generation_config: GenerationConfig,
         value: Value | None = None,
         strategy: Strategy | None = None,
+        adapter: int = 0,
     ) -> int:
         """Queue a request.
 
@@ -120,6 +124,7 @@ class Engine:
             generation_config: its settings.
             value: rates texts for `mcts`; None for the model's own likelihood.
             strategy: a strategy of the caller's own; None for the one that `generation_config` names.
+            adapter: which of the model's adapters computes it, from 1; 0 for none.
 
         Returns:
             Its id, which its outputs carry.
@@ -128,10 +133,13 @@ class Engine:
             UserError: for settings that are wrong, do not go together, or do not fit this model.
         """
         prompt = self._check(prompt_ids, generation_config)
+        adapters = self.model_runner.adapters
+        if not 0 <= adapter <= (0 if adapters is None else adapters.count):
+            raise UserError(f"the model has no adapter {adapter}: load it first")
         self._n_requests += 1
         ending = self._ending(prompt, generation_config)
         strategy = strategy or generation_config.spec.load()
-        request = Request(self._n_requests, prompt, generation_config, ending, strategy, value)
+        request = Request(self._n_requests, prompt, generation_config, ending, strategy, value, adapter)
         draft = None if generation_config.draft_checkpoint is None else self._draft_runner
         resources = Resources(self.slots, None if draft is None else draft.slots, self.tokenizer, self._n_vocab)
         seed = generation_config.seed if generation_config.seed is not None else int.from_bytes(os.urandom(4), "little")

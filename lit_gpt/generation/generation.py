@@ -51,6 +51,7 @@ class Request:
         ending: when a continuation ends.
         strategy: what decides the tokens.
         value: rates a text, for `mcts`; None for the model's own likelihood.
+        adapter: which of the model's adapters computes it; 0 for none.
     """
 
     id: int
@@ -59,6 +60,7 @@ class Request:
     ending: Ending
     strategy: Strategy
     value: Value | None = None
+    adapter: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Generation:
         self.draft_slots = resources.draft_slots
         self.tokenizer = resources.tokenizer
         self._n_vocab = resources.n_vocab
+        self._adapter = request.adapter
         self.forward_requests: list[ForwardRequest] = []
         self.closed = False
         self._strategy = request.strategy
@@ -122,7 +125,8 @@ class Generation:
 
     def open(self, ids: Sequence[int] = (), reuse: bool = True, manager: SlotManager | None = None) -> CachedSequence:
         """A new sequence of `ids`, in the model's slots or in those of `manager`."""
-        sequence = (manager or self.slots).open(ids, reuse)
+        manager = manager or self.slots
+        sequence = manager.open(ids, reuse, self._adapter if manager is self.slots else 0)  # a draft has none
         self._own.append(sequence)
         return sequence
 

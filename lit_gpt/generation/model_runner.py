@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,15 @@ from lit_gpt.generation.forward_request import ForwardRequest
 from lit_gpt.generation.prefix_cache import PrefixCache
 from lit_gpt.generation.slots import CachedSequence, PromptResult, SlotManager
 from lit_gpt.model.config import GPTConfig
+
+
+class Adapters(Protocol):
+    """The adapters of a model, of which each row of a forward pass has one, or none."""
+
+    count: int
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Compute row i of the next passes with adapter `rows[i]`, from 1 to `count`; 0 for the model itself."""
 
 
 class ModelRunner:
@@ -25,6 +34,7 @@ class ModelRunner:
         device: of the model.
         forwards: forward passes so far.
         fed: tokens computed so far, padding not counted.
+        adapters: of the model, if it has any.
     """
 
     def __init__(
@@ -36,8 +46,10 @@ class ModelRunner:
         n_vocab: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        adapters: Adapters | None = None,
     ) -> None:
         self.model = model
+        self.adapters = adapters
         self.slots = SlotManager(config, n_slot, dtype, device)
         self.prefix_cache = PrefixCache(self.slots)
         self.n_vocab = n_vocab
@@ -61,6 +73,8 @@ class ModelRunner:
             ragged = len(set(counts)) > 1
             last_only = torch.tensor([n - 1 for n in counts], device=self.device) if ragged else True
         hidden = any(request.hidden for request in batch)
+        if self.adapters is not None:
+            self.adapters.select([request.sequence.adapter for request in batch])
         output = self.model(idx, cache=step, last_only=last_only, return_hidden=hidden)
         logits, states = output.logits[..., : self.n_vocab], output.hidden
         if logits.dtype in (torch.bfloat16, torch.float16):

@@ -54,7 +54,7 @@ class PrefixCache:
         have = max((self._known(sequence, other) for other in self._slots.others(sequence)), default=0)
         have = max(have, self._slots.computed(sequence))
         for other in earlier:
-            if other.start or not self._slots.pending(other):
+            if other.start or other.adapter != sequence.adapter or not self._slots.pending(other):
                 continue
             gain = common_prefix(sequence.ids, other.ids) - have
             if gain >= _MIN_GAIN or 2 * gain >= len(sequence.ids) - have:

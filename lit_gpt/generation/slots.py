@@ -46,6 +46,7 @@ class CachedSequence:
         live: False once freed; it is then kept for its prefix until its slot is needed.
         end_of_prompt: the result of its first request.
         freed_at: when it was freed, as a count of what was freed before.
+        adapter: which one its keys and values are computed with, 0 for none: those of another are no prefix of it.
     """
 
     manager: SlotManager
@@ -56,6 +57,7 @@ class CachedSequence:
     live: bool = True
     end_of_prompt: PromptResult | None = None
     freed_at: int = 0
+    adapter: int = 0
 
 
 class SlotManager:
@@ -85,12 +87,13 @@ class SlotManager:
 
     # --- what a strategy does with sequences ----------------------------------------------------------------------
 
-    def open(self, ids: Sequence[int] = (), reuse: bool = True) -> CachedSequence:
+    def open(self, ids: Sequence[int] = (), reuse: bool = True, adapter: int = 0) -> CachedSequence:
         """A new sequence of `ids`; nothing is computed before that is asked for."""
-        sequence = CachedSequence(self, self._choose_slot(ids if reuse else ()), list(ids), reuse=reuse)
+        slot = self._choose_slot(ids if reuse else (), adapter)
+        sequence = CachedSequence(self, slot, list(ids), reuse=reuse, adapter=adapter)
         kept = self._held[sequence.slot]
         shared = 0
-        if reuse and kept is not None and kept.start == 0:
+        if reuse and kept is not None and kept.start == 0 and kept.adapter == adapter:
             shared = common_prefix(sequence.ids, kept.ids[: self.cache.lengths[sequence.slot]])
             sequence.end_of_prompt = kept.end_of_prompt
         self._assign_slot(sequence, shared)
@@ -98,11 +101,13 @@ class SlotManager:
 
     def fork(self, sequence: CachedSequence) -> CachedSequence:
         """A new sequence equal to `sequence`."""
-        slot = self._choose_slot(sequence.ids)
-        twin = CachedSequence(self, slot, list(sequence.ids), sequence.start, sequence.reuse)
+        slot = self._choose_slot(sequence.ids, sequence.adapter)
+        twin = CachedSequence(self, slot, list(sequence.ids), sequence.start, sequence.reuse, adapter=sequence.adapter)
         kept = self._held[slot]
         shared = 0
-        if kept is not None and kept.start == sequence.start:  # a dropped sibling: only its last token differs
+        if (
+            kept is not None and kept.start == sequence.start and kept.adapter == sequence.adapter
+        ):  # a dropped sibling: only its last token differs
             shared = common_prefix(sequence.ids, kept.ids[: kept.start + self.cache.lengths[slot]]) - sequence.start
         self._held[slot] = None  # free while the copy can fail: a sequence that nobody has would hold it for ever
         self.cache.copy(sequence.slot, slot, start=max(0, min(shared, self.cache.lengths[sequence.slot])))
@@ -148,8 +153,12 @@ class SlotManager:
         return len(sequence.ids) - sequence.start - self.cache.lengths[sequence.slot]
 
     def others(self, sequence: CachedSequence) -> Iterable[CachedSequence]:
-        """The other sequences that the cache holds from their first token on, freed ones too."""
-        return (other for other in self._held if other is not None and other is not sequence and other.start == 0)
+        """The other sequences of its adapter that the cache holds from their first token on, freed ones too."""
+        return (
+            other
+            for other in self._held
+            if other is not None and other is not sequence and other.start == 0 and other.adapter == sequence.adapter
+        )
 
     def is_live(self, slot: int) -> bool:
         """Whether the sequence in `slot` is in use."""
@@ -164,7 +173,7 @@ class SlotManager:
 
     # --- slots ----------------------------------------------------------------------------------------------------
 
-    def _choose_slot(self, ids: Sequence[int]) -> int:
+    def _choose_slot(self, ids: Sequence[int], adapter: int) -> int:
         """A free slot: next to the live ones, so that they are read as one slice; else one that has a prefix of `ids`;
         else the one freed first."""
         free = [slot for slot in range(self.n_slot) if not self.is_live(slot)]
@@ -178,7 +187,7 @@ class SlotManager:
             kept = self._held[slot]
             if kept is None:
                 return 0, 0
-            known = kept.start + self.cache.lengths[slot]
+            known = kept.start + self.cache.lengths[slot] if kept.adapter == adapter else 0
             return -common_prefix(ids, kept.ids[:known]) if ids else 0, kept.freed_at
 
         return min(free, key=preference)

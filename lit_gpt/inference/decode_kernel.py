@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt.inference import native
+from lit_gpt.inference.adapter_bank import AdapterBank, AdapterLinear
 from lit_gpt.inference.kernel_linear import KernelLinear
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT, Block
@@ -39,6 +40,7 @@ class FusedDecode(nn.Module):
 
     Attributes:
         cache_dtype: fp32, or with smaller weights bf16: at sixteen slots the cache is read as long as the weights.
+        adapters: of the model, which the kernels do not know: a pass with any goes layer by layer.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -50,6 +52,7 @@ class FusedDecode(nn.Module):
         """
         super().__init__()
         library = native.require()
+        self.adapters: AdapterBank | None = None
         self._config = config = model.config
         self.cache_dtype = torch.float32 if type(model.lm_head) is KernelLinear else torch.bfloat16
         self._blocks = [block for block in model.h if isinstance(block, Block)]  # a plain list: they stay the model's
@@ -78,6 +81,8 @@ class FusedDecode(nn.Module):
 
         They know no sliding window; until a sequence is longer than it, there is nothing that it would hide.
         """
+        if self.adapters is not None and self.adapters.active:
+            return False
         keys, values = cache.stores
         is_known = keys.dtype in _CACHE_DTYPES and keys.is_contiguous() and values.is_contiguous()
         longest = min(self._config.block_size, self._config.sliding_window or self._config.block_size)
@@ -195,13 +200,14 @@ def _pointer(tensor: Tensor | None, name: str, shape: tuple[int, ...], held: lis
 def _linear_layers(block: Block) -> dict[str, Any]:
     """The linear layers of a block by the kernels' names; None for a gate that is not there."""
     attn, mlp = block.attn, block.mlp
-    return {
+    layers: dict[str, Any] = {
         "c_attn": attn.c_attn,
         "attn_c_proj": attn.c_proj,
         "c_fc": mlp.c_fc,
         "c_gate": mlp.c_gate,
         "mlp_c_proj": mlp.c_proj,
     }
+    return {name: layer.base if isinstance(layer, AdapterLinear) else layer for name, layer in layers.items()}
 
 
 def _activation_index(library: ctypes.CDLL, config: GPTConfig) -> int:

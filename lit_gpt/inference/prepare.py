@@ -11,10 +11,12 @@ from torch import nn
 from lit_gpt.console import note
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.inference import native
+from lit_gpt.inference.adapter_bank import AdapterBank, attach_adapters
 from lit_gpt.inference.decode_kernel import FusedDecode
 from lit_gpt.inference.linear import fast_linear
 from lit_gpt.inference.quantize import GROUP
 from lit_gpt.model.gpt import GPT
+from lit_gpt.model.lora import NamedAdapters
 
 InferencePrecision = Literal["auto", "fp32", "bf16", "int8", "int4"]
 INFERENCE_PRECISIONS = get_args(InferencePrecision)
@@ -45,6 +47,19 @@ def prepare_for_inference(model: GPT, precision: str = "auto") -> GPT:
     if FusedDecode.fusible(model):
         model.decode_kernel = FusedDecode(model)
     return model
+
+
+def prepare_adapters(model: GPT, adapters: NamedAdapters) -> AdapterBank:
+    """Give a model that `prepare_for_inference` has turned over these adapters, in place.
+
+    Returns:
+        What says which row of a batch is computed with which of them.
+    """
+    bank = attach_adapters(model, list(adapters.weights.values()), model.config)
+    model.config = adapters.config
+    if isinstance(model.decode_kernel, FusedDecode):
+        model.decode_kernel.adapters = bank
+    return bank
 
 
 @functools.cache

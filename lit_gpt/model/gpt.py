@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -19,10 +20,14 @@ from lit_gpt.model.attention import Attention
 from lit_gpt.model.config import GATED, GPTConfig
 from lit_gpt.model.documents import DocumentMasks
 from lit_gpt.model.kv_cache import CacheStep
-from lit_gpt.model.loss import CHUNK_BYTES, head_loss, target_losses
+from lit_gpt.model.loss import CHUNK_BYTES, FROZEN_CHUNK_BYTES, head_loss, target_losses
 from lit_gpt.model.norm import make_norm
 from lit_gpt.model.output import GPTOutput
 from lit_gpt.model.positions import PositionTable, local_rope_table, rope_table, sinusoidal_table
+from lit_gpt.model.recompute import recomputed
+from lit_gpt.model.token_rows import TokenRows
+
+_NOTHING = nullcontext()
 
 
 class DecodeKernel(Protocol):
@@ -194,23 +199,27 @@ class GPT(nn.Module):
 
     def _loss(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of (N, C) hidden states in chunks: the (N, V) logits never exist at once."""
-        config = self.config
-        rows = max(1, CHUNK_BYTES // (x.dtype.itemsize * config.vocab_rows))
+        config, head = self.config, self.lm_head
+        is_frozen = torch.is_grad_enabled() and not head.weight.requires_grad
+        chunk_bytes = FROZEN_CHUNK_BYTES if is_frozen else CHUNK_BYTES
+        rows = max(1, chunk_bytes // (x.dtype.itemsize * config.vocab_rows))
         count = (targets != IGNORE_INDEX).sum()
         if torch.is_grad_enabled():
-            weight, bias = self.lm_head.weight, self.lm_head.bias
-            return head_loss(x, targets, weight, bias, rows, config.vocab_size, config.logit_softcap), count
+            trained = (head.rows, head.first) if isinstance(head, TokenRows) else ()
+            vocabulary = config.vocab_size, config.logit_softcap
+            return head_loss(x, targets, head.weight, head.bias, rows, *vocabulary, *trained), count
         # No gradient, but the head may be a layer of kernels or quantised
         losses = [self._chunk_loss(*chunk) for chunk in zip(x.split(rows), targets.split(rows))]
         return torch.stack(losses).sum(), count
 
     def _losses(self, x: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each of (N, C) hidden states, (N,), in chunks as well."""
-        config = self.config
+        config, head = self.config, self.lm_head
         rows = max(1, CHUNK_BYTES // (x.dtype.itemsize * config.vocab_rows))
         if torch.is_grad_enabled():
-            weight, bias = self.lm_head.weight, self.lm_head.bias
-            return target_losses(x, targets, weight, bias, rows, config.vocab_size, config.logit_softcap)
+            trained = (head.rows, head.first) if isinstance(head, TokenRows) else ()
+            vocabulary = config.vocab_size, config.logit_softcap
+            return target_losses(x, targets, head.weight, head.bias, rows, *vocabulary, *trained)
         return torch.cat([self._chunk_loss(*chunk, "none") for chunk in zip(x.split(rows), targets.split(rows))])
 
     def _chunk_loss(self, x: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
@@ -238,15 +247,33 @@ class Block(nn.Module):
         self, x: Tensor, rotation: Tensor | None = None, cache: CacheStep | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """(B, T, C) → (B, T, C); `mask` as for `Attention`."""
-        y = x + self.drop(self.ln_1_post(self.attn(self.ln_1(x), rotation, cache, mask)))
-        return y + self.drop(self.ln_2_post(self.mlp(self.ln_2(x if self.parallel else y))))
+        normed = self.ln_1(x)
+        with self._recomputed(normed, self.ln_1, x):
+            y = x + self.drop(self.ln_1_post(self.attn(normed, rotation, cache, mask)))
+        before = x if self.parallel else y
+        normed = self.ln_2(before)
+        with self._recomputed(normed, self.ln_2, before):
+            return y + self.drop(self.ln_2_post(self.mlp(normed)))
+
+    def _recomputed(self, normed: Tensor, norm: nn.Module, x: Tensor) -> AbstractContextManager[None]:
+        """A context in which `normed`, the norm of x, is not kept for the backward pass, if the MLP's is not either."""
+        if not self.mlp.recomputes:
+            return _NOTHING
+        kept = x.detach()
+        return recomputed(normed, lambda: norm(kept))
 
 
 class MLP(nn.Module):
-    """Two matrices with an activation between; the gated kinds have a third."""
+    """Two matrices with an activation between; the gated kinds have a third.
+
+    Attributes:
+        recomputes: the widest activation, and in the block what the norms give, are computed again in the backward pass
+            instead of being kept.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.recomputes = False
         self.c_fc = nn.Linear(config.n_embd, config.mlp_size, bias=config.mlp_bias)
         self.c_gate = nn.Linear(config.n_embd, config.mlp_size, bias=config.mlp_bias) if config.mlp in GATED else None
         self.c_proj = nn.Linear(config.mlp_size, config.n_embd, bias=config.mlp_bias)
@@ -254,9 +281,16 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        if self.c_gate is not None:
-            return self.c_proj(self.activation(self.c_gate(x)) * self.c_fc(x))
-        return self.c_proj(self.activation(self.c_fc(x)))
+        up, gate = self.c_fc(x), None if self.c_gate is None else self.c_gate(x)
+        inner = self._inner(up, gate)
+        if not self.recomputes:
+            return self.c_proj(inner)
+        kept = up.detach(), None if gate is None else gate.detach()
+        with recomputed(inner, lambda: self._inner(*kept)):
+            return self.c_proj(inner)
+
+    def _inner(self, up: Tensor, gate: Tensor | None) -> Tensor:
+        return self.activation(up) if gate is None else self.activation(gate) * up
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ from lit_gpt.batch import IGNORE_INDEX
 CHUNK_BYTES = 1 << 28
 """Logits of one chunk. Each chunk adds to the head's gradient, which costs as much as a hundred rows."""
 
+FROZEN_CHUNK_BYTES = 1 << 25
+"""The same where the head is frozen and no gradient of it is added up."""
+
 BLOCK = 1 << 21
 """Logits that are in fp32 at once: 8 MB, in the cache."""
 
@@ -28,6 +31,8 @@ def head_loss(
     rows: int,
     n_vocab: int,
     softcap: float | None = None,
+    token_rows: Tensor | None = None,
+    first_token: int = 0,
 ) -> Tensor:
     """Summed cross-entropy in nats of softmax(softcap(x Wᵀ + b)) against `targets`, to be differentiated once.
 
@@ -39,12 +44,15 @@ def head_loss(
         rows: of one chunk.
         n_vocab: ids below this exist; the head's rows beyond are padding.
         softcap: None, or c in c · tanh(logits / c).
+        token_rows: the rows of a frozen `weight` that are trained all the same, from id `first_token` on: they get the
+            gradient, what they hold is read from `weight`.
+        first_token: the id of the first of them.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        return _HeadLoss.apply(x, targets, weight, bias, rows, n_vocab, softcap)
+        return _HeadLoss.apply(x, targets, weight, bias, rows, n_vocab, softcap, token_rows, first_token)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -60,9 +68,13 @@ class _HeadLoss(torch.autograd.Function):
         rows: int,
         n_vocab: int,
         softcap: float | None,
+        token_rows: Tensor | None,
+        first_token: int,
     ) -> Tensor:
         w, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        losses, grad_x, grad_weight, grad_bias = [], [], None, None
+        _, _, trains_weight, trains_bias, *_ = ctx.needs_input_grad
+        trained = slice(first_token, first_token + (0 if token_rows is None else len(token_rows)))
+        losses, grad_x, grad_weight, grad_bias, grad_rows = [], [], None, None, None
         for chunk, chunk_targets in zip(x.split(rows), targets.split(rows)):
             logits = F.linear(chunk, w, b)
             size = max(1, BLOCK // len(weight))
@@ -71,19 +83,26 @@ class _HeadLoss(torch.autograd.Function):
                 for block, block_targets in zip(logits.split(size), chunk_targets.split(size))
             ]
             grad_x.append(logits @ w)
-            grad_weight = _add(grad_weight, logits.t() @ chunk)
-            if bias is not None:
+            if trains_weight:
+                grad_weight = _add(grad_weight, logits.t() @ chunk)
+            if trains_bias:
                 grad_bias = _add(grad_bias, logits.sum(0))
+            if token_rows is not None:
+                grad_rows = _add(grad_rows, logits[:, trained].t() @ chunk)
             del logits  # before the next chunk's
-        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
-        grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
-        ctx.save_for_backward(torch.cat(grad_x), grad_weight, grad_bias)
+        grads = [(grad_weight, weight), (grad_bias, bias), (grad_rows, token_rows)]
+        ctx.save_for_backward(torch.cat(grad_x), *(_like(grad, tensor) for grad, tensor in grads))
         return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor) -> Any:
         grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
-        return grads[0], None, grads[1], grads[2], None, None, None
+        return grads[0], None, grads[1], grads[2], None, None, None, grads[3], None
+
+
+def _like(grad: Tensor | None, tensor: Tensor | None) -> Tensor | None:
+    """A gradient in the dtype of its tensor."""
+    return None if grad is None or tensor is None else grad.to(tensor.dtype)
 
 
 def target_losses(
@@ -94,13 +113,15 @@ def target_losses(
     rows: int,
     n_vocab: int,
     softcap: float | None = None,
+    token_rows: Tensor | None = None,
+    first_token: int = 0,
 ) -> Tensor:
     """The cross-entropy of each row by itself, (N,), 0 where the target does not count; arguments as of `head_loss`."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        return _TargetLosses.apply(x, targets, weight, bias, rows, n_vocab, softcap)
+        return _TargetLosses.apply(x, targets, weight, bias, rows, n_vocab, softcap, token_rows, first_token)
 
 
 class _TargetLosses(torch.autograd.Function):
@@ -116,19 +137,21 @@ class _TargetLosses(torch.autograd.Function):
         rows: int,
         n_vocab: int,
         softcap: float | None,
+        token_rows: Tensor | None,
+        first_token: int,
     ) -> Tensor:
-        ctx.save_for_backward(x, targets, weight, bias)
-        ctx.options = rows, n_vocab, softcap
+        ctx.save_for_backward(x, targets, weight, bias, token_rows)
+        ctx.options = rows, n_vocab, softcap, first_token
         w, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         chunks = zip(x.split(rows), targets.split(rows))
         return torch.cat([_chunk_gradient(*chunk, w, b, n_vocab, softcap)[1] for chunk in chunks])
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor) -> Any:
-        x, targets, weight, bias = ctx.saved_tensors
-        rows, n_vocab, softcap = ctx.options
+        x, targets, weight, bias, token_rows = ctx.saved_tensors
+        rows, n_vocab, softcap, first = ctx.options
         w, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        grad_x, grad_weight, grad_bias = [], None, None
+        grad_x, grad_weight, grad_bias, grad_rows = [], None, None, None
         for chunk, chunk_targets, factors in zip(x.split(rows), targets.split(rows), grad_losses.split(rows)):
             logits, _ = _chunk_gradient(chunk, chunk_targets, w, b, n_vocab, softcap)
             logits *= factors[:, None].to(logits.dtype)
@@ -137,10 +160,11 @@ class _TargetLosses(torch.autograd.Function):
                 grad_weight = _add(grad_weight, logits.t() @ chunk)
             if bias is not None and ctx.needs_input_grad[3]:
                 grad_bias = _add(grad_bias, logits.sum(0))
+            if token_rows is not None:
+                grad_rows = _add(grad_rows, logits[:, first : first + len(token_rows)].t() @ chunk)
             del logits  # before the next chunk's
-        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
-        grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
-        return torch.cat(grad_x), None, grad_weight, grad_bias, None, None, None
+        grads = _like(grad_weight, weight), _like(grad_bias, bias), None, None, None, _like(grad_rows, token_rows), None
+        return torch.cat(grad_x), None, *grads
 
 
 def _chunk_gradient(

@@ -98,8 +98,8 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
 def _add_completion_routes(app: FastAPI, service: Service) -> None:
     worker, metrics = service.worker, service.metrics
 
-    async def respond(request: Request, plan: Plan, reservation: ExitStack) -> Response:
-        """Generate for `plan`; `reservation` is held until the response has been sent."""
+    async def respond(service: Service, request: Request, plan: Plan, reservation: ExitStack) -> Response:
+        """Generate for `plan` with a model; `reservation` is held until the response has been sent."""
         metrics.prompt_tokens.inc(sum(len(ids) for ids in plan.prompts))
         log_fields = request.state.log
         log_fields.update(id=plan.id, prompts=len(plan.prompts), n=plan.generation_config.num_samples)
@@ -111,26 +111,26 @@ def _add_completion_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions", response_model=P.CompletionResponse, responses=_GENERATED)
     async def completions(body: P.CompletionRequest, request: Request) -> Response:
         """Continue prompts, as OpenAI's endpoint of this name; with `stream`, as server-sent events."""
-        service.check_model(body.model)
+        model = service.of_model(body.model)
         prompts = as_prompts(body.prompt)
         with ExitStack() as reservation:
             reservation.enter_context(worker.reserve(len(prompts) * body.samples))
-            return await respond(request, await plan_completion(service, body, prompts), reservation)
+            return await respond(model, request, await plan_completion(model, body, prompts), reservation)
 
     @app.post("/v1/chat/completions", response_model=P.ChatCompletionResponse, responses=_GENERATED)
     async def chat(body: P.ChatRequest, request: Request) -> Response:
         """Answer a conversation, where the checkpoint came with a chat template."""
-        service.check_model(body.model)
+        model = service.of_model(body.model)
         with ExitStack() as reservation:
             reservation.enter_context(worker.reserve(body.samples))
-            return await respond(request, await plan_chat(service, body), reservation)
+            return await respond(model, request, await plan_chat(model, body), reservation)
 
     @app.post("/v1/next_token", response_model=P.NextTokenResponse, responses=_ERRORS)
     async def post_next_token(body: P.NextTokenRequest, request: Request) -> Response:
         """The next token's distribution, raw and processed, what is cut, and the draw for a seed and position."""
-        service.check_model(body.model)
+        model = service.of_model(body.model)
         with worker.reserve(1):
-            return await json_response(request, next_token(service, body), metrics)
+            return await json_response(request, next_token(model, body), metrics)
 
     @app.post("/v1/continuations", response_model=ContinuationsResponse, responses=_ERRORS)
     async def post_continuations(body: ContinuationsRequest, request: Request) -> Response:
@@ -152,10 +152,10 @@ def _add_tokenizer_routes(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", responses=_ERRORS)
     async def tokenize(body: P.TokenizeRequest) -> Response:
         """Text to ids, as vLLM's endpoint of this name."""
-        service.check_model(body.model)
+        model = service.of_model(body.model)
         with service.worker.reserve(1):
-            ids = await service.tokenize(body.prompt, bool(body.add_special_tokens))
-            texts = await service.token_texts(ids) if body.return_token_strs else None
+            ids = await model.tokenize(body.prompt, bool(body.add_special_tokens))
+            texts = await model.token_texts(ids) if body.return_token_strs else None
             length = service.config.block_size
             result = {"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": texts}
             return await _json(service, result, len(ids))
@@ -163,12 +163,12 @@ def _add_tokenizer_routes(app: FastAPI, service: Service) -> None:
     @app.post("/detokenize", responses=_ERRORS)
     async def detokenize(body: P.DetokenizeRequest) -> Response:
         """Ids to text, as vLLM's endpoint of this name."""
-        service.check_model(body.model)
-        outside = id_outside(body.tokens, service.n_vocab)
+        model = service.of_model(body.model)
+        outside = id_outside(body.tokens, model.n_vocab)
         if outside is not None:
-            raise bad_request(f"tokens has {outside}, outside the vocabulary of {service.n_vocab}", "tokens")
+            raise bad_request(f"tokens has {outside}, outside the vocabulary of {model.n_vocab}", "tokens")
         with service.worker.reserve(1):
-            return await _json(service, {"prompt": await service.detokenize(body.tokens)}, len(body.tokens))
+            return await _json(service, {"prompt": await model.detokenize(body.tokens)}, len(body.tokens))
 
     @app.get("/tokenizer_info", responses=_ERRORS)
     async def tokenizer_info() -> dict[str, Any]:
@@ -202,14 +202,13 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models", responses=_ERRORS)
     async def models() -> dict[str, Any]:
-        """The one model that is served."""
-        return {"object": "list", "data": [service.card()]}
+        """The models that are served: the base, and its adapters."""
+        return {"object": "list", "data": [model.card() for model in (service, *service.adapters)]}
 
     @app.get("/v1/models/{model_id:path}", responses=_ERRORS)
     async def model(model_id: str) -> dict[str, Any]:
         """One model."""
-        service.check_model(model_id)
-        return service.card()
+        return service.of_model(model_id).card()
 
     @app.get("/health", responses=_ERRORS)
     async def health() -> dict[str, str]:

@@ -14,6 +14,7 @@ from lit_gpt.generation.outputs import Output, Token
 from lit_gpt.serve.api_errors import ApiError
 from lit_gpt.serve.protocol import CompletionRequest, Sampling
 from lit_gpt.serve.service import Service
+from lit_gpt.serve.worker import JobOutput
 from lit_gpt.tokenizer.tokenizer import TextStream
 
 _MANY_TOKENS = 256
@@ -88,6 +89,10 @@ class Plan:
     def head(self, service: Service, object_name: str) -> dict[str, Any]:
         """The fields that every body begins with."""
         return {"id": self.id, "object": object_name, "created": self.created, "model": service.name}
+
+    def run(self, service: Service) -> AsyncGenerator[JobOutput, None]:
+        """The engine's outputs; raises what `Worker.run` raises."""
+        return service.worker.run(self.prompts, self.generation_config, self.arrived, adapter=service.adapter)
 
 
 async def plan_completion(service: Service, request: CompletionRequest, prompts: list[str | list[int]]) -> Plan:
@@ -234,7 +239,7 @@ async def full_body(service: Service, plan: Plan, log_fields: dict[str, Any]) ->
     """The response as one body. The token counts go into `log_fields` too."""
     choices = ChoiceAssembler(service, plan)
     done: dict[int, ChoiceDelta] = {}
-    async with aclosing(service.worker.run(plan.prompts, plan.generation_config, plan.arrived)) as outputs:
+    async with aclosing(plan.run(service)) as outputs:
         async for prompt, output in outputs:
             for delta in choices.deltas(prompt, output):
                 so_far = done.setdefault(delta.index, delta)
@@ -263,7 +268,7 @@ async def stream_chunks(
     if plan.include_usage:
         head["usage"] = None
     try:
-        async with aclosing(service.worker.run(plan.prompts, plan.generation_config, plan.arrived)) as outputs:
+        async with aclosing(plan.run(service)) as outputs:
             async for prompt, output in outputs:
                 for delta in choices.deltas(prompt, output):
                     if not (delta.text or delta.entries or delta.finish_reason):

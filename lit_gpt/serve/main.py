@@ -93,17 +93,25 @@ def build_service(options: Namespace, source: str) -> Service:
         UserError: if it cannot be loaded, or has no tokenizer.
     """
     from lit_gpt.api import load_for
+    from lit_gpt.convert.adapter_set import parse_adapters
 
+    name, adapters = options.served_model_name or model_name(source), parse_adapters(options.adapter)
+    if name in adapters:
+        raise UserError(f'the model and an adapter are both "{name}": rename one, or give --served_model_name')
     note(f"loading {source}")
-    gpt = load_for(source, options.precision, options.device, options.n_head, "lit_gpt serve --n_head N")
+    gpt = load_for(source, options.precision, options.device, options.n_head, "lit_gpt serve --n_head N", adapters)
     if gpt.tokenizer is None:
         raise UserError(f"{source} was trained on bare ids and has no tokenizer: serve needs one to speak text")
     training_text = open_training_text(options.data_path, gpt.tokenizer) if options.data_path else None
     metrics = Metrics()
     limits = Limits(options.max_queue, options.queue_seconds, options.request_seconds)
     worker = Worker(gpt.engine(max_slots=options.max_slots), metrics, limits)
-    name = options.served_model_name or model_name(source)
-    return Service(name, gpt.config, gpt.tokenizer, worker, metrics, training_text=training_text)
+    if gpt.adapters is None:
+        return Service(name, gpt.config, gpt.tokenizer, worker, metrics, training_text=training_text)
+    base = gpt.adapters.base
+    assert base.tokenizer is not None
+    service = Service(name, base.config, base.tokenizer, worker, metrics, training_text=training_text)
+    return service.with_adapters(gpt.adapters.adapters)
 
 
 def _announce(service: Service, listener: socket.socket, has_key: bool) -> None:
@@ -115,6 +123,8 @@ def _announce(service: Service, listener: socket.socket, has_key: bool) -> None:
         f"serving {service.name}: context {service.config.block_size}, {service.worker.engine.slots.n_slot} slots, "
         f"{service.worker.limits.max_queue} more may wait"
     )
+    if service.adapters:
+        note(f"adapters: {', '.join(adapter.name for adapter in service.adapters)}")
     note(f"page:  http://{host}:{port}/")
     headers = f"-H 'Content-Type: application/json'{key}"
     note(f"try:   curl http://{host}:{port}/v1/completions {headers} -d {shlex.quote(body)}")

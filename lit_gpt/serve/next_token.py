@@ -68,7 +68,7 @@ async def next_token(service: Service, request: NextTokenRequest) -> dict[str, A
         seed=request.seed,
     )
     strategy = record_next_token(steps, request.generated, request.limit, service.token_text)
-    async with aclosing(service.worker.run([text], generation_config, arrived, strategy)) as outputs:
+    async with aclosing(service.worker.run([text], generation_config, arrived, strategy, service.adapter)) as outputs:
         async for _, output in outputs:
             if output.finish_reason == "error":
                 raise ApiError(500, output.error or "the model failed", code="generation_failed")

@@ -12,7 +12,9 @@ from lit_gpt.errors import UserError
 from lit_gpt.options import CommandParser, help_page, make_parser
 
 _GROUPS = {
-    "the model and the address": ("ckpt_path", "init_from", "host", "port", "served_model_name", "data_path", "n_head"),
+    "the model and the address": (
+        *("ckpt_path", "init_from", "host", "port", "adapter", "served_model_name", "data_path", "n_head"),
+    ),
     "speed": ("precision", "device", "max_slots"),
     "who may use it": ("api_key", "api_key_file", "allowed_hosts", "insecure"),
     "limits": ("max_queue", "queue_seconds", "request_seconds"),
@@ -21,6 +23,9 @@ _GROUPS = {
 _EXAMPLES = {
     "the newest run, and its page at http://127.0.0.1:8000/": "lit_gpt serve --ckpt_path last",
     "a model of the hub, in int8": "lit_gpt serve --init_from openai-community/gpt2 --precision int8 --port 8080",
+    "a base and two adapters, each a model of the API": (
+        "lit_gpt serve --init_from gpt2 --adapter poet=runs/poet/best.ckpt --adapter clerk=clerk_peft/"
+    ),
     "for other machines, with a key": "lit_gpt serve --ckpt_path best --host 0.0.0.0 --api_key_file key.txt",
 }
 _END = """Every option is also a key of a YAML file for --config or, as LIT_GPT_SERVE__PORT, of the environment.
@@ -67,6 +72,8 @@ def _parser() -> CommandParser:
     add("--ckpt_path", type=str | None, help="a checkpoint, or `last` or `best` of the newest run")
     add("--init_from", type=str | None, help="what `lit_gpt convert` reads: a Hugging Face folder or id, …")
     add("--n_head", type=int | None, help='heads of --init_from, which a .pth of "LLMs from scratch" does not say')
+    text = "NAME=PATH of an adapter over it, which requests then call NAME; can be given several times"
+    add("--adapter", action="append", type=str, default=[], help=text)
     add("--host", type=str, default="127.0.0.1", help="address to listen on; others than loopback need an API key")
     add("--port", type=int, default=8000, help="0 for any free one")
     add("--precision", type=str, default="auto", help="of the weights: auto, fp32, bf16, int8 or int4")

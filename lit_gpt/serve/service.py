@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.generation.complete import encode_prompt
@@ -23,6 +23,9 @@ from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.ids import id_outside
 from lit_gpt.tokenizer.template_renderer import TemplateRenderer
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from lit_gpt.convert.adapters import Adapter
 
 _LONG_TEXT = 4096
 """Characters, or ids, from which on prompts are handled on a thread: for fewer starting it takes longer."""
@@ -43,6 +46,8 @@ class Service:
         templates: renders its chat template.
         threads: for work on texts that would hold up the event loop; few, and what does not fit waits.
         training_text: the tokens that the model was trained on, where they are served.
+        adapter: the number by which the engine knows it; 0 for the base.
+        adapters: the models that share its base and its engine.
     """
 
     name: str
@@ -54,6 +59,18 @@ class Service:
     templates: TemplateRenderer = field(default_factory=TemplateRenderer)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_TEXT_THREADS, "text"))
     training_text: TokenStream | None = None
+    adapter: int = 0
+    adapters: tuple[Service, ...] = ()
+
+    def with_adapters(self, adapters: Mapping[str, Adapter]) -> Service:
+        """The same with these models beside it, by name, in the engine's order."""
+        beside = [
+            replace(
+                self, name=name, adapter=number, config=adapter.config, tokenizer=adapter.tokenizer or self.tokenizer
+            )
+            for number, (name, adapter) in enumerate(adapters.items(), 1)
+        ]
+        return replace(self, adapters=tuple(beside))
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """The result of `function`, called on one of `threads`."""
@@ -69,14 +86,16 @@ class Service:
         """The model's chat template, if it has one."""
         return None if self.tokenizer.chat_template is None else ChatTemplate(self.tokenizer, self.templates)
 
-    def check_model(self, name: str | None) -> None:
-        """Refuse a request for another model.
+    def of_model(self, name: str | None) -> Service:
+        """The model of that name: this one, which it is for None, or one of the adapters.
 
         Raises:
             ApiError: 404.
         """
-        if name is not None and name != self.name:
-            raise ApiError(404, "no such model here: GET /v1/models lists them", "model", "model_not_found")
+        for model in (self, *self.adapters):
+            if name in (None, model.name):
+                return model
+        raise ApiError(404, "no such model here: GET /v1/models lists them", "model", "model_not_found")
 
     @property
     def n_vocab(self) -> int:

@@ -158,6 +158,7 @@ class Worker:
         generation_config: GenerationConfig,
         arrived: float,
         strategy: Strategy | None = None,
+        adapter: int = 0,
     ) -> AsyncGenerator[JobOutput, None]:
         """Outputs of all continuations until the last has ended; close it early and they are cancelled.
 
@@ -166,7 +167,7 @@ class Worker:
                 whole request takes too long.
         """
         job = Job(arrived, len(prompts) * generation_config.num_samples, REQUEST_ID.get())
-        self._send(lambda: self._submit(job, prompts, generation_config, strategy))
+        self._send(lambda: self._submit(job, prompts, generation_config, strategy, adapter))
         self._jobs.add(job)
         try:
             while job.open:
@@ -248,11 +249,16 @@ class Worker:
             command()
 
     def _submit(
-        self, job: Job, prompts: Sequence[Sequence[int]], generation_config: GenerationConfig, strategy: Strategy | None
+        self,
+        job: Job,
+        prompts: Sequence[Sequence[int]],
+        generation_config: GenerationConfig,
+        strategy: Strategy | None,
+        adapter: int,
     ) -> None:
         try:
             for i, ids in enumerate(prompts):
-                engine_id = self.engine.submit(ids, generation_config, strategy=strategy)
+                engine_id = self.engine.submit(ids, generation_config, strategy=strategy, adapter=adapter)
                 job.engine_ids.append(engine_id)
                 self._prompts[engine_id] = EnginePrompt(job, i, generation_config.num_samples)
                 self._unstarted.add(engine_id)

@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.gpt import GPT
 from lit_gpt.train.precision import device_type
 from lit_gpt.train.step_timing import MARGIN, StepTiming, time_steps
 
@@ -61,3 +62,13 @@ def has_cpu_compiler() -> bool:
     """Whether torch.compile finds what it needs for a CPU: a C++ compiler and Python's headers."""
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
     return shutil.which(os.environ.get("CXX", "g++")) is not None and headers.is_file()
+
+
+def compile_in_place(model: GPT, device: str) -> None:
+    """`torch.compile` the model, in place so that names in its state dict stay what they are.
+
+    On a CPU block by block: all blocks share one piece of code, which compiles several times faster than the whole
+    model.
+    """
+    for part in model.h if device == "cpu" else [model]:
+        part.compile()

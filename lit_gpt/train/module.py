@@ -20,18 +20,20 @@ from lit_gpt.batch import Batch, PairBatch
 from lit_gpt.checkpoint.format import KEY, check_weights, header_entry
 from lit_gpt.data.prompts import PromptRecord
 from lit_gpt.data.resume import align_progress
-from lit_gpt.generation.complete import Completion, Completions, encode_prompt
-from lit_gpt.generation.engine import Draft, Engine
+from lit_gpt.generation.engine import Draft
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.sampling import Observer
-from lit_gpt.inference.prepare import prepare_for_inference
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
+from lit_gpt.model.lora import LoRAConfig, NamedAdapters
 from lit_gpt.model.uninitialized import NoInitialization
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.train.adapter import AdapterTraining
 from lit_gpt.train.answers import AnswerMetric, answer_step_figures, learns_answers, learns_pairs, token_loss
 from lit_gpt.train.budget import Budget, budget_of
+from lit_gpt.train.compile import compile_in_place
 from lit_gpt.train.dpo import DPOConfig, PairMetric, pair_loss, pair_step_figures
+from lit_gpt.train.frozen_base import BasePrecision
 from lit_gpt.train.fsdp import shard
 from lit_gpt.train.lightning_fixes import (
     RepeatedValidation,
@@ -45,6 +47,7 @@ from lit_gpt.train.lightning_fixes import (
 from lit_gpt.train.lm_metrics import byte_lengths
 from lit_gpt.train.optim import OptimizerConfig, make_optimizer, skip_step_where
 from lit_gpt.train.precision import muon_arithmetic
+from lit_gpt.train.prediction import Finished, Predictions, prediction_engine
 from lit_gpt.train.schedule import ScheduleConfig
 
 
@@ -66,7 +69,9 @@ class LitGPT(L.LightningModule):
         observer: told of every token that `predict` decides on, if not None.
         inference_precision: of the weights in `predict`: `auto`, `fp32`, `bf16`, `int8` or `int4`.
         draft: what proposes tokens in speculative decoding, where it is a checkpoint.
+        named_adapters: those that `predict` has over the model; prompts that name none get the first.
         validation: the figures of the run's latest validation, and the `step` that it was made after; for checkpoints.
+        adapter: what is trained with LoRA; None where the model itself is.
     """
 
     model: GPT
@@ -81,8 +86,9 @@ class LitGPT(L.LightningModule):
     observer: Observer | None = None
     inference_precision: str = "auto"
     draft: Draft | None = None
+    named_adapters: NamedAdapters | None = None
     validation: dict[str, float] | None = None
-    _completions: Completions[PromptRecord] | None = None
+    _predictions: Predictions | None = None
     _byte_lengths: Tensor | None = None
     _step_loss: Tensor | None = None
     _step_sums: Tensor | None = None
@@ -98,6 +104,8 @@ class LitGPT(L.LightningModule):
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         compile: Literal["auto"] | bool = "auto",
         activation_checkpointing: bool = False,
+        lora: LoRAConfig = LoRAConfig(),  # noqa: B008
+        base_precision: BasePrecision = "auto",
         dpo: DPOConfig = DPOConfig(),  # noqa: B008
     ) -> None:
         """A module without weights yet: they are made when the Trainer knows on which devices they belong.
@@ -109,8 +117,9 @@ class LitGPT(L.LightningModule):
             schedule: warm-up and decay of the learning rate.
             compile: `torch.compile` the model; `auto` does so on a GPU, and on a CPU the program times it where the run
                 is long enough to earn it back.
-            activation_checkpointing: keep one activation per block and compute the rest again: less memory, a third
-                more work.
+            activation_checkpointing: keep one activation per block and compute the rest again, a third more work.
+            lora: with a rank above 0 the model stays as it is, and low-rank terms beside its layers are trained.
+            base_precision: with LoRA, of the frozen layers; `auto` is the smaller of fp32 and bf16 that is no slower.
             dpo: of training on pairs of answers, which `data.format: pairs` is.
         """
         super().__init__()
@@ -120,6 +129,8 @@ class LitGPT(L.LightningModule):
         self.optimizer_config, self.schedule_config, self.dpo_config = optimizer, schedule, dpo
         self.compile_model = compile
         self.activation_checkpointing = activation_checkpointing
+        self.adapter = AdapterTraining.of(lora, base_precision)
+        self.strict_loading = self.adapter is None  # an adapter's checkpoint has not the base
         self.model = None  # type: ignore[assignment]
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.metric, self.pair_metric = AnswerMetric(), PairMetric()
@@ -133,6 +144,8 @@ class LitGPT(L.LightningModule):
             "schedule": dataclasses.asdict(schedule),
             "compile": compile,
             "activation_checkpointing": activation_checkpointing,
+            "lora": dataclasses.asdict(lora),
+            "base_precision": base_precision,
             "dpo": dataclasses.asdict(dpo),
         })  # fmt: skip
 
@@ -142,20 +155,24 @@ class LitGPT(L.LightningModule):
         """Build the GPT, once; shard it over the device mesh where the strategy has one."""
         if self.model is not None:
             return
-        with NoInitialization() if self.weights_follow else nullcontext():
-            self.model = GPT(self.config)
-        if self.initial_weights is not None:
-            check_weights(self.model, self.initial_weights, "initial_weights")
-            self.model.load_state_dict(self.initial_weights)
-            self.initial_weights = None
-        self.model.activation_checkpointing = self.activation_checkpointing
+        self.model = self._build()
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh, str(self.trainer.precision), self._compiles())
         elif self._compiles():
-            # In place, so that names in the state dict stay what they are. On a CPU block by block: all blocks share
-            # one piece of code, which compiles several times faster than the whole model.
-            for part in self.model.h if self.trainer.strategy.root_device.type == "cpu" else [self.model]:
-                part.compile()
+            compile_in_place(self.model, self.trainer.strategy.root_device.type)
+
+    def _build(self) -> GPT:
+        weights, self.initial_weights = self.initial_weights, None
+        if self.adapter is not None:
+            precision = None if self.trainer.state.fn == "predict" else str(self.trainer.precision)
+            return self.adapter.build(self.config, weights, precision, self.activation_checkpointing, self.device_mesh)
+        with NoInitialization() if self.weights_follow else nullcontext():
+            model = GPT(self.config)
+        if weights is not None:
+            check_weights(model, weights, "initial_weights")
+            model.load_state_dict(weights)
+        model.activation_checkpointing = self.activation_checkpointing
+        return model
 
     def _compiles(self) -> bool:
         if self.trainer.state.fn != "fit":  # one pass, or decoding, which has a form of its own
@@ -196,7 +213,7 @@ class LitGPT(L.LightningModule):
 
     def training_step(self, batch: Batch | PairBatch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of one micro-batch, or the mean loss of its pairs."""
-        if self.config.dropout > 0:
+        if self.config.dropout > 0 or (self.adapter and self.adapter.lora.dropout > 0):
             torch.manual_seed(self._dropout_seed(batch_idx))
         if isinstance(batch, PairBatch):
             loss, sums = pair_loss(self.model, batch, self.dpo_config)
@@ -340,34 +357,19 @@ class LitGPT(L.LightningModule):
 
     def on_predict_start(self) -> None:
         """Turn the model into its fastest form, and set up the engine."""
-        prepare_for_inference(self.model, self.inference_precision)
-        if self.draft is not None:
-            prepare_for_inference(self.draft.model.to(self.device), self.inference_precision)
-        engine = Engine(self.model, self.config, self.tokenizer, draft=self.draft, device=self.device)
+        options = self.inference_precision, self.device, self.draft, self.named_adapters
+        engine = prediction_engine(self.model, self.tokenizer, *options)
         engine.observer = self.observer
-        self._completions = Completions(engine, self.generation_config)
+        self._predictions = Predictions(engine, self.generation_config, self.named_adapters)
 
-    def predict_step(self, batch: list[PromptRecord], batch_idx: int) -> list[tuple[PromptRecord, list[Completion]]]:
-        """Continue prompts; those that are finished by now, which may be of earlier batches.
-
-        A batch fills the engine's free slots and returns when it would have to wait, the last one when all is done.
-        """
-        completions = self._completions
-        assert completions is not None
-        finished = []
-        for prompt in batch:
-            while not completions.has_capacity:
-                finished += completions.step()
-            ids = encode_prompt(self.tokenizer, prompt.prompt) if prompt.ids is None else prompt.ids
-            completions.add(prompt, ids)
-        is_last = batch_idx + 1 == self.trainer.num_predict_batches[0]
-        while is_last and completions.busy:
-            finished += completions.step()
-        return finished
+    def predict_step(self, batch: list[PromptRecord], batch_idx: int) -> Finished:
+        """Continue prompts; those that are finished by now, which may be of earlier batches."""
+        assert self._predictions is not None
+        return self._predictions.step(batch, is_last=batch_idx + 1 == self.trainer.num_predict_batches[0])
 
     def on_predict_end(self) -> None:
         """Free the cache's memory."""
-        self._completions = None
+        self._predictions = None
 
     # Checkpoints -------------------------------------------------------------------------------------------------
 
@@ -376,14 +378,18 @@ class LitGPT(L.LightningModule):
         entry = header_entry(self.config, self.tokenizer, str(self.trainer.precision))
         about_run = {"seed": self.seed, "precision_reason": self.precision_reason, "validation": self.validation}
         checkpoint[KEY] = {**entry, **about_run}
+        if self.adapter is not None:
+            self.adapter.save(self.model, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore tokenizer, seed, figures and Lightning's progress from a checkpoint."""
         entry = checkpoint[KEY]
+        if self.adapter is not None:
+            self.adapter.check(self.model, checkpoint)
         self.validation = entry.get("validation")
         self.seed = entry.get("seed", self.seed)
         self.precision_reason = entry.get("precision_reason", self.precision_reason)
-        if entry["tokenizer"] is not None:
+        if entry["tokenizer"] is not None and self.named_adapters is None:  # which may have brought another
             self.tokenizer = Tokenizer.from_dict(entry["tokenizer"])
         align_progress(checkpoint, self.trainer.accumulate_grad_batches)
         if "loops" in checkpoint:

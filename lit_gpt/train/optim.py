@@ -98,10 +98,10 @@ def make_optimizer(
         return AdamW(groups, betas=betas, eps=config.eps, fused=fused)
     muon = [group for group in groups if group["name"] == "muon"]
     rest = [group for group in groups if group["name"] != "muon"]
-    return CompositeOptimizer(
-        BatchedMuon(muon, config.muon_momentum, muon_arithmetic),
-        AdamW(rest, betas=betas, eps=config.eps, fused=fused),
-    )
+    parts: list[Optimizer] = [BatchedMuon(muon, config.muon_momentum, muon_arithmetic)]
+    if rest:  # an adapter may be nothing but matrices of the blocks
+        parts.append(AdamW(rest, betas=betas, eps=config.eps, fused=fused))
+    return CompositeOptimizer(*parts)
 
 
 class CompositeOptimizer(Optimizer):

@@ -28,6 +28,8 @@ def subject_from_preset(preset: str) -> Subject:
 def subject_from_checkpoint(path: str) -> Subject:
     """A checkpoint of ours, without reading its weights; `last` and `best` are the newest run's.
 
+    That of an adapter is described as the model that it makes of its base.
+
     Raises:
         UserError: if there is none, or it is no checkpoint.
     """
@@ -36,6 +38,8 @@ def subject_from_checkpoint(path: str) -> Subject:
     file = resolve_ckpt_path(path)
     checkpoint = load_checkpoint(file, "meta")
     header = header_of(checkpoint, file)
+    if header.adapter is not None:
+        return subject_from_source(str(file))
     dtypes = {name.removeprefix("model."): dtype_name(tensor) for name, tensor in checkpoint["state_dict"].items()}
     values = header.hyper_parameters
     training = {

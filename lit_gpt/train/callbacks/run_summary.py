@@ -16,7 +16,10 @@ class RunSummary(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say how large the model is and how to open TensorBoard; put train and validation loss on one chart."""
         if trainer.is_global_zero:
-            note(f"model: {sum(parameter.numel() for parameter in pl_module.parameters()):,} parameters")
+            parameters = list(pl_module.parameters())
+            trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+            is_whole = all(parameter.requires_grad for parameter in parameters)
+            note(f"model: {trained:,} " + ("parameters" if is_whole else "trained parameters over a frozen base"))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 chart = {"loss": {"train and val": ["Multiline", ["train/loss", "val/loss"]]}}

@@ -103,7 +103,8 @@ class Throughput(Callback):
 
     def _figures(self, module: LitGPT, context: int) -> dict[str, float]:
         rate = (self.tokens - self._logged_tokens) / self._busy
-        flops = 3 * module.config.forward_flops_per_token(context) * rate
+        passes = 3 if module.adapter is None else 2  # a frozen weight has no gradient
+        flops = passes * module.config.forward_flops_per_token(context) * rate
         return {
             "speed/tokens": self.tokens,
             "speed/tokens_per_second": rate,
