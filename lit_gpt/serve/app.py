@@ -135,9 +135,9 @@ def _add_completion_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/continuations", response_model=ContinuationsResponse, responses=_ERRORS)
     async def post_continuations(body: ContinuationsRequest, request: Request) -> Response:
         """What followed the end of a text in the training tokens, and how often, where these are served."""
-        service.check_model(body.model)
+        model = service.of_model(body.model)
         with worker.reserve(1):
-            return await json_response(request, continuations(service, body), metrics)
+            return await json_response(request, continuations(model, body), metrics)
 
 
 async def _json(service: Service, result: dict[str, Any], tokens: int) -> Response:
