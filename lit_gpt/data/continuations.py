@@ -1,4 +1,4 @@
-"""What followed in the training tokens: the longest suffix of a text that occurs there, and what came next, how often.
+"""Continuations of a text in the training tokens: its longest suffix that occurs there, and what came next, how often.
 
 Exact, in one pass over the stream without an index: where the text's last token stands is one vectorised comparison,
 and what is left is compared backwards token by token. A stream of 100 M tokens of two bytes is 200 MB to read.
@@ -8,25 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lit_gpt.data.matches import Tokens
 
 PIECE = 1 << 22
 """Tokens of the stream in memory at a time."""
 KEPT_POSITIONS = 1000
 """Occurrences whose positions are kept: the first ones."""
-
-
-class Tokens(Protocol):
-    """A stream of token ids, such as the shards of a split."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, start: int, count: int) -> NDArray[np.generic]:
-        """Tokens `start` … `start + count - 1`."""
-        ...
 
 
 @dataclass(frozen=True)

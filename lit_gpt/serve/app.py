@@ -61,6 +61,7 @@ def create_app(service: Service, api_key: str | None = None, allowed_hosts: tupl
     app.add_middleware(RequestLog)
     _add_error_handlers(app, service)
     _add_completion_routes(app, service)
+    _add_insight_routes(app, service)
     _add_tokenizer_routes(app, service)
     _add_model_routes(app, service)
     _add_engine_gauges(service)
@@ -124,6 +125,10 @@ def _add_completion_routes(app: FastAPI, service: Service) -> None:
         with ExitStack() as reservation:
             reservation.enter_context(worker.reserve(body.samples))
             return await respond(model, request, await plan_chat(model, body), reservation)
+
+
+def _add_insight_routes(app: FastAPI, service: Service) -> None:
+    worker, metrics = service.worker, service.metrics
 
     @app.post("/v1/next_token", response_model=P.NextTokenResponse, responses=_ERRORS)
     async def post_next_token(body: P.NextTokenRequest, request: Request) -> Response:

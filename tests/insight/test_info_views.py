@@ -132,6 +132,7 @@ def test_the_names_of_the_transformer_book(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lit_gpt.convert.textbooks.named_tokenizer", lambda name, size: None)  # its file may be absent
+    monkeypatch.setenv("COLUMNS", "200")
     state = save_book(tmp_path / "model.ckpt")
     words = ("--init_from", str(tmp_path / "model.ckpt"), "--names", "source")
     tensors = printed(capsys, *words)["source_tensors"]

@@ -172,7 +172,10 @@ def _check(args: Any, sources: dict[str, str]) -> None:
         raise UserError(
             f"give one of --preset, --config, --ckpt_path and --init_from, not {len(sources)}: presets are {_presets()}"
         )
-    for flag, wanted in (("--n_head", args.n_head is not None), ("--names source", args.names == "source")):
+    for flag, wanted in (
+        (f"--n_head {args.n_head}", args.n_head is not None),
+        ("--names source", args.names == "source"),
+    ):
         if wanted and args.init_from is None:
             raise UserError(f"{flag} is for --init_from: leave it out, or name the source there")
 
