@@ -132,9 +132,14 @@ def test_only_public_names_under_the_name_that_programs_import(tmp_path: Path) -
         __main____in__package="def program(): ...\n",
         test_it__in__test="def test_it(): ...\n",
         module__in__idlelib="def window(): ...\n",
+        third_party="def other(): ...\n",
+        broken="def (:\n",
     )
+    (root / "site-packages").mkdir()
+    (root / "third_party.py").rename(root / "site-packages" / "third_party.py")
     assert list(found(root)) == [
-        "decimal.Decimal", "listed", "listed.shown", "package", "package.wheel", "package.engines", "package.start"
+        "decimal.Decimal", "broken", "listed", "listed.shown", "package", "package.wheel", "package.engines",
+        "package.start",
     ]  # fmt: skip
 
 
