@@ -100,7 +100,10 @@ def stdlib_conversations(root: Path | None = None) -> Iterator[list[Message]]:
 
 
 def stdlib_pairs(root: Path | None = None) -> Iterator[PreferencePair]:
-    """The same conversations, whose last answer is preferred to the answer of another one to a question of its kind.
+    """Half of the conversations, whose last answer is preferred to that of one of the other half, of the same kind.
+
+    No answer is in two pairs: one that is preferred in training and rejected in validation would be judged by whether a
+    model knows it by heart.
 
     Args:
         root: as of `stdlib_conversations`.
@@ -111,11 +114,13 @@ def stdlib_pairs(root: Path | None = None) -> Iterator[PreferencePair]:
     waiting: dict[tuple[Topic, int], list[_Turn]] = {}
     for dialogue in _dialogues(library_definitions(root)):
         key = dialogue[-1].topic, len(dialogue)
-        before, waiting[key] = waiting.get(key), dialogue
-        if before is not None and before[-1].answer != dialogue[-1].answer:
+        other = waiting.pop(key, None)
+        if other is None:
+            waiting[key] = dialogue
+        elif other[-1].answer != dialogue[-1].answer:
             *context, (question, chosen) = map(_messages, dialogue)
             prompt = [*(message for turn in context for message in turn), question]
-            yield PreferencePair(prompt, [chosen], [Message("assistant", before[-1].answer)])
+            yield PreferencePair(prompt, [chosen], [Message("assistant", other[-1].answer)])
 
 
 # Dialogues -------------------------------------------------------------------------------------------------------

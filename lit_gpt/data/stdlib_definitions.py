@@ -6,6 +6,7 @@ The sources are parsed, nothing of them is imported or executed.
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sysconfig
 import tokenize
@@ -93,17 +94,23 @@ def library_definitions(root: Path | None = None) -> Iterator[Definition]:
 def _modules(root: Path) -> Iterator[tuple[str, Path]]:
     """The dotted names and files of all modules, private ones too, in the order of their names."""
     found = {}
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        skipped = SKIPPED_STDLIB_FOLDERS.intersection(parts) or parts[0] in _SKIPPED_PACKAGES
-        if not skipped and all(map(str.isidentifier, parts)) and parts[-1] != "__main__":
-            found[".".join(parts).removesuffix(".__init__")] = path
+    for folder, folders, files in os.walk(root):
+        skipped = SKIPPED_STDLIB_FOLDERS | (_SKIPPED_PACKAGES if Path(folder) == root else set())
+        folders[:] = [name for name in folders if name.isidentifier() and name not in skipped]
+        for path in (Path(folder, name) for name in files if name.endswith(".py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if parts[-1].isidentifier() and parts[-1] != "__main__":
+                found[".".join(parts).removesuffix(".__init__")] = path
     return iter(sorted(found.items()))
 
 
 def _parse(path: Path) -> ast.Module:
-    with tokenize.open(path) as file:
-        return ast.parse(file.read())
+    """The tree of a file; an empty one of a file that this Python could not import either."""
+    try:
+        with tokenize.open(path) as file:
+            return ast.parse(file.read())
+    except (SyntaxError, UnicodeDecodeError):
+        return ast.Module([], [])
 
 
 # Names -----------------------------------------------------------------------------------------------------------

@@ -132,9 +132,14 @@ def test_only_public_names_under_the_name_that_programs_import(tmp_path: Path) -
         __main____in__package="def program(): ...\n",
         test_it__in__test="def test_it(): ...\n",
         module__in__idlelib="def window(): ...\n",
+        third_party="def other(): ...\n",
+        broken="def (:\n",
     )
+    (root / "site-packages").mkdir()
+    (root / "third_party.py").rename(root / "site-packages" / "third_party.py")
     assert list(found(root)) == [
-        "decimal.Decimal", "listed", "listed.shown", "package", "package.wheel", "package.engines", "package.start"
+        "decimal.Decimal", "broken", "listed", "listed.shown", "package", "package.wheel", "package.engines",
+        "package.start",
     ]  # fmt: skip
 
 
@@ -190,7 +195,9 @@ def test_pairs_prefer_the_answer_to_the_question(tmp_path: Path) -> None:
     conversations = {tuple(talk) for talk in stdlib_conversations(root)}
     answers = {talk[-1].content for talk in conversations}
     pairs = list(stdlib_pairs(root))
-    assert 60 <= len(pairs) < len(conversations)
+    assert 30 <= len(pairs) <= len(conversations) / 2
+    used = [pair.chosen[0].content for pair in pairs] + [pair.rejected[0].content for pair in pairs]
+    assert len(set(used)) == len(used)  # none is preferred here and rejected there
     for pair in pairs:
         assert (*pair.prompt, *pair.chosen) in conversations
         (rejected,) = pair.rejected
@@ -273,6 +280,6 @@ def test_same_in_every_process_and_nothing_is_imported() -> None:
 def test_pairs_of_the_whole_library() -> None:
     with patch("lit_gpt.data.stdlib_chat.library_definitions", lambda root: all_definitions()):
         pairs = list(stdlib_pairs())
-    assert len(pairs) > 5000
+    assert len(pairs) > 3000
     assert all(isinstance(pair, PreferencePair) for pair in pairs)
     assert all(pair.chosen != pair.rejected for pair in pairs)

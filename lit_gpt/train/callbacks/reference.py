@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lit_gpt.batch import PairBatch
-from lit_gpt.checkpoint.format import load_checkpoint
 from lit_gpt.console import note
 from lit_gpt.data.conversation_rows import ConversationEvalLoader
 from lit_gpt.data.datamodule import TokenDataModule
@@ -44,30 +43,23 @@ class ReferenceLogprobs(Callback):
         if trainer.ckpt_path is None:
             self._compute(trainer, pl_module)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with a run that had no reference. Raises UserError."""
-        if not self.weights:
+        if trainer.state.fn == "fit" and self.state_key not in checkpoint["callbacks"]:
             raise UserError(
                 f"{trainer.ckpt_path} has no log-probabilities of a reference model: its run was not one of pairs; "
                 "start a new one from it with --init_from"
             )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Outside of a `fit`, take them from the checkpoint that is judged, or compute them."""
-        self._prepare_evaluation(trainer, pl_module)
+        """Outside of a `fit`, compute them, unless they are in the checkpoint that is judged."""
+        if not self.weights:
+            self._compute(trainer, pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take them from the checkpoint that is judged, or compute them."""
-        self._prepare_evaluation(trainer, pl_module)
-
-    def _prepare_evaluation(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" or self.weights:
-            return
-        if trainer.ckpt_path is not None:
-            saved = load_checkpoint(str(trainer.ckpt_path)).get("callbacks") or {}
-            self.load_state_dict(saved.get(self.state_key) or {})
+        """Compute them, unless they are in the checkpoint that is judged."""
         if not self.weights:
-            self._compute(trainer, module)
+            self._compute(trainer, pl_module)
 
     # The work ----------------------------------------------------------------------------------------------------
 
