@@ -113,7 +113,7 @@ def _on_terminal(
     script = ROOT / "tests/on_terminal.py"
     words = ["lit_gpt", "chat", "--ckpt_path", checkpoint, *SETTINGS, *options]
     child = server.start(script, os.ttyname(theirs), *words, cwd=cwd, env=env)
-    screen = fdpexpect.fdspawn(ours, timeout=30)
+    screen = fdpexpect.fdspawn(ours, timeout=60)
     opened = Terminal(screen, child)
     try:
         opened.expect(shows, READY)
