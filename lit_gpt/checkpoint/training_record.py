@@ -29,7 +29,9 @@ class TrainingRecord:
         path: of the data: a folder or address.
         source: the text that it was made of.
         fingerprint: SHA-256 of what the training tokens are, as hexadecimal digits.
-        validation: `loss` (nats a token), `perplexity` and `bits_per_byte` of the latest validation, and its `step`.
+        of_pairs: whether it was trained on pairs of answers, whose loss is of another kind.
+        validation: `loss` (nats a token), `perplexity` and `bits_per_byte` of the latest validation, and its `step`; of
+            pairs `loss`, `reward_accuracy` and `reward_margin`.
         best_loss: the lowest `loss` of all validations of the run.
     """
 
@@ -43,6 +45,7 @@ class TrainingRecord:
     path: str | None = None
     source: str | None = None
     fingerprint: str | None = None
+    of_pairs: bool = False
     validation: Mapping[str, float] = field(default_factory=dict)
     best_loss: float | None = None
 
@@ -58,10 +61,11 @@ def training_record(file: OpenTorchFile, header: Header) -> TrainingRecord:
     """What an open checkpoint of ours says of its training. A value of another kind than `fit` writes is left out."""
     entry, state = file.content[KEY], _group(file.content.get(_DATA_STATE))
     batch, accumulate = _count(header.data.get("batch_size")), _count(state.get("accumulate"))
+    block_size, of_pairs = _count(state.get("block_size")), header.data.get("format") == "pairs"
     return TrainingRecord(
         steps=_count(header.step),
         rows=None if batch is None or accumulate is None else batch * accumulate,
-        row_tokens=_count(state.get("block_size")),
+        row_tokens=None if block_size is None else block_size * (2 if of_pairs else 1),
         precision=header.precision,
         seed=_whole(entry.get("seed")),
         optimizer=_group(header.hyper_parameters.get("optimizer")),
@@ -69,6 +73,7 @@ def training_record(file: OpenTorchFile, header: Header) -> TrainingRecord:
         path=_text(header.data.get("path")),
         source=_text(header.data.get("source")),
         fingerprint=_text(state.get("fingerprint")),
+        of_pairs=of_pairs,
         validation={
             name: float(value)
             for name, value in _group(entry.get("validation")).items()

@@ -61,6 +61,7 @@ from lit_gpt.train import run_folder
 from lit_gpt.train.budget import set_budget
 from lit_gpt.train.callbacks.checkpoints import LastCheckpoint
 from lit_gpt.train.callbacks.defaults import default_callbacks, progress_bar
+from lit_gpt.train.callbacks.reference import ReferenceLogprobs
 from lit_gpt.train.callbacks.run_paths import path_from_here, saved_path
 from lit_gpt.train.callbacks.samples import Samples
 from lit_gpt.train.callbacks.stop_signals import ExitOnSigterm
@@ -208,6 +209,8 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             from lit_gpt.insight.remix.callback import RemixFigures
 
             self.trainer.callbacks.append(RemixFigures(self.options.data.path))  # type: ignore[attr-defined]
+        if self.name != "predict" and self.datamodule.format == "pairs":
+            self.trainer.callbacks.append(ReferenceLogprobs(self.datamodule))  # type: ignore[attr-defined]
         self.model.precision_reason = self.precision_reason
         self.model.weights_follow = self.name != "fit" and self.weights.config is not None
         origin, tokenizer = self.weights.source or self.weights.base, self.model.tokenizer

@@ -28,6 +28,7 @@ from lit_gpt.tokenizer.chatml import with_chat_template
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.budget import parse_duration
 from lit_gpt.train.compile import resolve_compile
+from lit_gpt.train.dpo import DPOConfig
 from lit_gpt.train.precision import Decision, device_type, resolve_precision
 from lit_gpt.train.rank_zero import current_watch, decide_once, is_rank_zero
 from lit_gpt.train.ranks import device_count
@@ -57,6 +58,9 @@ def check_machine(subcommand: str, options: Namespace) -> None:
         raise UserError(f"trainer.devices={trainer.devices}: this machine has {most} {kind}; take at most {most}")
     if subcommand == "fit" and data is not None:
         check_divisible(data.batch_size, rank_count(trainer))
+        if data.format == "pairs" and not (options.init_from or options.ckpt_path):
+            raise UserError("data.format=pairs moves a model that can answer already: give it with --init_from MODEL")
+        DPOConfig(**options.model.dpo.as_dict())  # which checks itself
 
 
 def rank_count(trainer: Namespace) -> int:

@@ -166,6 +166,10 @@ def _figures(record: TrainingRecord) -> TableRows:
     figures = record.validation
     loss, step = figures.get("loss"), figures.get("step")
     after = "" if step is None else f" after {step:,.0f} steps"
+    if record.of_pairs:
+        yield f"loss of pairs of answers{after} (DPO)", _figure(loss)
+        yield f"pairs whose preferred answer has the larger reward{after}", _figure(figures.get("reward_accuracy"))
+        return
     yield f"loss{after}, nats a token", _figure(loss)
     yield f"perplexity{after}", _figure(figures.get("perplexity"))
     yield f"bits per byte{after}", _figure(figures.get("bits_per_byte"))

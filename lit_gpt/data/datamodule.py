@@ -19,6 +19,7 @@ from lit_gpt.data.formats import DataFormat, check_template
 from lit_gpt.data.index import TEXT, ShardIndex
 from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader
 from lit_gpt.data.masks import MASK_DTYPE, mask_index
+from lit_gpt.data.pair_rows import PairRows
 from lit_gpt.data.prepare_inputs import check_same_sources
 from lit_gpt.data.remote import RemoteFolder, is_remote
 from lit_gpt.data.shard_folder import is_prepared, load_index, open_local_split
@@ -82,7 +83,8 @@ class TokenDataModule(L.LightningDataModule):
             cache_dir: where shards of an address are kept; `~/.cache/lit_gpt` by default.
             cache_gb: the least recently used of them are removed above so many GB.
             format: `text`; or `chat`: conversations, of which whole ones fill a row and only what the assistant says
-                is learnt. `source` is then JSON lines of OpenAI's, ShareGPT's or Alpaca's form, or `stdlib-chat`.
+                is learnt. `source` is then JSON lines of OpenAI's, ShareGPT's or Alpaca's form, or `stdlib-chat`. Or
+                `pairs` of answers, of which one is preferred, in TRL's forms, or `stdlib-pairs`; a row is 2 T tokens.
             attend_across: of conversations: let each see those before it in its row, as text does. By default attention
                 stays inside each, and positions begin at 0 in each.
         """
@@ -102,8 +104,8 @@ class TokenDataModule(L.LightningDataModule):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"data.{name}={value} must be positive")
-        if self.attend_across and self.format == TEXT:
-            raise UserError("data.attend_across is for conversations, in text it is always so: leave it out")
+        if self.attend_across and self.format != "chat":
+            raise UserError(f"data.attend_across is for conversations, not for {self.format}: leave it out")
         if self.shuffle_tokens is not None and self.format != TEXT:
             raise UserError("data.shuffle_tokens is for text, all conversations are shuffled together: leave it out")
 
@@ -232,11 +234,18 @@ class TokenDataModule(L.LightningDataModule):
         if split not in self._rows:
             tokens = self._open_stream(split)
             marks = self._open(mask_index(self._load_index()), split)
-            rows = ConversationRows(tokens, marks, self.block_size, self.seed, self._n_vocab, self.attend_across)
+            options = tokens, marks, self.block_size, self.seed, self._n_vocab
+            of_pairs = self.format == "pairs"
+            rows = PairRows(*options) if of_pairs else ConversationRows(*options, self.attend_across)
             if self.trainer is None or self.trainer.is_global_zero:
                 note(f"{split}: {rows.report}")
             self._rows[split] = rows
         return self._rows[split]
+
+    @property
+    def pairs(self) -> dict[str, PairRows]:
+        """The pairs of each split that the stage reads, after `setup`."""
+        return {split: rows for split, rows in self._rows.items() if isinstance(rows, PairRows)}
 
     def setup(self, stage: str) -> None:
         """Open what the stage reads. A fit starts at the first sample, unless a checkpoint says otherwise."""

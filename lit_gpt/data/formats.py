@@ -12,13 +12,14 @@ from typing import Literal, Protocol
 from lit_gpt.atomic import atomic_write
 from lit_gpt.data.conversations import SUFFIXES, load_messages, read_conversations
 from lit_gpt.data.index import ShardIndex
+from lit_gpt.data.pairs import load_pair, read_pairs
 from lit_gpt.data.readers import Text
 from lit_gpt.data.text_source import BadText, OnRead, TextSource
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.chat_template import ChatTemplate, EncodedConversation, Message, TemplateFailed
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
-DataFormat = Literal["text", "chat"]
+DataFormat = Literal["text", "chat", "pairs"]
 
 
 class DocumentEncoder(Protocol):
@@ -89,10 +90,43 @@ class ConversationEncoder:
         self._template.close()
 
 
+class PairEncoder(ConversationEncoder):
+    """Pairs as two conversations, by the chat template of a tokenizer; what counts is the answers."""
+
+    def encode(self, text: str, where: str) -> list[EncodedConversation]:
+        """The pair that `dump_pair` wrote: the conversation with the chosen answer, and that with the rejected one."""
+        prompt, *answers = load_pair(text)
+        encoded = [self._encode_answer(prompt, answer, where) for answer in answers]
+        if encoded[0].ids == encoded[1].ids:
+            raise BadText(f"{where}: the chat template makes chosen and rejected equal: leave the pair out")
+        return encoded
+
+    def _encode_answer(self, prompt: Sequence[Message], answer: Sequence[Message], where: str) -> EncodedConversation:
+        """The conversation, in which the assistant's turns of the prompt do not count."""
+        ids, counts = self.encode_messages([*prompt, *answer], where)
+        begins = [index for index, counted in enumerate(counts) if counted and not (index and counts[index - 1])]
+        earlier = _answers_in(prompt)
+        if len(begins) == earlier + _answers_in(answer):  # else two turns are one stretch: the prompt's cancel out
+            counts[: begins[earlier]] = [False] * begins[earlier]
+        return EncodedConversation(ids, counts)
+
+
+def _answers_in(messages: Sequence[Message]) -> int:
+    return sum(message.role == "assistant" for message in messages)
+
+
 def _stdlib_chat() -> Iterator[str]:
     from lit_gpt.data.stdlib_chat import stdlib_conversations
 
     return (f'{{"messages": {_as_objects(messages)}}}' for messages in stdlib_conversations())
+
+
+def _stdlib_pairs() -> Iterator[str]:
+    from lit_gpt.data.stdlib_chat import stdlib_pairs
+
+    for pair in stdlib_pairs():
+        prompt, chosen, rejected = map(_as_objects, pair)
+        yield f'{{"prompt": {prompt}, "chosen": {chosen}, "rejected": {rejected}}}'
 
 
 def _as_objects(messages: Sequence[Message]) -> str:
@@ -106,6 +140,13 @@ MASKED_FORMATS: dict[str, MaskedFormat] = {
         read=read_conversations,
         encoder=ConversationEncoder,
         generated={"stdlib-chat": _stdlib_chat},
+    ),
+    "pairs": MaskedFormat(
+        what="pairs of answers",
+        read=read_pairs,
+        encoder=PairEncoder,
+        generated={"stdlib-pairs": _stdlib_pairs},
+        parts=2,
     ),
 }
 """Name → format; "text" is none of them."""

@@ -67,8 +67,8 @@ def prepare(
         workers: processes that tokenize; None is one for each core.
         shard_tokens: a shard ends after so many tokens.
         overwrite: replace other shards in `output`.
-        data_format: "text", or "chat" for conversations, whose shards have a loss mask beside them. Their tokenizer is
-            one that exists; without a chat template it gets ours.
+        data_format: "text", or "chat" for conversations and "pairs" of answers, whose shards have a loss mask beside
+            them. Their tokenizer is one that exists; without a chat template it gets ours.
 
     Raises:
         UserError: bad input, input that cannot be read now, or a full disk. After text that is wrong for good nothing
@@ -313,7 +313,7 @@ def _parser() -> Any:
         type=str | None,
         help="gpt2 (default), cl100k_base, …, char, byte, bpe:4096, or a saved one's path",
     )
-    help = "text, or chat for conversations: JSON lines of messages, with a loss mask beside the shards"
+    help = "text, chat for conversations or pairs of answers: JSON lines, with a loss mask beside the shards"
     add("--format", type=DataFormat, default="text", help=help)
     add("--text_field", type=str, default="text", help="the field of .jsonl, .csv and .parquet that holds the text")
     add("--val_split", type=str, default="auto", help="auto, hash:0.01 (of documents) or tail:0.1 (of the text)")

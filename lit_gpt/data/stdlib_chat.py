@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from lit_gpt.data.pairs import PreferencePair
 from lit_gpt.data.stdlib_definitions import Definition, library_definitions
 from lit_gpt.tokenizer.chat_template import Message
 
@@ -20,14 +21,6 @@ STDLIB_CHAT, STDLIB_PAIRS = "stdlib-chat", "stdlib-pairs"
 _LISTED = 10  # methods that an answer lists
 _FOLLOW_UPS = 4  # one conversation in so many has a second question
 Topic = Literal["summary", "signature", "module", "methods", "bases"]
-
-
-class PreferencePair(NamedTuple):
-    """A prompt with an answer that is preferred to another one."""
-
-    prompt: list[Message]
-    chosen: list[Message]
-    rejected: list[Message]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lit_gpt.model.attention import Attention
 from lit_gpt.model.config import GATED, GPTConfig
 from lit_gpt.model.documents import DocumentMasks
 from lit_gpt.model.kv_cache import CacheStep
-from lit_gpt.model.loss import CHUNK_BYTES, FROZEN_CHUNK_BYTES, head_loss
+from lit_gpt.model.loss import CHUNK_BYTES, FROZEN_CHUNK_BYTES, head_loss, target_losses
 from lit_gpt.model.norm import make_norm
 from lit_gpt.model.output import GPTOutput
 from lit_gpt.model.positions import PositionTable, local_rope_table, rope_table, sinusoidal_table
@@ -111,6 +111,7 @@ class GPT(nn.Module):
         return_hidden: bool = False,
         documents: Tensor | None = None,
         predict_at: Tensor | None = None,
+        each_target: bool = False,
     ) -> GPTOutput:
         """One pass over the tokens.
 
@@ -124,6 +125,7 @@ class GPT(nn.Module):
             documents: (B, T) number of each token's document, where a row holds several: attention stays inside each,
                 and positions begin at 0 in each. For passes without a cache.
             predict_at: (B, T) bool, with `targets`: where to tell the likeliest next id as well.
+            each_target: with `targets` the cross-entropy of each instead of their sum.
 
         Returns:
             Without `targets` the logits, of `vocab_size` ids: those of padded vocabulary rows are cut off. With
@@ -143,6 +145,8 @@ class GPT(nn.Module):
         hidden = x if return_hidden else None
         if targets is None:
             return GPTOutput(logits=self._logits(x), hidden=hidden)
+        if each_target:
+            return GPTOutput(hidden=hidden, losses=self._losses(x.flatten(0, 1), targets.flatten()).view_as(targets))
         loss_sum, n_targets = self._loss(x.flatten(0, 1), targets.flatten())
         predicted = None if predict_at is None else self._logits(x[predict_at]).argmax(-1)
         return GPTOutput(hidden=hidden, loss_sum=loss_sum, n_targets=n_targets, predicted=predicted)
@@ -208,10 +212,20 @@ class GPT(nn.Module):
         losses = [self._chunk_loss(*chunk) for chunk in zip(x.split(rows), targets.split(rows))]
         return torch.stack(losses).sum(), count
 
-    def _chunk_loss(self, x: Tensor, targets: Tensor) -> Tensor:
+    def _losses(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each of (N, C) hidden states, (N,), in chunks as well."""
+        config, head = self.config, self.lm_head
+        rows = max(1, CHUNK_BYTES // (x.dtype.itemsize * config.vocab_rows))
+        if torch.is_grad_enabled():
+            trained = (head.rows, head.first) if isinstance(head, TokenRows) else ()
+            vocabulary = config.vocab_size, config.logit_softcap
+            return target_losses(x, targets, head.weight, head.bias, rows, *vocabulary, *trained)
+        return torch.cat([self._chunk_loss(*chunk, "none") for chunk in zip(x.split(rows), targets.split(rows))])
+
+    def _chunk_loss(self, x: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
         logits = self._logits(x)
         logits = logits.double() if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
 
 
 class Block(nn.Module):

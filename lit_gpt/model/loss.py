@@ -79,7 +79,7 @@ class _HeadLoss(torch.autograd.Function):
             logits = F.linear(chunk, w, b)
             size = max(1, BLOCK // len(weight))
             losses += [
-                _to_gradient(block, block_targets, n_vocab, softcap)
+                _to_gradient(block, block_targets, n_vocab, softcap).sum()
                 for block, block_targets in zip(logits.split(size), chunk_targets.split(size))
             ]
             grad_x.append(logits @ w)
@@ -105,6 +105,79 @@ def _like(grad: Tensor | None, tensor: Tensor | None) -> Tensor | None:
     return None if grad is None or tensor is None else grad.to(tensor.dtype)
 
 
+def target_losses(
+    x: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    n_vocab: int,
+    softcap: float | None = None,
+    token_rows: Tensor | None = None,
+    first_token: int = 0,
+) -> Tensor:
+    """The cross-entropy of each row by itself, (N,), 0 where the target does not count; arguments as of `head_loss`."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return _TargetLosses.apply(x, targets, weight, bias, rows, n_vocab, softcap, token_rows, first_token)
+
+
+class _TargetLosses(torch.autograd.Function):
+    """The factor of each row's gradient is known in the backward pass only: the logits are computed again there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: int,
+        n_vocab: int,
+        softcap: float | None,
+        token_rows: Tensor | None,
+        first_token: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, targets, weight, bias, token_rows)
+        ctx.options = rows, n_vocab, softcap, first_token
+        w, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        chunks = zip(x.split(rows), targets.split(rows))
+        return torch.cat([_chunk_gradient(*chunk, w, b, n_vocab, softcap)[1] for chunk in chunks])
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> Any:
+        x, targets, weight, bias, token_rows = ctx.saved_tensors
+        rows, n_vocab, softcap, first_token = ctx.options
+        trained = slice(first_token, first_token + (0 if token_rows is None else len(token_rows)))
+        w, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        grad_x, grad_weight, grad_bias, grad_rows = [], None, None, None
+        for chunk, chunk_targets, factors in zip(x.split(rows), targets.split(rows), grad_losses.split(rows)):
+            logits, _ = _chunk_gradient(chunk, chunk_targets, w, b, n_vocab, softcap)
+            logits *= factors[:, None].to(logits.dtype)
+            grad_x.append(logits @ w)
+            if ctx.needs_input_grad[2]:
+                grad_weight = _add(grad_weight, logits.t() @ chunk)
+            if bias is not None and ctx.needs_input_grad[3]:
+                grad_bias = _add(grad_bias, logits.sum(0))
+            if token_rows is not None:
+                grad_rows = _add(grad_rows, logits[:, trained].t() @ chunk)
+            del logits  # before the next chunk's
+        grads = _like(grad_weight, weight), _like(grad_bias, bias), _like(grad_rows, token_rows)
+        return torch.cat(grad_x), None, *grads[:2], None, None, None, grads[2], None
+
+
+def _chunk_gradient(
+    x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, n_vocab: int, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The gradients (n, V) of the losses of n rows by their logits, and the losses (n,)."""
+    logits = F.linear(x, weight, bias)
+    size = max(1, BLOCK // len(weight))
+    blocks = zip(logits.split(size), targets.split(size))
+    return logits, torch.cat([_to_gradient(*block, n_vocab, softcap) for block in blocks])
+
+
 def _add(total: Tensor | None, part: Tensor) -> Tensor:
     """Sums over chunks are kept in fp32 at least; piece by piece, for a sum of two dtypes copies the smaller first."""
     if total is None:
@@ -115,7 +188,7 @@ def _add(total: Tensor | None, part: Tensor) -> Tensor:
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, n_vocab: int, softcap: float | None) -> Tensor:
-    """The summed loss of a few rows of the head's output (n, V), in fp32 or more; the rows become its gradient."""
+    """The losses (n,) of a few rows of the head's output (n, V), in fp32 or more; each row becomes its own gradient."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     scores = logits[:, :n_vocab].to(dtype)
     if softcap is not None:
@@ -123,10 +196,10 @@ def _to_gradient(logits: Tensor, targets: Tensor, n_vocab: int, softcap: float |
     logprobs = scores.log_softmax(-1)
     counted = (targets != IGNORE_INDEX)[:, None]
     index = targets[:, None].where(counted, 0)
-    loss = -logprobs.gather(1, index).where(counted, 0).sum()
+    losses = -logprobs.gather(1, index).where(counted, 0)[:, 0]
     grad = logprobs.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=dtype))
     if softcap is not None:  # the derivative of c · tanh(z / c) is 1 - tanh²
         grad *= 1 - (scores / softcap).square()
     logits[:, :n_vocab] = grad.mul_(counted)
     logits[:, n_vocab:] = 0
-    return loss
+    return losses

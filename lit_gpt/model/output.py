@@ -20,6 +20,7 @@ class GPTOutput(NamedTuple):
         hidden: with `return_hidden` the hidden states after `ln_f`, (B, T, C), or (B, 1, C) with `last_only`.
         loss_sum: with `targets` their summed cross-entropy in nats, a scalar.
         n_targets: with `targets` the number of those that count, a scalar: the mean loss is `loss_sum / n_targets`.
+        losses: with `each_target` the cross-entropy of each target in nats, (B, T), 0 where it does not count.
         predicted: with `predict_at` the likeliest next id at each of its n positions, (n,) int64.
     """
 
@@ -28,3 +29,4 @@ class GPTOutput(NamedTuple):
     loss_sum: Tensor | None = None
     n_targets: Tensor | None = None
     predicted: Tensor | None = None
+    losses: Tensor | None = None

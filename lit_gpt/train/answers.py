@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gpt.batch import IGNORE_INDEX
-from lit_gpt.train.lm_metrics import LanguageModelMetric
+from lit_gpt.batch import IGNORE_INDEX, Batch
+from lit_gpt.model.gpt import GPT
+from lit_gpt.train.lm_metrics import LanguageModelMetric, count_bytes
 
 
 def learns_answers(trainer: Any) -> bool:
@@ -16,7 +17,29 @@ def learns_answers(trainer: Any) -> bool:
 
     `Any`: a data module of another kind has no format, and is text.
     """
-    return getattr(getattr(trainer, "datamodule", None), "format", "text") != "text"
+    return _format(trainer) != "text"
+
+
+def learns_pairs(trainer: Any) -> bool:
+    """Whether they are pairs of conversations, of which one is preferred; `Any` as above."""
+    return _format(trainer) == "pairs"
+
+
+def _format(trainer: Any) -> str:
+    return getattr(getattr(trainer, "datamodule", None), "format", "text")
+
+
+def token_loss(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The mean cross-entropy of one micro-batch, and how many targets count in it."""
+    idx, targets, documents = Batch(*batch)
+    output = model(idx, targets, documents=documents)
+    return output.loss_sum / output.n_targets.clamp(min=1), output.n_targets  # in one, perhaps, nothing counts
+
+
+def answer_step_figures(counted: Tensor, batch: Batch, trainer: Any) -> dict[str, Tensor]:
+    """What the log gets of one optimizer step in which `counted` targets of all ranks count."""
+    positions = batch[1].numel() * trainer.accumulate_grad_batches * trainer.world_size
+    return {"train/counted_tokens": counted, "train/counted_share": counted / positions}
 
 
 def first_answer_targets(targets: Tensor) -> Tensor:
@@ -41,6 +64,24 @@ class AnswerMetric(LanguageModelMetric):
         super().__init__(**kwargs)
         for name in ("answers", "right", "positions"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def count(self, model: GPT, batch: Batch, byte_lengths: Tensor | None, of_answers: bool) -> None:
+        """Run the model on one batch, and add it.
+
+        Args:
+            model: to be judged.
+            batch: of text or of conversations.
+            byte_lengths: (V,) of the tokens, None where they are not known.
+            of_answers: whether the figures of answers are wanted.
+        """
+        idx, targets, documents = Batch(*batch)
+        first = first_answer_targets(targets) if of_answers else None
+        output = model(idx, targets, documents=documents, predict_at=first)
+        self.update(
+            output.loss_sum, output.n_targets, 0 if byte_lengths is None else count_bytes(targets, byte_lengths)
+        )
+        if first is not None:
+            self.update_answers(output.predicted, targets[first], targets.numel())
 
     def update_answers(self, predicted: Tensor, wanted: Tensor, positions: int) -> None:
         """Add one batch.

@@ -14,17 +14,27 @@ if TYPE_CHECKING:
     from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 
-class LanguageModelMetric(Metric):
+class SumMetric(Metric):
+    """Sums in fp64 and int64 that stay so whatever the module around them is cast to.
+
+    A thousand bf16 additions would lose the fourth digit.
+    """
+
+    full_state_update = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> SumMetric:
+        """Follow the module from device to device, but not into another number format."""
+        super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0, dtype=torch.int64)).device))
+        return self
+
+
+class LanguageModelMetric(SumMetric):
     """Sums of (nll, tokens, bytes) over batches and processes, and the three figures that follow from them.
 
     `compute` returns `loss` (nats a token), `perplexity` = exp(loss) and, where bytes were counted, `bits_per_byte`
     = nll / (ln 2 · bytes), the only one that is comparable between tokenizers.
-
-    The sums are fp64 and int64 and stay so whatever the module around them is cast to: a thousand bf16 additions
-    would lose the fourth digit.
     """
 
-    full_state_update = False
     higher_is_better = False
     nll: Tensor
     tokens: Tensor
@@ -55,11 +65,6 @@ class LanguageModelMetric(Metric):
         if self.n_bytes > 0:
             figures["bits_per_byte"] = self.nll / math.log(2) / self.n_bytes
         return figures
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> LanguageModelMetric:
-        """Follow the module from device to device, but not into another number format."""
-        super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0, dtype=torch.int64)).device))
-        return self
 
 
 def byte_lengths(tokenizer: Tokenizer, vocab_size: int) -> Tensor:

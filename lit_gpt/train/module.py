@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_gpt.batch import Batch
+from lit_gpt.batch import Batch, PairBatch
 from lit_gpt.checkpoint.format import KEY, check_weights, header_entry
 from lit_gpt.data.prompts import PromptRecord
 from lit_gpt.data.resume import align_progress
@@ -29,9 +29,10 @@ from lit_gpt.model.lora import LoRAConfig, NamedAdapters
 from lit_gpt.model.uninitialized import NoInitialization
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.adapter import AdapterTraining
-from lit_gpt.train.answers import AnswerMetric, first_answer_targets, learns_answers
+from lit_gpt.train.answers import AnswerMetric, answer_step_figures, learns_answers, learns_pairs, token_loss
 from lit_gpt.train.budget import Budget, budget_of
 from lit_gpt.train.compile import compile_in_place
+from lit_gpt.train.dpo import DPOConfig, PairMetric, pair_loss, pair_step_figures
 from lit_gpt.train.frozen_base import BasePrecision
 from lit_gpt.train.fsdp import shard
 from lit_gpt.train.lightning_fixes import (
@@ -43,7 +44,7 @@ from lit_gpt.train.lightning_fixes import (
     repeat_unfinished_validation,
     total_steps,
 )
-from lit_gpt.train.lm_metrics import byte_lengths, count_bytes
+from lit_gpt.train.lm_metrics import byte_lengths
 from lit_gpt.train.optim import OptimizerConfig, make_optimizer, skip_step_where
 from lit_gpt.train.precision import muon_arithmetic
 from lit_gpt.train.prediction import Finished, Predictions, prediction_engine
@@ -90,7 +91,7 @@ class LitGPT(L.LightningModule):
     _predictions: Predictions | None = None
     _byte_lengths: Tensor | None = None
     _step_loss: Tensor | None = None
-    _step_targets: Tensor | None = None
+    _step_sums: Tensor | None = None
     _gradient_norm: Tensor | None = None
     _resumed_in_validation_at: int | None = None  # optimizer steps
     _repeated_validation: RepeatedValidation | None = None
@@ -105,6 +106,7 @@ class LitGPT(L.LightningModule):
         activation_checkpointing: bool = False,
         lora: LoRAConfig = LoRAConfig(),  # noqa: B008
         base_precision: BasePrecision = "auto",
+        dpo: DPOConfig = DPOConfig(),  # noqa: B008
     ) -> None:
         """A module without weights yet: they are made when the Trainer knows on which devices they belong.
 
@@ -115,25 +117,25 @@ class LitGPT(L.LightningModule):
             schedule: warm-up and decay of the learning rate.
             compile: `torch.compile` the model; `auto` does so on a GPU, and on a CPU the program times it where the run
                 is long enough to earn it back.
-            activation_checkpointing: keep one activation per block and compute the rest again: less memory, a third
-                more work.
+            activation_checkpointing: keep one activation per block and compute the rest again, a third more work.
             lora: with a rank above 0 the model stays as it is, and low-rank terms beside its layers are trained.
             base_precision: with LoRA, of the frozen layers; `auto` is the smaller of fp32 and bf16 that is no slower.
+            dpo: of training on pairs of answers, which `data.format: pairs` is.
         """
         super().__init__()
         if preset is not None and config == GPTConfig():
             config = GPTConfig.from_preset(preset)
         self.config = config
-        self.optimizer_config, self.schedule_config = optimizer, schedule
+        self.optimizer_config, self.schedule_config, self.dpo_config = optimizer, schedule, dpo
         self.compile_model = compile
         self.activation_checkpointing = activation_checkpointing
         self.adapter = AdapterTraining.of(lora, base_precision)
         self.strict_loading = self.adapter is None  # an adapter's checkpoint has not the base
         self.model = None  # type: ignore[assignment]
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self.metric = AnswerMetric()
+        self.metric, self.pair_metric = AnswerMetric(), PairMetric()
         self._micro_losses: list[Tensor] = []
-        self._micro_counts: list[Tensor] = []  # targets that count
+        self._micro_sums: list[Tensor] = []  # of each: the targets that count, or the sums that `pair_loss` returns
         # Plain values: a dataclass in a checkpoint could not be read without running code.
         self.save_hyperparameters({
             "config": config.to_dict(),
@@ -144,6 +146,7 @@ class LitGPT(L.LightningModule):
             "activation_checkpointing": activation_checkpointing,
             "lora": dataclasses.asdict(lora),
             "base_precision": base_precision,
+            "dpo": dataclasses.asdict(dpo),
         })  # fmt: skip
 
     # Building ----------------------------------------------------------------------------------------------------
@@ -208,15 +211,16 @@ class LitGPT(L.LightningModule):
 
     # Training ----------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of one micro-batch."""
+    def training_step(self, batch: Batch | PairBatch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy of one micro-batch, or the mean loss of its pairs."""
         if self.config.dropout > 0 or (self.adapter and self.adapter.lora.dropout > 0):
             torch.manual_seed(self._dropout_seed(batch_idx))
-        idx, targets, documents = Batch(*batch)
-        output = self.model(idx, targets, documents=documents)
-        loss = output.loss_sum / output.n_targets.clamp(min=1)  # a micro-batch in which nothing counts
+        if isinstance(batch, PairBatch):
+            loss, sums = pair_loss(self.model, batch, self.dpo_config)
+        else:
+            loss, sums = token_loss(self.model, batch)
         self._micro_losses.append(loss.detach())
-        self._micro_counts.append(output.n_targets)
+        self._micro_sums.append(sums)
         return loss
 
     def _dropout_seed(self, batch_idx: int) -> int:
@@ -233,9 +237,9 @@ class LitGPT(L.LightningModule):
     ) -> None:
         """Clip, keep the mean loss and the gradient norm for the log, and skip the step if that norm is not finite."""
         self._step_loss = torch.stack(self._micro_losses).mean()
-        self._step_targets = torch.stack(self._micro_counts).sum()
+        self._step_sums = torch.stack(self._micro_sums).sum(0)
         self._micro_losses.clear()
-        self._micro_counts.clear()
+        self._micro_sums.clear()
         self.stepped = True
         self._gradient_norm = clip_module_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
         self.skipped = ~self._gradient_norm.isfinite()
@@ -270,9 +274,9 @@ class LitGPT(L.LightningModule):
             self.log("budget/share", self.budget.share, prog_bar=True, logger=False)
             rates["budget/share"] = self.budget.share
         if learns_answers(self.trainer):
-            positions = batch[1].numel() * self.trainer.accumulate_grad_batches * self.trainer.world_size
-            counted = self.trainer.strategy.reduce(self._step_targets, reduce_op="sum")
-            rates |= {"train/counted_tokens": counted, "train/counted_share": counted / positions}
+            sums = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
+            of_pairs = learns_pairs(self.trainer)
+            rates |= pair_step_figures(sums) if of_pairs else answer_step_figures(sums, batch, self.trainer)
         log_scalars(self, {"train/loss": loss, "train/gradient_norm": self._gradient_norm, **rates})
 
     # Validation and test -----------------------------------------------------------------------------------------
@@ -331,20 +335,19 @@ class LitGPT(L.LightningModule):
 
     def _start_counting(self) -> None:
         self.metric.reset()
+        self.pair_metric.reset()
         if self.tokenizer is not None and self._byte_lengths is None:
             self._byte_lengths = byte_lengths(self.tokenizer, self.config.vocab_size).to(self.device)
 
-    def _count(self, batch: Batch) -> None:
-        idx, targets, documents = Batch(*batch)
-        first = first_answer_targets(targets) if learns_answers(self.trainer) else None
-        output = self.model(idx, targets, documents=documents, predict_at=first)
-        n_bytes = 0 if self._byte_lengths is None else count_bytes(targets, self._byte_lengths)
-        self.metric.update(output.loss_sum, output.n_targets, n_bytes)
-        if first is not None:
-            self.metric.update_answers(output.predicted, targets[first], targets.numel())
+    def _count(self, batch: Batch | PairBatch) -> None:
+        if isinstance(batch, PairBatch):
+            self.pair_metric.count(self.model, batch, self.dpo_config)
+        else:
+            self.metric.count(self.model, batch, self._byte_lengths, learns_answers(self.trainer))
 
     def _log_metric(self, stage: str) -> dict[str, Tensor]:
-        figures: dict[str, Tensor] = self.metric.compute()
+        metric = self.pair_metric if learns_pairs(self.trainer) else self.metric
+        figures: dict[str, Tensor] = metric.compute()
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, prog_bar=stage == "val")
         if self.trainer.training or self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step))  # the logger's x-axis: optimizer steps done

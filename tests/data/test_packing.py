@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lit_gpt.data import packing as packing_module
 from lit_gpt.data.packing import cut_at_turns, pack
 
 
@@ -16,8 +17,19 @@ def fill_of_rows(lengths: np.ndarray, order: np.ndarray, offsets: np.ndarray) ->
     return [int(lengths[order[first:last]].sum()) for first, last in pairwise(offsets)]
 
 
+@pytest.fixture(params=["searched", "best fit"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to fill rows."""
+    if request.param == "best fit":
+        monkeypatch.setattr(packing_module, "SEARCHED_CAPACITY", 0)
+    return str(request.param)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.integers(1, 60), st.integers(-3, 3))
-def test_every_document_is_in_one_row_and_no_row_overflows(data: st.DataObject, capacity: int, seed: int) -> None:
+def test_every_document_is_in_one_row_and_no_row_overflows(
+    way: str, data: st.DataObject, capacity: int, seed: int
+) -> None:
     lengths = np.array(data.draw(st.lists(st.integers(1, capacity), max_size=80)), np.int64)
     packing = pack(lengths, capacity, seed)
     assert sorted(packing.order.tolist()) == list(range(len(lengths)))
@@ -25,15 +37,17 @@ def test_every_document_is_in_one_row_and_no_row_overflows(data: st.DataObject, 
     assert (np.diff(packing.offsets) > 0).all()  # no row is empty
     filled = fill_of_rows(lengths, packing.order, packing.offsets)
     assert max(filled, default=0) <= capacity
-    # No two rows could be one, which holds for best fit: so at least half of all but one is filled.
+    # No two rows could be one: so at least half of all but one is filled.
     assert all(first + second > capacity for first, second in pairwise(sorted(filled)))
     again = pack(lengths, capacity, seed)
     assert np.array_equal(packing.order, again.order) and np.array_equal(packing.offsets, again.offsets)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60))
-def test_it_is_best_fit_decreasing(lengths: list[int]) -> None:
+def test_best_fit_is_best_fit_decreasing(monkeypatch: pytest.MonkeyPatch, lengths: list[int]) -> None:
     """As many rows as the textbook's algorithm, one document at a time."""
+    monkeypatch.setattr(packing_module, "SEARCHED_CAPACITY", 0)
     rows: list[int] = []
     for length in sorted(lengths, reverse=True):
         fitting = [(space, row) for row, space in enumerate(rows) if space >= length]
@@ -47,13 +61,30 @@ def test_it_is_best_fit_decreasing(lengths: list[int]) -> None:
     )
 
 
+@given(st.dictionaries(st.integers(1, 20), st.integers(1, 3), min_size=1, max_size=5), st.integers(20, 50))
+def test_the_first_row_is_filled_as_well_as_can_be(left: dict[int, int], capacity: int) -> None:
+    left = dict(sorted(left.items(), reverse=True))
+    pattern = packing_module._best_pattern(left, capacity)
+    choices = product(*(range(count + 1) for count in left.values()))
+    sums = [sum(size * count for size, count in zip(left, choice)) for choice in choices if choice[0]]
+    assert sum(size * count for size, count in pattern.items()) == max(each for each in sums if each <= capacity)
+    assert pattern[max(left)] >= 1 and all(0 < count <= left[size] for size, count in pattern.items())
+
+
 @pytest.mark.parametrize("block_size", [256, 512, 1024, 2048])
 @pytest.mark.parametrize("seed", range(3))
-def test_at_most_two_percent_is_padding(block_size: int, seed: int) -> None:
+def test_at_most_two_percent_is_padding(way: str, block_size: int, seed: int) -> None:
     lengths = np.random.default_rng(seed).integers(20, 201, 5000)
     packing = pack(lengths, block_size + 1, seed)
     padding = 1 - lengths.sum() / (packing.rows * (block_size + 1))
-    assert padding <= 0.02  # 0.6 % and less were measured
+    assert padding <= (0.005 if way == "searched" else 0.02)  # of so few rows one is up to 0.4 %
+
+
+def test_what_best_fit_leaves_free_is_filled() -> None:
+    """Conversations of 38 tokens at least: best fit left 4 % of such rows empty."""
+    lengths = np.minimum(38 + np.random.default_rng(0).exponential(38, 7000).astype(int), 232)
+    packing = pack(lengths, 257)
+    assert 1 - lengths.sum() / (packing.rows * 257) <= 0.02
 
 
 def test_the_seed_shuffles_what_is_equal() -> None:

@@ -11,11 +11,13 @@ import textwrap
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from environment import ROOT
 
-from lit_gpt.data.stdlib_chat import PreferencePair, stdlib_conversations, stdlib_pairs
+from lit_gpt.data.pairs import PreferencePair
+from lit_gpt.data.stdlib_chat import stdlib_conversations, stdlib_pairs
 from lit_gpt.data.stdlib_definitions import MAX_SIGNATURE, MAX_SUMMARY, Definition, library_definitions
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.chat_template import Message
@@ -30,8 +32,15 @@ FORMS = re.compile(
 
 
 @cache
+def all_definitions() -> tuple[Definition, ...]:
+    """Of this Python's library, parsed once."""
+    return tuple(library_definitions())
+
+
+@cache
 def whole_library() -> list[list[Message]]:
-    return list(stdlib_conversations())
+    with patch("lit_gpt.data.stdlib_chat.library_definitions", lambda root: all_definitions()):
+        return list(stdlib_conversations())
 
 
 def write_library(root: Path, **modules: str) -> Path:
@@ -229,7 +238,7 @@ def test_each_thing_is_asked_about_in_one_conversation() -> None:
 
 @pytest.mark.slow
 def test_answers_are_what_python_says() -> None:
-    definitions = {definition.path: definition for definition in library_definitions()}
+    definitions = {definition.path: definition for definition in all_definitions()}
     dedent = definitions["textwrap.dedent"]
     assert dedent.summary == (inspect.getdoc(textwrap.dedent) or "").split("\n\n")[0].replace("\n", " ")
     for function in (textwrap.dedent, textwrap.indent, textwrap.shorten, inspect.getdoc, subprocess.getoutput):
@@ -262,7 +271,8 @@ def test_same_in_every_process_and_nothing_is_imported() -> None:
 
 @pytest.mark.slow
 def test_pairs_of_the_whole_library() -> None:
-    pairs = list(stdlib_pairs())
+    with patch("lit_gpt.data.stdlib_chat.library_definitions", lambda root: all_definitions()):
+        pairs = list(stdlib_pairs())
     assert len(pairs) > 5000
     assert all(isinstance(pair, PreferencePair) for pair in pairs)
     assert all(pair.chosen != pair.rejected for pair in pairs)

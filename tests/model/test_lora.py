@@ -236,15 +236,17 @@ def test_a_frozen_head_gets_no_gradient_and_gives_the_same_one() -> None:
     assert torch.equal(grads[0], grads[1])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("each_target", [False, True])
 @pytest.mark.parametrize("tied", [True, False])
-def test_rows_of_new_tokens_get_the_gradient_that_the_whole_table_would(tied: bool) -> None:
+def test_rows_of_new_tokens_get_the_gradient_that_the_whole_table_would(tied: bool, each_target: bool) -> None:
     whole, model = (tiny_gpt(tie_embeddings=tied, padded_vocab_size=260) for _ in range(2))
     model.requires_grad_(False)
     train_token_rows(model, 250, 7, tied)
     x = ids(model)
     x[:, 3], x[:, 5] = 252, 256
     for one in (whole, model):
-        one(x[:, :-1], x[:, 1:]).loss_sum.backward()
+        output = one(x[:, :-1], x[:, 1:], each_target=each_target)
+        (output.losses.sum() if each_target else output.loss_sum).backward()
     names = ["wte"] if tied else ["wte", "lm_head"]
     assert set(adapter_state(model)) == {f"{name}.rows" for name in names}
     for name in names:

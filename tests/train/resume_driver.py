@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from lit_gpt.checkpoint.lightning_io import AtomicCheckpointIO
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.model.config import GPTConfig
+from lit_gpt.train.callbacks.reference import ReferenceLogprobs
 from lit_gpt.train.module import LitGPT
 
 CONFIG = GPTConfig(vocab_size=257, block_size=16, n_layer=1, n_head=2, n_embd=16, dropout=0.2)
@@ -92,6 +93,8 @@ def fit(
     )
     shape = dataclasses.replace(CONFIG, **(config or {}))
     tokens = TokenDataModule(folder, batch_size=batch_size, block_size=shape.block_size, **(data or {}))
+    if tokens.format == "pairs":
+        trainer.callbacks.append(ReferenceLogprobs(tokens))  # type: ignore[attr-defined]
     trainer.fit(LitGPT(shape), tokens, ckpt_path=ckpt_path)
 
 
