@@ -149,7 +149,8 @@ class _TargetLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor) -> Any:
         x, targets, weight, bias, token_rows = ctx.saved_tensors
-        rows, n_vocab, softcap, first = ctx.options
+        rows, n_vocab, softcap, first_token = ctx.options
+        trained = slice(first_token, first_token + (0 if token_rows is None else len(token_rows)))
         w, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         grad_x, grad_weight, grad_bias, grad_rows = [], None, None, None
         for chunk, chunk_targets, factors in zip(x.split(rows), targets.split(rows), grad_losses.split(rows)):
@@ -161,10 +162,10 @@ class _TargetLosses(torch.autograd.Function):
             if bias is not None and ctx.needs_input_grad[3]:
                 grad_bias = _add(grad_bias, logits.sum(0))
             if token_rows is not None:
-                grad_rows = _add(grad_rows, logits[:, first : first + len(token_rows)].t() @ chunk)
+                grad_rows = _add(grad_rows, logits[:, trained].t() @ chunk)
             del logits  # before the next chunk's
-        grads = _like(grad_weight, weight), _like(grad_bias, bias), None, None, None, _like(grad_rows, token_rows), None
-        return torch.cat(grad_x), None, *grads
+        grads = _like(grad_weight, weight), _like(grad_bias, bias), _like(grad_rows, token_rows)
+        return torch.cat(grad_x), None, *grads[:2], None, None, None, grads[2], None
 
 
 def _chunk_gradient(
