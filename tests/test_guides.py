@@ -14,14 +14,17 @@ from environment import ROOT
 from lit_gpt.__main__ import main
 
 DOCS = ROOT / "docs"
-PAIRS = [(DOCS / f"{name}.md", DOCS / f"{name}.zh.md") for name in ("parts", "decoding")]
+PAIRS = [
+    *((DOCS / f"{name}.md", DOCS / f"{name}.zh.md") for name in ("parts", "decoding", "troubleshooting")),
+    (ROOT / "README.md", ROOT / "README.zh.md"),
+]
 """English and Chinese."""
-PARTS, DECODING = PAIRS
+PARTS, DECODING = PAIRS[:2]
 SHOWN = re.compile(r"^```python\n((?:(?!```).)*)^```\n\n```text\n((?:(?!```).)*)^```", re.MULTILINE | re.DOTALL)
 """Lines of Python, and what they print."""
 
 
-@pytest.mark.parametrize("path", [path for pair in PAIRS for path in pair], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PARTS, *DECODING], ids=lambda path: path.name)
 def test_the_lines_print_what_stands_below_them(path: Path) -> None:
     names: dict[str, object] = {}
     blocks = SHOWN.findall(path.read_text("utf-8"))
@@ -41,7 +44,7 @@ def test_both_languages_have_the_same_headings_lines_figures_and_pictures(englis
     texts = [path.read_text("utf-8") for path in (english, chinese)]
     for pattern in (
         r"^(#+) ",
-        r"^```.*?^```$",
+        r"^```(?:bash|console|python)$.*?^```$",
         r"\]\(([\w./]+\.(?:svg|png))\)",
         r"`((?:lit_gpt|LIT_GPT_ISA|scripts/|--)[^`]*)`",
         r"^\| (`[^|]+?) \|",  # the first cell of a table's row
