@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from environment import ROOT
+from environment import FIXTURES, ROOT
 
 from lit_gpt.__main__ import main
 
@@ -19,7 +21,7 @@ PAIRS = [
     (ROOT / "README.md", ROOT / "README.zh.md"),
 ]
 """English and Chinese."""
-PARTS, DECODING = PAIRS[:2]
+PARTS, DECODING, TROUBLE = PAIRS[:3]
 SHOWN = re.compile(r"^```python\n((?:(?!```).)*)^```\n\n```text\n((?:(?!```).)*)^```", re.MULTILINE | re.DOTALL)
 """Lines of Python, and what they print."""
 
@@ -68,6 +70,21 @@ def test_the_commands_of_the_parts_run(capsys: pytest.CaptureFixture[str]) -> No
         assert main(command.split()) == 0
     text = capsys.readouterr().out
     assert "163,009,536" in text and "(2, 4, 3,072)" in text
+
+
+@pytest.mark.slow
+def test_the_commands_of_trouble_shooting_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "lightning_logs/version_0/checkpoints"
+    run.mkdir(parents=True)
+    shutil.copy(FIXTURES / "modern.ckpt", run / "last.ckpt")
+    commands = re.findall(r"^\$ lit_gpt (.*)", TROUBLE[0].read_text("utf-8"), re.MULTILINE)
+    assert len(commands) >= 9
+    for command in commands:
+        assert main(shlex.split(command)) == 0, (command, capsys.readouterr().err)
+        assert capsys.readouterr().out.strip()
 
 
 def test_the_settings_for_a_purpose_are_settings() -> None:
