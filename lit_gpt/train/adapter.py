@@ -15,6 +15,7 @@ from lit_gpt.model.lora import LoRAConfig, adapter_state, add_lora, merge_lora
 from lit_gpt.model.token_rows import freeze_token_rows, train_token_rows
 from lit_gpt.model.uninitialized import NoInitialization, empty_gpt
 from lit_gpt.train.frozen_base import compact_base, resolve_base_precision
+from lit_gpt.train.heap import return_freed_memory
 
 _PREFIX = "model."
 
@@ -68,6 +69,7 @@ class AdapterTraining:
             raise UserError("LoRA trains on one device, or on several with --trainer.strategy ddp: choose one of these")
         if weights is None:
             raise UserError(f"model.lora.rank={self.lora.rank} needs a base to adapt: name it with --init_from")
+        return_freed_memory(config.n_embd, precision)
         model = build_model(config, weights, "the base").float().train()
         compact_base(model, "fp32" if precision is None else resolve_base_precision(self.base_precision, precision))
         add_lora(model, config, self.lora)
