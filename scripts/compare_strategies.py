@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 from lit_gpt import load
 from lit_gpt.api import Generator
 from lit_gpt.atomic import atomic_write
+from lit_gpt.generation.complete import encode_prompt
 from lit_gpt.generation.strategy_table import STRATEGIES
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -36,6 +37,8 @@ _COMPARED = {settings.get("strategy", "sample") for _, settings in CASES}
 CASES += [(name, {"strategy": name}) for name in STRATEGIES if name not in _COMPARED]
 
 
+SHOWN = 90
+"""Characters of a text in the table of a sweep."""
 SAMPLES = 8
 """Texts of each value of a setting that draws."""
 SWEEPS: list[tuple[str, str, Sequence[float], dict[str, Any]]] = [
@@ -80,6 +83,12 @@ def repetition(ids: list[int], window: int = 32) -> float:
     return sum(token in ids[max(0, i - window) : i] for i, token in enumerate(ids)) / max(1, len(ids))
 
 
+def log_probabilities(gpt: Generator, prompt: str, ids: list[int]) -> list[float]:
+    """Of each token of a continuation of `prompt`, by the unprocessed model, in nats."""
+    scored = gpt.logprobs([*encode_prompt(gpt.tokenizer, prompt), *ids])
+    return [token.logprob or 0.0 for token in scored[-len(ids) :]]
+
+
 def measure(gpt: Generator, prompt: str, n: int, settings: dict[str, Any]) -> Measurement:
     """Continue `prompt` by `n` tokens with the keywords of `Generator.complete` in `settings`, whatever their types."""
     engine = gpt.engine()
@@ -88,13 +97,13 @@ def measure(gpt: Generator, prompt: str, n: int, settings: dict[str, Any]) -> Me
     ((one, *_),) = gpt.complete([prompt], max_new_tokens=n, **settings)
     seconds = time.process_time() - began
     forwards, fed = engine.model_runner.forwards, engine.model_runner.fed
-    scored = gpt.logprobs(prompt + one.text)[-len(one.ids) :]
+    scores = log_probabilities(gpt, prompt, one.ids)
     return {
         "text": one.text,
         "ms": 1000 * seconds / len(one.ids),
         "forwards": forwards / len(one.ids),
         "fed": fed / len(one.ids),
-        "logprob": sum(token.logprob or 0.0 for token in scored) / len(scored),
+        "logprob": statistics.mean(scores),
         "distinct": distinct(one.ids, 4),
     }
 
@@ -123,7 +132,7 @@ def sweep(
         settings = {**beside, **draws, name: value}
         (texts,) = gpt.complete([prompt], max_new_tokens=n, **settings)
         grams = [(distinct(one.ids, 2), distinct(one.ids, 4)) for one in texts]
-        scores = [token.logprob or 0.0 for one in texts for token in gpt.logprobs(prompt + one.text)[-len(one.ids) :]]
+        scores = [score for one in texts for score in log_probabilities(gpt, prompt, one.ids)]
         pairs, fours = (statistics.mean(column) for column in zip(*grams))
         found.append(
             Texts(
@@ -147,28 +156,40 @@ def print_sweeps(gpt: Generator, prompt: str, n: int, folder: Path) -> None:
         print(f"\n### {title}\n\n`--{name}`{f' beside `{flags}`' if flags else ''}\n")
         print("| value | distinct-2 | distinct-4 | repeated | mean log-prob. | a text |\n|---|---|---|---|---|---|")
         for row in rows:
-            shown = row["sample"].replace("\n", "⏎").replace("|", "\\|")
             figures = (
                 f"{row['distinct'][0]:.2f} | {row['distinct'][1]:.2f} | {row['repeated']:.0%} | {row['logprob']:.2f}"
             )
-            print(f"| {row['value']:g} | {figures} | {shown} |")
-        path = folder / f"{name if 'strategy' not in beside else beside['strategy'] + '_' + name}.svg"
+            print(f"| {row['value']:g} | {figures} | {in_a_cell(row['sample'])} |")
+        path = folder / picture_name(name, beside)
         plot_sweep(title, rows, path)
         print(f"\n![{title}]({path.parent.name}/{path.name})")
 
 
+def picture_name(name: str, beside: dict[str, Any]) -> str:
+    """The file of a sweep's picture."""
+    return f"{beside['strategy']}_{name}.svg" if "strategy" in beside else f"{name}.svg"
+
+
+def in_a_cell(text: str) -> str:
+    """The beginning of a text as code in a cell of a Markdown table, with its line ends shown."""
+    shown = text[:SHOWN].replace("\n", "⏎").replace("|", "\\|") + ("…" if len(text) > SHOWN else "")
+    return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
+
+
 def plot_sweep(title: str, rows: list[Texts], path: Path) -> None:
-    """Distinct n-grams and likelihood over the values."""
+    """Distinct n-grams, repeated tokens and likelihood over the values."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "lit_gpt"  # the same file for the same figures
+    matplotlib.rcParams["svg.fonttype"] = "none"  # letters as letters: a third of the size
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
     labels = [f"{row['value']:g}" for row in rows]
     left.plot(labels, [row["distinct"][0] for row in rows], "o-", label="distinct-2")
     left.plot(labels, [row["distinct"][1] for row in rows], "o-", label="distinct-4")
+    left.plot(labels, [row["repeated"] for row in rows], "o--", label="repeated")
     left.set_ylim(0, 1.05)
     left.legend()
     right.plot(labels, [row["logprob"] for row in rows], "o-", color="#b04040")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,23 @@ def test_distinct_and_repetition(script: ModuleType) -> None:
     assert script.distinct([1], 2) == 0
     assert script.repetition([1, 2, 1, 3, 3]) == 2 / 5
     assert script.repetition([1, 2, 3, 1], window=2) == 0
+
+
+def test_a_text_in_a_cell_of_a_table(script: ModuleType) -> None:
+    assert script.in_a_cell("a\nb|c") == "`a⏎b\\|c`"
+    assert script.in_a_cell("a`b") == "`` a`b ``"
+    assert script.in_a_cell("x" * 91) == f"`{'x' * 90}…`"
+
+
+@pytest.mark.parametrize("name", ["decoding.md", "decoding.zh.md"])
+def test_the_guides_have_every_sweep_and_its_picture(script: ModuleType, name: str) -> None:
+    sections = (ROOT / "docs" / name).read_text("utf-8").split("\n### ")
+    for title, setting, values, beside in script.SWEEPS:
+        picture = script.picture_name(setting, beside)
+        (section,) = [section for section in sections if f"](decoding/{picture})" in section]
+        cells = re.findall(r"^\| ([\d.]+) \| (?:[-\d.%]+ \| ){4}`", section, re.MULTILINE)
+        assert cells == [f"{value:g}" for value in values], title
+        assert f"`--{setting}`" in section and (ROOT / "docs/decoding" / picture).is_file()
 
 
 def test_every_strategy_is_compared(script: ModuleType) -> None:

@@ -17,7 +17,7 @@ from lit_gpt.__main__ import main
 
 DOCS = ROOT / "docs"
 PAIRS = [
-    *((DOCS / f"{name}.md", DOCS / f"{name}.zh.md") for name in ("parts", "decoding", "troubleshooting")),
+    *((DOCS / f"{name}.md", DOCS / f"{name}.zh.md") for name in ("parts", "decoding", "troubleshooting", "tutorial")),
     (ROOT / "README.md", ROOT / "README.zh.md"),
 ]
 """English and Chinese."""
@@ -65,23 +65,25 @@ def test_the_pictures_of_the_parts_are_there() -> None:
 
 def test_the_commands_of_the_parts_run(capsys: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"`lit_gpt ([^`]*)`", PARTS[0].read_text("utf-8"))
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         assert main(command.split()) == 0
     text = capsys.readouterr().out
-    assert "163,009,536" in text and "(2, 4, 3,072)" in text
+    assert all(figure in text for figure in ("163,009,536", "(2, 4, 3,072)", "8,120,736", "16,606,976"))
 
 
 @pytest.mark.slow
-def test_the_commands_of_trouble_shooting_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("guide", "count"), [(TROUBLE[0], 9), (DECODING[0], 6)], ids=["troubleshooting", "decoding"])
+def test_the_commands_of_a_guide_run(
+    guide: Path, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "lightning_logs/version_0/checkpoints"
     run.mkdir(parents=True)
-    shutil.copy(FIXTURES / "modern.ckpt", run / "last.ckpt")
-    commands = re.findall(r"^\$ lit_gpt (.*)", TROUBLE[0].read_text("utf-8"), re.MULTILINE)
-    assert len(commands) >= 9
+    for name in ("last", "best"):
+        shutil.copy(FIXTURES / "modern.ckpt", run / f"{name}.ckpt")
+    commands = re.findall(r"^\$ lit_gpt (.*)", guide.read_text("utf-8"), re.MULTILINE)
+    assert len(commands) >= count
     for command in commands:
         assert main(shlex.split(command)) == 0, (command, capsys.readouterr().err)
         assert capsys.readouterr().out.strip()

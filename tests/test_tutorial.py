@@ -23,6 +23,7 @@ DOCS = ROOT / "docs"
 SMALL = (
     "--model.config.n_layer 1 --model.config.n_head 2 --model.config.n_embd 32 --model.config.block_size 32 "
     "--data.tokenizer bpe:300 --data.batch_size 4 --trainer.max_steps 4 --trainer.val_check_interval 2 "
+    "--trainer.precision 32-true "
     "--samples.max_new_tokens 4 --samples.print_at_end 1 --remix true"
 )
 

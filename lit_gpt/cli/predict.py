@@ -69,7 +69,8 @@ class Prediction:
         finished: set[int] = set()
         if options.output is not None:
             precision = [options.precision, options.get("trainer.precision"), options.get("trainer.accelerator")]
-            run = run_fingerprint(prompts, self.generation_config, source, precision, options.adapter)
+            words = (options.adapter, options.show_ids)
+            run = run_fingerprint(prompts, self.generation_config, source, precision, *words)
             self._partial = PartialResults(options.output, run)
             finished = _reserved(self._partial, options.resume, len(prompts))
         elif options.resume:
@@ -77,7 +78,7 @@ class Prediction:
         left = [index for index in range(len(prompts)) if index not in finished]
         self._check_devices(len(left), rank_count(options.trainer))
         self.loader = DataLoader(Subset(prompts, left), batch_size=_BATCH, collate_fn=list)
-        self.writer = PredictionWriter(self._partial, len(left), tokenizer, answers=options.chat)
+        self.writer = PredictionWriter(self._partial, len(left), tokenizer, options.chat, options.show_ids)
         self.tracer: Tracer | None = None
         self.trace_writer: TraceWriter | None = None
         if options.trace or options.trace_output is not None or options.trace_html is not None:
@@ -137,7 +138,7 @@ def check_prompts(
         UserError: naming the prompt.
     """
     for record in prompts:
-        ids = encode_prompt(tokenizer, record.prompt) if record.ids is None else record.ids
+        ids = encode_prompt(tokenizer, record.prompt, record.ids)
         name = f"prompt {record.position + 1}"
         check_prompt(name, ids, config, generation_config, tokenizer)
         try:
@@ -187,15 +188,17 @@ def run_fingerprint(
     source: str,
     precision: Sequence[str | None],
     adapters: Sequence[str] = (),
+    show_ids: bool = False,
 ) -> str:
-    """What identifies a run: its prompts, its settings, its precision, the weights it uses and the adapters of them.
+    """What identifies a run: prompts, settings, precision, its weights and their adapters, and what results hold.
 
     Weights, and those of a draft, are known by the names, sizes and times of their files.
     """
     sources = [source, *filter(None, [generation_config.draft_checkpoint])]
     weights = [[name, *_file_versions(name)] for name in sources]
     weights += [[word, *_file_versions(word.partition("=")[2])] for word in adapters]
-    values = [prompts.fingerprint, generation_config.to_dict(), list(precision), weights]
+    shown = ["ids"] if show_ids else []
+    values = [prompts.fingerprint, generation_config.to_dict(), list(precision), weights, *shown]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

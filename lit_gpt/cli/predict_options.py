@@ -16,7 +16,7 @@ _GROUPS = {
     "how much, and how it is drawn": (
         "num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "precision",
     ),
-    "how each token was chosen": ("trace", "trace_output", "trace_html", "logprobs", "prompt_logprobs"),
+    "how each token was chosen": ("show_ids", "trace", "trace_output", "trace_html", "logprobs", "prompt_logprobs"),
     "other ways to decide on tokens": (
         "strategy", "num_beams", "length_penalty", "penalty_alpha", "num_simulations", "c_puct", "rollout_length",
         "draft", "num_draft_tokens",
@@ -56,6 +56,7 @@ def add_predict_arguments(parser: ArgumentParser, precisions: Any) -> None:
     parser.add_class_arguments(GenerationConfig, skip=set(switches))
     switches["chat"] = "each prompt is what a user says, in the model's chat template: the answer ends with its turn"
     switches["resume"] = "go on with a run that was killed: what is in its .partial file is not done again"
+    switches["show_ids"] = "print each prompt's ids and the shape of their tensor, (1, T); --output has them too"
     switches["trace"] = "show how each token was chosen: candidates, what was cut, the draw"
     for name, text in switches.items():
         parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", default=False, help=text)
@@ -69,7 +70,7 @@ def add_predict_arguments(parser: ArgumentParser, precisions: Any) -> None:
     parser.add_argument("--adapter", action="append", type=str, default=[], help=text)
     text = "a .jsonl file for the results; until all are there its name ends in .partial. They are printed if null"
     parser.add_argument("--output", type=str | None, default=None, help=text)
-    text = "the same as a .jsonl file, one decision on each line"
+    text = "the same as a .jsonl file: a line for the initial prompt, then one for each decision"
     parser.add_argument("--trace_output", type=str | None, default=None, help=text)
     text = "the same as one self-contained page, in which every token shows its alternatives"
     parser.add_argument("--trace_html", type=str | None, default=None, help=text)

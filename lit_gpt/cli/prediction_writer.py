@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lit_gpt.cli.partial_results import PartialResults
 from lit_gpt.console import note
 from lit_gpt.data.prompts import PromptRecord
-from lit_gpt.generation.complete import Completion
+from lit_gpt.generation.complete import Completion, encode_prompt
 from lit_gpt.generation.outputs import Token
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
@@ -36,7 +36,12 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(
-        self, partial: PartialResults | None, total: int, tokenizer: Tokenizer | None = None, answers: bool = False
+        self,
+        partial: PartialResults | None,
+        total: int,
+        tokenizer: Tokenizer | None = None,
+        answers: bool = False,
+        show_ids: bool = False,
     ) -> None:
         """A writer of `total` prompts' results; without `partial` to stdout.
 
@@ -45,6 +50,7 @@ class PredictionWriter(BasePredictionWriter):
             total: how many prompts there are.
             tokenizer: for prompts of ids.
             answers: what is generated answers the prompt, and does not go on with it: it is printed below.
+            show_ids: add the ids of each prompt and the shape of their tensor.
         """
         super().__init__("batch")
         self._partial = partial
@@ -52,6 +58,7 @@ class PredictionWriter(BasePredictionWriter):
         self._total = total
         self._tokenizer = tokenizer
         self._between = "\n" if answers else ""
+        self._show_ids = show_ids
         self._file: IO[bytes] | None = None
         self._early: dict[int, list[dict[str, Any]]] = {}  # finished, but not their turn to be printed
         self._next = 0
@@ -88,7 +95,8 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Write the prompts that are finished."""
         for prompt, completions in prediction:
-            records = to_records(prompt, completions)
+            ids = encode_prompt(self._tokenizer, prompt.prompt, prompt.ids) if self._show_ids else None
+            records = to_records(prompt, completions, ids)
             self.failed += sum(completion.error is not None for completion in completions)
             if self._file is None:
                 self._early[prompt.position] = records
@@ -103,6 +111,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def _print(self, records: list[dict[str, Any]]) -> None:
         for record in records:
+            if record["sample"] == 0 and "prompt_ids" in record:
+                print(f"prompt ids {record['prompt_ids']}, shape {tuple(record['prompt_shape'])}")
             if "score" in record:
                 print(f"score {record['score']:.4f}")
             text = record["text"] if self._tokenizer else f" {record['ids']}"
@@ -142,9 +152,13 @@ class PredictionWriter(BasePredictionWriter):
             self._partial.release()
 
 
-def to_records(prompt: PromptRecord, completions: list[Completion]) -> list[dict[str, Any]]:
-    """The continuations of a prompt as plain values: the lines of the output."""
-    head = {"index": prompt.position, "samples": len(completions), "prompt": prompt.prompt}
+def to_records(
+    prompt: PromptRecord, completions: list[Completion], ids: list[int] | None = None
+) -> list[dict[str, Any]]:
+    """The continuations of a prompt as plain values: the lines of the output, with its `ids` where they are given."""
+    head: dict[str, Any] = {"index": prompt.position, "samples": len(completions), "prompt": prompt.prompt}
+    if ids is not None:
+        head |= {"prompt_ids": ids, "prompt_shape": [1, len(ids)]}
     return [{**head, "sample": sample, **_to_dict(completion)} for sample, completion in enumerate(completions)]
 
 

@@ -53,12 +53,19 @@ class Completion:
         self.prompt = output.prompt or self.prompt
 
 
-def encode_prompt(tokenizer: Tokenizer | None, prompt: PromptInput) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer | None, prompt: PromptInput, ids: Sequence[int] | None = None) -> list[int]:
     """Ids of a prompt. Text gets what must stand before every text in front; ids are taken as they are.
+
+    Args:
+        tokenizer: of the model; None for one of bare ids.
+        prompt: text or ids.
+        ids: all that the model goes on with, where that is known already because it is more than the prompt.
 
     Raises:
         UserError: for text where there is no tokenizer.
     """
+    if ids is not None:
+        return list(ids)
     if not isinstance(prompt, str):
         return [int(token) for token in prompt]
     if tokenizer is None:

@@ -8,7 +8,7 @@ from. Nothing is computed for it when no observer is set.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_gpt.generation.complete import Completion
 from lit_gpt.generation.outputs import Token
 from lit_gpt.generation.sampling import Sampler, StageResult, candidates
-from lit_gpt.tokenizer.printable import show_token
+from lit_gpt.tokenizer.printable import named_bytes, show_token
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 Listing = Callable[[Tensor, Tensor, int], list[int]]
@@ -128,16 +128,35 @@ class Trace:
     Attributes:
         prompt_index: of the prompt in the input, from 0.
         sample: which of the prompt's continuations.
-        prompt: as text.
+        prompt: as text, in UTF-8; one of ids can end inside a character.
+        prompt_ids: what the model read at first, what stands before every text included.
         text: the continuation.
         steps: one for each token.
     """
 
     prompt_index: int
     sample: int
-    prompt: str
+    prompt: bytes
+    prompt_ids: list[int]
     text: str
     steps: list[Step]
+
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        """Of the initial prompt's tensor, (1, T); each decision adds 1 to T."""
+        return (1, len(self.prompt_ids))
+
+    def sequences(self, tokenizer: Tokenizer | None) -> Iterator[bytes]:
+        """The text that each decision continues, in UTF-8: the prompt, then what was chosen before.
+
+        It can end inside a character, after half of its bytes. Special tokens stand there by their names; without a
+        tokenizer it is the list of ids.
+        """
+        ids, text = list(self.prompt_ids), self.prompt
+        for step in self.steps:
+            yield str(ids).encode() if tokenizer is None else text
+            ids.append(step.chosen.id)
+            text += b"" if tokenizer is None else named_bytes(tokenizer, step.chosen.id)
 
 
 def record_step(sampler: Sampler, raw: Tensor, token: int, listing: Listing, show: Callable[[int], str]) -> Step:
@@ -223,10 +242,12 @@ class Tracer:
         return f"#{token}" if self._tokenizer is None else show_token(self._tokenizer, token)
 
 
-def traces(tracer: Tracer, prompt_index: int, prompt: str, completions: Sequence[Completion]) -> list[Trace]:
-    """The traces of a prompt's continuations."""
+def traces(
+    tracer: Tracer, prompt_index: int, prompt: bytes, prompt_ids: Sequence[int], completions: Sequence[Completion]
+) -> list[Trace]:
+    """The traces of a prompt's continuations. The arguments are `Trace`'s, but for the finished `completions`."""
     return [
-        Trace(prompt_index, sample, prompt, completion.text, steps)
+        Trace(prompt_index, sample, prompt, list(prompt_ids), completion.text, steps)
         for sample, (completion, steps) in enumerate(zip(completions, tracer.drain(completions)))
     ]
 

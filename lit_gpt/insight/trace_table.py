@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 
 from rich.table import Table
 from rich.text import Text
 
 from lit_gpt.generation.trace import Step, Trace
+from lit_gpt.tokenizer.printable import show_end
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 _SHOWN = 5  # candidates in a row
+_SHOWN_IDS = 32  # of the prompt
+_PROMPT_CHARACTERS, _SEQUENCE_CHARACTERS = 200, 24
 
 
-def to_table(trace: Trace) -> Table:
-    """One row for each decision of a prompt's continuation."""
-    return steps_table(trace.steps, f"prompt {trace.prompt_index + 1}, sample {trace.sample + 1}")
+def to_table(trace: Trace, tokenizer: Tokenizer | None) -> Table:
+    """The initial prompt, then one row for each decision, with the end of the sequence that it continues."""
+    title = Text(f"prompt {trace.prompt_index + 1}, sample {trace.sample + 1}", style="table.title")
+    title.append("\ninitial prompt: ").append(show_end(trace.prompt, _PROMPT_CHARACTERS), style="bold")
+    title.append(f"\nids {_ids(trace.prompt_ids)}, shape {trace.prompt_shape}")
+    ends = (show_end(text, _SEQUENCE_CHARACTERS) for text in trace.sequences(tokenizer))
+    return steps_table(trace.steps, title, ends)
 
 
-def steps_table(steps: Sequence[Step], title: str) -> Table:
-    """One row for each decision."""
+def _ids(ids: Sequence[int]) -> str:
+    """All of them if they are few, else the first and their number."""
+    shown = ", ".join(map(str, ids[:_SHOWN_IDS]))
+    return f"[{shown}]" if len(ids) <= _SHOWN_IDS else f"[{shown}, …] ({len(ids):,})"
+
+
+def steps_table(steps: Sequence[Step], title: str | Text, sequences: Iterable[str] = ()) -> Table:
+    """One row for each decision.
+
+    Args:
+        steps: the decisions.
+        title: of the table.
+        sequences: what each of them continues; none to leave that out.
+    """
     table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
     table.add_column("#", justify="right")
-    table.add_column("token", style="bold")
+    table.add_column("token" if sequences == () else "token, after the sequence so far", max_width=28)
     for name in ("before", "after", "bits", "kept"):
         table.add_column(name, justify="right")
     table.add_column("choice")
     table.add_column("alternatives, before → after")
-    for step in steps:
+    before: Iterator[str] = chain(sequences, repeat(""))
+    for step, sequence in zip(steps, before):
         table.add_row(
             str(step.position + 1),
-            Text(step.chosen.piece),
+            _token(step, sequence),
             percent(step.chosen.before),
             percent(step.chosen.after),
             f"{step.entropy_before:.1f}",
@@ -41,6 +63,11 @@ def steps_table(steps: Sequence[Step], title: str) -> Table:
 
 
 _CAPTION = "bits: entropy of the model's distribution; kept: tokens left to draw from; struck out: cut"
+
+
+def _token(step: Step, sequence: str) -> Text:
+    text = Text(step.chosen.piece, style="bold")
+    return text.append(f"\nafter {sequence}", style="not bold dim") if sequence else text
 
 
 def _choice(step: Step) -> str:

@@ -14,9 +14,10 @@ from rich.console import Console
 from lit_gpt.atomic import atomic_write
 from lit_gpt.data.prompts import PromptRecord
 from lit_gpt.errors import UserError
-from lit_gpt.generation.complete import Completion
+from lit_gpt.generation.complete import Completion, encode_prompt
 from lit_gpt.generation.trace import Candidate, Trace, Tracer, traces
 from lit_gpt.insight.trace_table import to_table
+from lit_gpt.tokenizer.printable import named_bytes, show_end
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -32,7 +33,7 @@ class TraceWriter(BasePredictionWriter):
             tracer: the observer of the engine.
             tokenizer: of the model; None for bare ids.
             show: print tables.
-            output: a JSONL file, a line for each token.
+            output: a JSONL file, a line for each prompt and each token.
             html: a page.
         """
         super().__init__("batch")
@@ -59,35 +60,58 @@ class TraceWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Collect the traces of the prompts that are finished. `batch` is Lightning's: of any type, and unused."""
-        for prompt, completions in prediction:
-            self._traces += traces(self._tracer, prompt.position, self._readable(prompt.prompt), completions)
+        for record, completions in prediction:
+            ids = encode_prompt(self._tokenizer, record.prompt, record.ids)
+            self._traces += traces(self._tracer, record.position, self._readable(record, ids), ids, completions)
 
-    def _readable(self, prompt: str | Sequence[int]) -> str:
-        if isinstance(prompt, str):
-            return prompt
-        return str(list(prompt)) if self._tokenizer is None else self._tokenizer.decode(prompt)
+    def _readable(self, record: PromptRecord, ids: Sequence[int]) -> bytes:
+        """A prompt as text in UTF-8; a conversation with all that stands around its messages."""
+        if isinstance(record.prompt, str) and record.ids is None:
+            return record.prompt.encode("utf-8", "replace")
+        if self._tokenizer is None:
+            return str(list(ids)).encode()
+        return b"".join(named_bytes(self._tokenizer, token) for token in ids)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write and show them."""
         self._traces.sort(key=lambda trace: (trace.prompt_index, trace.sample))
         if self._output is not None:
             with atomic_write(self._output, "w") as file:
-                file.writelines(to_lines(self._traces))
+                file.writelines(to_lines(self._traces, self._tokenizer))
         if self._html is not None:
             with atomic_write(self._html, "w") as file:
                 file.write(to_html(self._traces, self._tokenizer))
         if self._show:
             console = Console(highlight=False)
             for trace in self._traces:
-                console.print(to_table(trace))
+                console.print(to_table(trace, self._tokenizer))
 
 
-def to_lines(found: Sequence[Trace]) -> Iterator[str]:
-    """A line of JSON for each decision."""
+def to_lines(found: Sequence[Trace], tokenizer: Tokenizer | None) -> Iterator[str]:
+    """Lines of JSON: for each continuation one with its initial prompt, then one for each decision.
+
+    Each decision has the `sequence` that it continues as text, half a character as its bytes, and the shape of that
+    sequence's tensor, (1, T).
+    """
     for trace in found:
-        for step in trace.steps:
-            record = {"prompt": trace.prompt_index, "sample": trace.sample, **step.to_dict()}
-            yield json.dumps(record, ensure_ascii=False) + "\n"
+        head = {"prompt": trace.prompt_index, "sample": trace.sample}
+        start = {"initial_prompt": _text(trace.prompt), "ids": trace.prompt_ids, "shape": trace.prompt_shape}
+        yield _line({**head, **start})
+        for step, text in zip(trace.steps, trace.sequences(tokenizer)):
+            length = len(trace.prompt_ids) + step.position
+            before = {"sequence": _text(text), "shape": (1, length)}
+            yield _line({**head, **before, **step.to_dict()})
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
+
+
+def _line(record: dict[str, object]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+_SHOWN = 60  # characters of the sequence so far on a token's card
 
 
 def to_html(found: Sequence[Trace], tokenizer: Tokenizer | None = None) -> str:
@@ -96,8 +120,12 @@ def to_html(found: Sequence[Trace], tokenizer: Tokenizer | None = None) -> str:
         {
             "prompt_index": trace.prompt_index,
             "sample": trace.sample,
-            "prompt": trace.prompt,
-            "steps": [{**step.to_dict(), **_written(step.chosen, tokenizer)} for step in trace.steps],
+            "prompt": _text(trace.prompt),
+            "ids": trace.prompt_ids,
+            "steps": [
+                {**step.to_dict(), **_written(step.chosen, tokenizer), "sequence": show_end(text, _SHOWN)}
+                for step, text in zip(trace.steps, trace.sequences(tokenizer))
+            ],
         }
         for trace in found
     ]

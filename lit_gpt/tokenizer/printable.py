@@ -29,10 +29,29 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def show_end(data: bytes, characters: int) -> str:
+    r"""The last `characters` of a text as `show_bytes` shows them, after … where there are more.
+
+    >>> print(show_end("农夫山泉".encode(), 3), show_end("农夫".encode()[:-1], 2))
+    …夫山泉 …\xe5\xa4
+    """
+    text = data.decode("utf-8", "surrogateescape")  # a byte that is no whole character counts as one
+    end = show_bytes(text[-characters:].encode("utf-8", "surrogateescape"))
+    return f"…{end}" if len(text) > characters else end
+
+
 def show_token(tokenizer: Tokenizer, token: int) -> str:
     """One id as `show_bytes` shows its bytes; a special token by its name, an id that means nothing as `#id`."""
     data = tokenizer.token_bytes(token)
-    if data:
-        return show_bytes(data)
+    return show_bytes(data) if data else _name(tokenizer, token)
+
+
+def named_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """The bytes of one id inside a text; those of its name, in UTF-8, where it has none."""
+    return tokenizer.token_bytes(token) or _name(tokenizer, token).encode()
+
+
+def _name(tokenizer: Tokenizer, token: int) -> str:
+    """The name of a special token, or `#id`."""
     names = {value: name for name, value in tokenizer.specials.items()}
     return names.get(token, f"#{token}")

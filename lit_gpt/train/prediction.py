@@ -63,7 +63,7 @@ class Predictions:
         for prompt in batch:
             while not completions.has_capacity:
                 finished += completions.step()
-            ids = encode_prompt(self._tokenizer, prompt.prompt) if prompt.ids is None else prompt.ids
+            ids = encode_prompt(self._tokenizer, prompt.prompt, prompt.ids)
             adapters = self._adapters
             completions.add(prompt, ids, 0 if adapters is None else max(1, adapters.number(prompt.model)))
         while is_last and completions.busy:

@@ -75,6 +75,19 @@ def test_text_to_stdout_in_the_order_of_the_prompts(ckpt: Path, inside: Any, tmp
     assert "TPU" not in result.stderr and "eed set" not in result.stderr, "neither is of this run"
 
 
+def test_the_ids_of_each_prompt_and_their_shape(ckpt: Path, inside: Any, tmp_path: Path) -> None:
+    words = ["predict", "--ckpt_path", ckpt, "--start", "ab", "--start", "农", "--show_ids", "--num_samples", 2, *FLAGS]
+    result = inside(*words)
+    assert result.returncode == 0, result.stderr
+    shown = [line for line in result.stdout.splitlines() if line.startswith("prompt ids")]
+    assert shown == ["prompt ids [97, 98], shape (1, 2)", "prompt ids [229, 134, 156], shape (1, 3)"]
+    assert result.stdout.startswith(f"{shown[0]}\nab")
+    assert inside(*words, "--output", "out.jsonl").returncode == 0
+    records = read(tmp_path / "out.jsonl")
+    assert [record["prompt_ids"] for record in records] == [[97, 98]] * 2 + [[229, 134, 156]] * 2
+    assert records[3]["prompt_shape"] == [1, 3]
+
+
 @pytest.mark.slow
 def test_two_ranks_write_what_one_writes_in_the_order_of_the_input(
     ckpt: Path, fork_server: ForkServer, inside: Any, tmp_path: Path

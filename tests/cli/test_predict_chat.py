@@ -110,3 +110,16 @@ def test_bad_input_is_one_line_before_any_work(name: str, words: list[str], mess
     result = inside(name, *words, "--overflow", "stop", "--output", "out.jsonl")
     assert (result.returncode, result.stdout) == (2, "") and message in result.stderr
     assert len(result.stderr.splitlines()) == 1 and not Path("out.jsonl").exists()
+
+
+def test_the_ids_and_the_trace_of_a_question_have_its_template(folder: Path, inside: Any) -> None:
+    words = ["--chat", "--start", "Hi", "--show_ids", "--trace_output", "trace.jsonl", "--min_new_tokens", "1"]
+    result = inside("chat.ckpt", *words)
+    assert result.returncode == 0, result.stderr
+    template = ChatTemplate(CHAT)
+    ids = template.encode_prompt([Message("user", "Hi")])
+    template.close()
+    assert result.stdout.startswith(f"prompt ids {ids}, shape (1, {len(ids)})\nHi\n")
+    head, first, *_ = map(json.loads, Path("trace.jsonl").read_text("utf-8").splitlines())
+    assert (head["ids"], head["shape"]) == (ids, [1, len(ids)])
+    assert head["initial_prompt"] == first["sequence"] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"

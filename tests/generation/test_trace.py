@@ -23,6 +23,7 @@ from lit_gpt.generation.trace import Trace, Tracer, likeliest, likeliest_before,
 from lit_gpt.insight.trace_table import percent, to_table
 from lit_gpt.insight.trace_view import to_html, to_lines
 from lit_gpt.model.gpt import GPT
+from lit_gpt.tokenizer.printable import show_end
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 PROMPT = "农夫山泉 </script>"
@@ -48,7 +49,7 @@ def traced(model: GPT, settings: dict[str, Any]) -> tuple[list[Trace], list[Comp
     engine = Engine(model, model.config, tokenizer, max_slots=8)
     engine.observer = tracer = Tracer(tokenizer, top=4)
     ((_, completions),) = complete(engine, [tokenizer.encode(PROMPT)], generation_config)
-    found = traces(tracer, 0, PROMPT, completions)
+    found = traces(tracer, 0, PROMPT.encode(), tokenizer.encode(PROMPT), completions)
     return found, completions, generation_config, tokenizer
 
 
@@ -123,18 +124,47 @@ def test_a_tracer_changes_no_text(model: GPT) -> None:
 
 
 def test_lines_of_json_and_a_table(model: GPT) -> None:
-    found, *_ = traced(model, SETTINGS[1])
-    records = [json.loads(line) for line in to_lines(found)]
-    assert [(record["sample"], record["position"]) for record in records] == [
-        (s, i) for s in range(2) for i in range(12)
-    ]
-    assert records[0]["candidates"][0].keys() == {"id", "piece", "before", "after", "cut_by"}
+    found, _, _, tokenizer = traced(model, SETTINGS[1])
+    records = [json.loads(line) for line in to_lines(found, tokenizer)]
+    steps = [record for record in records if "position" in record]
+    assert [(step["sample"], step["position"]) for step in steps] == [(s, i) for s in range(2) for i in range(12)]
+    assert steps[0]["candidates"][0].keys() == {"id", "piece", "before", "after", "cut_by"}
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for trace in found:
-        console.print(to_table(trace))
+        console.print(to_table(trace, tokenizer))
     shown = console.export_text()
     assert "\ufffd" not in shown and "sample 2" in shown and found[0].steps[0].chosen.piece in shown
     assert [percent(share) for share in (0.0, 1e-6, 0.0123, 0.5, 1.0)] == ["0%", "<0.1%", "1.2%", "50%", "100%"]
+
+
+def test_it_begins_with_the_prompt_and_shows_the_sequence_so_far(model: GPT) -> None:
+    found, completions, _, tokenizer = traced(model, SETTINGS[1])
+    ids = tokenizer.encode(PROMPT)
+    records = [json.loads(line) for line in to_lines(found, tokenizer)]
+    for sample, completion in enumerate(completions):
+        head, *steps = records[13 * sample : 13 * (sample + 1)]
+        shape = [1, len(ids)]
+        assert head == {"prompt": 0, "sample": sample, "initial_prompt": PROMPT, "ids": ids, "shape": shape}
+        for count, step in enumerate(steps):
+            so_far = tokenizer.decode_bytes([*ids, *completion.ids[:count]])
+            assert step["sequence"] == so_far.decode("utf-8", "backslashreplace")
+            assert step["shape"] == [1, len(ids) + count]
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(to_table(found[0], tokenizer))
+    shown = " ".join(console.export_text().split())
+    assert f"initial prompt: {PROMPT} ids [{', '.join(map(str, ids))}], shape (1, {len(ids)})" in shown
+    assert f"after {show_end(PROMPT.encode(), 24)}" in shown
+
+
+def test_a_sequence_of_ids_and_one_that_ends_inside_a_character() -> None:
+    tokenizer = get_tokenizer("byte")
+    steps = [
+        record_step(Sampler(GenerationConfig(), [0], 257), torch.zeros(257), token, likeliest(1), str)
+        for token in (*"农".encode()[1:], tokenizer.eot_id or 0, 65)
+    ]
+    half = Trace(0, 0, "农".encode()[:1], list("农".encode()[:1]), "", steps)
+    assert [show_end(text, 3) for text in half.sequences(tokenizer)] == [r"\xe5", r"\xe5\x86", "农", "…t|>"]
+    assert [text.decode() for text in half.sequences(None)][:2] == ["[229]", "[229, 134]"]
 
 
 def test_what_greedy_cuts_is_named_greedy_everywhere(model: GPT) -> None:
@@ -144,10 +174,10 @@ def test_what_greedy_cuts_is_named_greedy_everywhere(model: GPT) -> None:
         assert step.cuts[-1].tokens == 255 and step.kept == 1 and step.entropy_after == 0
         assert step.chosen.after == 1 and step.chosen.cut_by is None and step.chosen.interval is None
         assert {one.cut_by for one in step.candidates if one.id != step.chosen.id} <= {"forbidden", "greedy"}
-    (line, *_) = to_lines(found)
+    (_, line, *_) = to_lines(found, tokenizer)
     assert json.loads(line)["cuts"][-1]["by"] == "greedy" and '"cut_by": "greedy"' in line
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(to_table(found[0]))
+    console.print(to_table(found[0], tokenizer))
     assert "→greedy" in console.export_text()
     assert '"by": "greedy"' in to_html(found, tokenizer)
 
@@ -196,9 +226,12 @@ def test_predict_shows_and_writes_its_trace(tmp_path: Path, model: GPT, program:
         "--trace_output", "t.jsonl", "--trace_html", "t.html", "--top_k", 9, "--min_new_tokens", 5, "--seed", 1,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert "prompt 1, sample 2" in run.stdout and "ab" in run.stdout
+    shown = " ".join(run.stdout.split())
+    assert "prompt 1, sample 2 initial prompt: ab ids [97, 98], shape (1, 2)" in shown
     records = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
-    assert len(records) == 10 and {record["kept"] for record in records} == {9}
+    heads, steps = ([one for one in records if ("kept" in one) == is_step] for is_step in (False, True))
+    assert [(one["initial_prompt"], one["ids"], one["shape"]) for one in heads] == [("ab", [97, 98], [1, 2])] * 2
+    assert len(steps) == 10 and {one["kept"] for one in steps} == {9}
     assert (tmp_path / "t.html").read_text().startswith("<!doctype html>")
 
 
@@ -228,10 +261,13 @@ def test_the_page_in_a_browser(model: GPT, tmp_path: Path) -> None:
         tokens = page.locator(".token")
         assert tokens.count() == len(found[0].steps)
         assert page.locator(".prompt").text_content() == PROMPT
+        assert f"shape (1, {len(tokenizer.encode(PROMPT))})" in (page.locator(".ids").text_content() or "")
         card = page.locator("#card")
         assert not card.is_visible()
         tokens.nth(half.position).hover()
         assert card.is_visible() and f"id {half.chosen.id}" in (card.text_content() or "")
+        *_, so_far = zip(range(half.position + 1), found[0].sequences(tokenizer))
+        assert f": {show_end(so_far[1], 60)}" in (card.text_content() or "")
         assert tokens.nth(half.position).text_content() == f"\\x{half.chosen.id:02x}"
         assert card.locator("tbody tr").count() == len(half.candidates)
         assert card.locator("tr.cut").count() == sum(one.cut_by is not None for one in half.candidates)
