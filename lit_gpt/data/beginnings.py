@@ -30,11 +30,18 @@ def document_beginnings(stream: Tokens, tokenizer: Tokenizer, count: int) -> lis
 
 
 def _first_words(ids: list[int], tokenizer: Tokenizer) -> str:
-    """The first words of a document that begins with `ids`; "" where these are no whole characters."""
+    """A document that begins with `ids`, up to the first words of its first line that has a letter or a digit.
+
+    "" where there is none, or where the ids are no whole characters.
+    """
     document = ids[: ids.index(tokenizer.eot_id)] if tokenizer.eot_id in ids else ids
-    line = tokenizer.decode(document).strip().partition("\n")[0]
+    lines = tokenizer.decode(document).strip().split("\n")
+    number = next((number for number, line in enumerate(lines) if any(map(str.isalnum, line))), None)
+    if number is None:
+        return ""
+    line = lines[number]
     if len(line) > _CHARACTERS:
         whole_words = line[: _CHARACTERS + 1].rpartition(" ")[0]
         line = whole_words or line[:_CHARACTERS]
-    text = " ".join(line.split(" ")[:_WORDS]).rstrip()
+    text = "\n".join([*lines[:number], " ".join(line.split(" ")[:_WORDS])]).rstrip()
     return "" if "\N{REPLACEMENT CHARACTER}" in text else text

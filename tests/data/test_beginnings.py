@@ -27,7 +27,9 @@ def beginnings(folder: Path, texts: list[str], count: int, tokenizer: str = "byt
         ("incomprehensibilities_of_one_word_that_does_not_end", "incomprehensibilities_of"),
         ("some extraordinarily_long_second_word follows", "some"),
         ("床前明月光，疑是地上霜。", "床前明月光，疑是地上霜。"),
-        ("🙂" * 40, "🙂" * 24),
+        ("🙂" * 40, None),
+        ("汉🙂" * 20, "汉🙂" * 12),
+        ('"""\n\nA module of many useful things."""\nimport os', '"""\n\nA module of'),
         ("    \n\t\n", None),
     ],
 )
