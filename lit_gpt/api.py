@@ -60,7 +60,8 @@ def load_for(
     opened = open_adapters(adapters, source) if adapters else None
     target = resolve_device(device)
     model = prepare_for_inference(source.load().to(target), precision)
-    return Generator(model, source.tokenizer, precision, target, opened)
+    prompts = () if source.training is None else source.training.sample_prompts
+    return Generator(model, source.tokenizer, precision, target, opened, prompts)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -88,6 +89,7 @@ class Generator:
         config: its shape.
         device: where it is.
         adapters: over it, if there are any.
+        sample_prompts: texts to begin with that suit it, where its checkpoint has kept some.
     """
 
     def __init__(
@@ -97,10 +99,12 @@ class Generator:
         precision: str = "auto",
         device: torch.device | str = "cpu",
         adapters: AdapterSet | None = None,
+        sample_prompts: tuple[str, ...] = (),
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.adapters = adapters
+        self.sample_prompts = sample_prompts
         self._options: dict[str, Any] = {}
         if adapters is not None:
             self.tokenizer = adapters.tokenizer

@@ -98,6 +98,7 @@ def serving(
     limits: Limits | None = None,
     connections: ConnectionLimits | None = None,
     training_text: TokenStream | None = None,
+    sample_prompts: tuple[str, ...] = (),
     **options: Any,
 ) -> Iterator[Serving]:
     model = model or make_model()
@@ -105,7 +106,8 @@ def serving(
     metrics = Metrics()
     engine = Engine(Slow(model, seconds), model.config, tokenizer, max_slots=max_slots, dtype=torch.float64)
     worker = Worker(engine, metrics, limits or Limits(max_queue=32))
-    service = Service("tiny", model.config, tokenizer, worker, metrics, training_text=training_text)
+    of_model: dict[str, Any] = {"training_text": training_text, "sample_prompts": sample_prompts}
+    service = Service("tiny", model.config, tokenizer, worker, metrics, **of_model)
     config = server_config(create_app(service, **options), service, connections, port=0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

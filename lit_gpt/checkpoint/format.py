@@ -268,6 +268,7 @@ _OUR_ENTRIES: dict[str, tuple[type, ...]] = {
     "precision": (str, type(None)),
     "validation": (dict, type(None)),
     "adapter": (dict, type(None)),
+    "sample_prompts": (list, type(None)),
 }
 
 

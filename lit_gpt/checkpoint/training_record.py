@@ -10,6 +10,8 @@ from typing import Any
 from lit_gpt.checkpoint.format import KEY, Header
 from lit_gpt.checkpoint.torch_file import OpenTorchFile
 
+MAX_PROMPTS, MAX_PROMPT_LENGTH = 8, 400
+"""Of the sample prompts that a checkpoint keeps: how many, and characters of each."""
 _DATA_STATE = "TokenDataModule"
 _LOSS = "val/loss"
 
@@ -33,6 +35,7 @@ class TrainingRecord:
         validation: `loss` (nats a token), `perplexity` and `bits_per_byte` of the latest validation, and its `step`; of
             pairs `loss`, `reward_accuracy` and `reward_margin`.
         best_loss: the lowest `loss` of all validations of the run.
+        sample_prompts: texts to begin with that suit it: beginnings of its training text, and those that it continued.
     """
 
     steps: int | None = None
@@ -48,6 +51,7 @@ class TrainingRecord:
     of_pairs: bool = False
     validation: Mapping[str, float] = field(default_factory=dict)
     best_loss: float | None = None
+    sample_prompts: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int | None:
@@ -80,7 +84,15 @@ def training_record(file: OpenTorchFile, header: Header) -> TrainingRecord:
             if isinstance(value, (int, float)) and math.isfinite(value)
         },
         best_loss=_best_loss(file),
+        sample_prompts=tuple(plain_prompts(entry.get("sample_prompts"))),
     )
+
+
+def plain_prompts(values: object) -> list[str]:
+    """The sample prompts among `values`: short texts, not blank, that UTF-8 can write; all else is left out."""
+    found = values if isinstance(values, (list, tuple)) else ()
+    texts = [text for text in found if isinstance(text, str) and len(text) <= MAX_PROMPT_LENGTH and text.strip()]
+    return [text for text in texts if not any("\ud800" <= character <= "\udfff" for character in text)][:MAX_PROMPTS]
 
 
 def _best_loss(file: OpenTorchFile) -> float | None:

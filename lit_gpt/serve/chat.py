@@ -53,14 +53,15 @@ async def plan_chat(service: Service, request: ChatRequest) -> Plan:
     ends = [*(request.stop_token_ids or []), *(end for end in turn_ends if end != service.tokenizer.eot_id)]
     request = request.model_copy(update={"stop_token_ids": ends})
     generation_config = request.generation_config(max_tokens, request.top_logprobs or 0 if request.logprobs else None)
-    response_format = _response_format(service, bool(request.logprobs))
+    response_format = _response_format(service, bool(request.logprobs), bool(request.return_token_ids))
     return Plan(request, ids, [""], generation_config, arrived, response_format, id=f"chatcmpl-{secrets.token_hex(12)}")
 
 
-def _response_format(service: Service, logprobs: bool) -> ResponseFormat:
+def _response_format(service: Service, logprobs: bool, token_ids: bool) -> ResponseFormat:
     def last_fields(delta: ChoiceDelta) -> dict[str, Any]:
         scores = content_logprobs(service, delta.entries) if logprobs else None
-        return {"logprobs": scores, "finish_reason": delta.finish_reason}
+        ids = {"token_ids": [entry.token.id for entry in delta.entries]} if token_ids else {}
+        return {"logprobs": scores, **ids, "finish_reason": delta.finish_reason}
 
     def choice(delta: ChoiceDelta) -> dict[str, Any]:
         message = {"role": "assistant", "content": delta.text}

@@ -106,11 +106,12 @@ def build_service(options: Namespace, source: str) -> Service:
     metrics = Metrics()
     limits = Limits(options.max_queue, options.queue_seconds, options.request_seconds)
     worker = Worker(gpt.engine(max_slots=options.max_slots), metrics, limits)
+    of_model: dict[str, Any] = {"training_text": training_text, "sample_prompts": gpt.sample_prompts}
     if gpt.adapters is None:
-        return Service(name, gpt.config, gpt.tokenizer, worker, metrics, training_text=training_text)
+        return Service(name, gpt.config, gpt.tokenizer, worker, metrics, **of_model)
     base = gpt.adapters.base
     assert base.tokenizer is not None
-    service = Service(name, base.config, base.tokenizer, worker, metrics, training_text=training_text)
+    service = Service(name, base.config, base.tokenizer, worker, metrics, **of_model)
     return service.with_adapters(gpt.adapters.adapters)
 
 

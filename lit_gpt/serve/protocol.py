@@ -97,6 +97,7 @@ class Sampling(Body):
     min_tokens: int | None = Field(0, ge=0)
     ignore_eos: bool | None = False
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = None
+    return_token_ids: bool | None = False  # the ids of the continuation beside its text
 
     @field_validator("logit_bias")
     @classmethod
@@ -156,7 +157,6 @@ class CompletionRequest(Sampling):
     echo: bool | None = False
     best_of: int | None = Field(None, ge=0)
     suffix: str | None = None
-    return_token_ids: bool | None = False  # vLLM's: the ids of the continuation beside its text
 
     def refuse_unsupported(self) -> None:
         """What OpenAI offers and this server does not.

@@ -46,6 +46,7 @@ class Service:
         templates: renders its chat template.
         threads: for work on texts that would hold up the event loop; few, and what does not fit waits.
         training_text: the tokens that the model was trained on, where they are served.
+        sample_prompts: texts to begin with that suit the model; the page opens with the first.
         adapter: the number by which the engine knows it; 0 for the base.
         adapters: the models that share its base and its engine.
     """
@@ -59,6 +60,7 @@ class Service:
     templates: TemplateRenderer = field(default_factory=TemplateRenderer)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_TEXT_THREADS, "text"))
     training_text: TokenStream | None = None
+    sample_prompts: tuple[str, ...] = ()
     adapter: int = 0
     adapters: tuple[Service, ...] = ()
 
@@ -213,6 +215,8 @@ class Service:
             "created": self.created,
             "owned_by": "lit_gpt",
             "max_model_len": self.config.block_size,
+            "sample_prompts": list(self.sample_prompts),
+            "training_text": self.training_text is not None,
         }
 
 

@@ -377,7 +377,7 @@ class LitGPT(L.LightningModule):
         """Add what makes a checkpoint complete: shape, tokenizer, precision, seed, and the latest figures."""
         entry = header_entry(self.config, self.tokenizer, str(self.trainer.precision))
         about_run = {"seed": self.seed, "precision_reason": self.precision_reason, "validation": self.validation}
-        checkpoint[KEY] = {**entry, **about_run}
+        checkpoint[KEY] = {**checkpoint.get(KEY, {}), **entry, **about_run}  # a callback has put sample prompts there
         if self.adapter is not None:
             self.adapter.save(self.model, checkpoint)
 

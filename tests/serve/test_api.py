@@ -211,6 +211,8 @@ def test_paths_and_methods(server: Serving) -> None:
 def test_models(server: Serving, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "lit_gpt"
+    card = server.get("/v1/models/tiny").json()
+    assert (card["max_model_len"], card["sample_prompts"], card["training_text"]) == (CONTEXT, [], False)
     for name in ("other", "../tiny", "/etc/passwd", "runs/last.ckpt"):
         with pytest.raises(openai.NotFoundError) as caught:
             client.completions.create(model=name, prompt="a")

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import torch
+from pages import ascii_model, byte_tokenizer, flip, prompt
 from serving import CHROMIUM, Serving, serving
-
-from lit_gpt.model.config import GPTConfig
-from lit_gpt.model.gpt import GPT
-from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"{CHROMIUM} is not there")]
@@ -25,38 +20,8 @@ def words() -> Iterator[Serving]:
         yield running
 
 
-def byte_tokenizer() -> Tokenizer:
-    """Bytes, in an order in which the printable ones of ASCII come first."""
-    return Tokenizer.build("letters", r"(?s:.)", {bytes([(value + 32) % 256]): value for value in range(256)}, {})
-
-
-def ascii_model(seed: int) -> GPT:
-    """A model that reads every byte and generates printable ASCII, so that the tests can compare texts."""
-    torch.manual_seed(seed)
-    model = GPT(
-        GPTConfig(vocab_size=256, block_size=96, n_layer=2, n_head=4, n_embd=32, init_std=0.3, head_bias=True)
-    ).double()
-    with torch.no_grad():
-        model.lm_head.bias[95:] = -1e4
-    return model.double().eval()
-
-
 def generated(page: Any, lane: int = 0) -> str:
     return "".join(page.locator(".lane").nth(lane).locator(".token").all_text_contents())
-
-
-def flip(page: Any, times: int = 1) -> None:
-    for _ in range(times):
-        before = page.locator(".lane").first.locator(".token").count()
-        page.click("#flip")
-        page.locator(".lane").first.locator(".token").nth(before).wait_for()
-        page.wait_for_selector("#flip:not([disabled])")
-
-
-def prompt(page: Any, text: str) -> None:
-    with page.expect_response(lambda answer: json.loads(answer.request.post_data or "{}").get("prompt") == text):
-        page.fill("#prompt", text)
-    page.wait_for_selector("#flip:not([disabled])")
 
 
 def test_flips_write_the_completion_of_that_seed(words: Serving, visit: Callable[..., Any]) -> None:

@@ -94,9 +94,11 @@ def test_each_token_has_the_colour_of_its_likelihood_and_its_alternatives(talker
 
     page = open_chat(visit, talker)
     say(page, "hello")
-    content = reply(talker, ("user", "hello"))["logprobs"]["content"]
+    answer = reply(talker, ("user", "hello"), return_token_ids=True)
+    content = answer["logprobs"]["content"]
     tokens = page.locator("#chat-turns .token")
     assert tokens.count() == len(content) > 3
+    assert [int(each.get_attribute("data-id")) for each in tokens.all()] == answer["token_ids"]
     for i, entry in enumerate(content):
         shade = sum(math.exp(entry["logprob"]) >= edge for edge in (0.01, 0.05, 0.2, 0.5))
         assert f"p{shade}" in tokens.nth(i).get_attribute("class").split()

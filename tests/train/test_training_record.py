@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from training import Batches, losses, module, trainer
 
+from lit_gpt.api import load
 from lit_gpt.checkpoint.format import KEY, open_checkpoint, save_checkpoint
 from lit_gpt.checkpoint.training_record import TrainingRecord, training_record
+from lit_gpt.data.datamodule import TokenDataModule
+from lit_gpt.data.prepare import prepare
 from lit_gpt.errors import UserError
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.tokenizer.tokenizer import get_tokenizer
 from lit_gpt.train.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from lit_gpt.train.callbacks.samples import Samples
 
 
 def record_of(path: Path) -> TrainingRecord:
@@ -61,3 +68,51 @@ def test_checkpoints_from_before_are_read(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "odd.ckpt", checkpoint)
     with pytest.raises(UserError, match="its validation is a list"):
         open_checkpoint(tmp_path / "odd.ckpt")
+
+
+def fit_on_text(folder: Path, **options: Any) -> Path:
+    """The last checkpoint of a run of two steps over a prepared text, with sample prompts of these options."""
+    if not (folder / "text.txt").exists():
+        (folder / "text.txt").write_text("In the beginning there was a text of words.\n" * 40, "utf-8")
+        prepare([str(folder / "text.txt")], folder / "shards", "byte", val_split="tail:0.2")
+    lit = module(config=GPTConfig(vocab_size=257, block_size=16, n_layer=1, n_head=2, n_embd=16))
+    lit.tokenizer = get_tokenizer("byte")
+    run = trainer(
+        folder, max_steps=2, limit_val_batches=1, enable_checkpointing=True,
+        callbacks=[Samples(max_new_tokens=2, **options), LastCheckpoint()],
+    )  # fmt: skip
+    run.fit(lit, datamodule=TokenDataModule(str(folder / "shards"), batch_size=2, block_size=16))
+    return max(folder.rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_a_run_keeps_texts_to_begin_with(tmp_path: Path) -> None:
+    """Beginnings of the training text, then the prompts that it was given; and who loads the model has them."""
+    given = fit_on_text(tmp_path, prompts=["    In", "\n", "x" * 401, "a word"])
+    assert record_of(given).sample_prompts == ("In the beginning", "    In", "a word")
+    assert load(str(given)).sample_prompts == ("In the beginning", "    In", "a word")
+    assert record_of(fit_on_text(tmp_path, prompts=[])).sample_prompts == ("In the beginning",)
+
+
+def test_hostile_sample_prompts_are_left_out_or_refused(tmp_path: Path) -> None:
+    path = fit_on_text(tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    entry = checkpoint[KEY]
+    for values, kept in (
+        (
+            ["good", 7, None, ["nested"], {"a": 1}, " \n", "lone \ud800", "x" * 10**6, "also good"],
+            ("good", "also good"),
+        ),
+        ([f"text {number}" for number in range(100)], tuple(f"text {number}" for number in range(8))),
+        (None, ()),
+    ):
+        entry["sample_prompts"] = values
+        save_checkpoint(tmp_path / "odd.ckpt", checkpoint)
+        assert record_of(tmp_path / "odd.ckpt").sample_prompts == kept
+    for values, message in (
+        ("text", "its sample_prompts is a str"),
+        ([1 << 70], "its sample_prompts holds the number"),
+    ):
+        entry["sample_prompts"] = values
+        save_checkpoint(tmp_path / "odd.ckpt", checkpoint)
+        with pytest.raises(UserError, match=message):
+            open_checkpoint(tmp_path / "odd.ckpt")

@@ -10,7 +10,7 @@ const PARTS = ["models", "model", "system", "turns", "leftout", "stats", "messag
 const LONGEST_ANSWER = 512; // tokens, unless the user asks for more or half of the context is less
 
 export class Chat {
-  // page: { knobs(), announce(text), showError(error) }
+  // page: { knobs(), announce(text), showError(error), loop }
   constructor(page) {
     this.page = page;
     for (const name of PARTS) {
@@ -76,6 +76,7 @@ export class Chat {
       else this.page.showError(error);
     } finally {
       this.running = null;
+      this.page.loop.rest();
       if (!exchange.tokens.length) this.takeBack(old, before, question);
       this.show();
       if (document.activeElement === document.body) this.message.focus({ preventScroll: true }); // its button is disabled
@@ -101,6 +102,7 @@ export class Chat {
 
   async stream(exchange, before) {
     exchange.began = performance.now();
+    this.page.loop.sent(exchange.question, 0);
     const system = this.system.value.trim();
     const messages = [
       ...(system ? [{ role: "system", content: system }] : []),
@@ -108,21 +110,25 @@ export class Chat {
       { role: "user", content: exchange.question },
     ];
     const body = { ...this.page.knobs(), model: this.model.value, messages, logprobs: true, top_logprobs: ALTERNATIVES,
-      max_tokens: Math.max(1, Math.floor(Number(this.length.value) || 1)) };
+      return_token_ids: true, max_tokens: Math.max(1, Math.floor(Number(this.length.value) || 1)) };
     for await (const { choices } of postStream("/v1/chat/completions", body, this.running.signal)) {
       if (choices.length) this.add(exchange, choices[0]);
     }
   }
 
-  add(exchange, { delta, logprobs, finish_reason: finish }) {
+  add(exchange, { delta, logprobs, token_ids: ids, finish_reason: finish }) {
     const entries = logprobs?.content ?? [];
     if (entries.length) exchange.firstAfter ??= performance.now() - exchange.began;
     exchange.content += delta.content ?? "";
     exchange.finish = finish;
-    entries.forEach(({ token, logprob, bytes, top_logprobs: top }, i) => exchange.tokens.push({
-      text: token, p: Math.exp(logprob), endsTurn: finish === "stop" && i === entries.length - 1 && bytes.length === 0,
-      alternatives: top.map((other) => [other.token, Math.exp(other.logprob)]),
-    }));
+    entries.forEach(({ token, logprob, bytes, top_logprobs: top }, i) => {
+      exchange.tokens.push({
+        text: token, id: ids[i], p: Math.exp(logprob),
+        endsTurn: finish === "stop" && i === entries.length - 1 && bytes.length === 0,
+        alternatives: top.map((other) => [other.token, Math.exp(other.logprob)]),
+      });
+      this.page.loop.came(exchange.tokens.at(-1), exchange.content, 0, finish === null || i < entries.length - 1);
+    });
     const atEnd = this.turns.scrollHeight - this.turns.scrollTop - this.turns.clientHeight < 40;
     exchange.sheet.show("", exchange.tokens);
     this.count();

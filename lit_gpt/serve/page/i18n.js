@@ -1,5 +1,7 @@
 // Every sentence of the page, in both languages. `{x}` is filled in by `t`.
 
+import { LEARNING } from "./words_learning.js";
+
 const WORDS = {
   en: {
     skip: "Skip to the coin",
@@ -89,7 +91,7 @@ const WORDS = {
     themedark: "Theme: dark",
     unreachable: "The server does not answer.",
     otherLanguage: "中文",
-    defaultPrompt: "Once upon a time",
+    defaultPrompt: "The",
   },
   zh: {
     skip: "跳到抛硬币",
@@ -177,9 +179,11 @@ const WORDS = {
     themedark: "外观：深色",
     unreachable: "服务器没有回应。",
     otherLanguage: "English",
-    defaultPrompt: "从前有座山，",
+    defaultPrompt: "今天",
   },
 };
+
+for (const each of Object.keys(WORDS)) Object.assign(WORDS[each], LEARNING[each]);
 
 let language = pick();
 

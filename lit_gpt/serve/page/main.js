@@ -4,6 +4,8 @@ import { getJson } from "./api.js";
 import { Chat } from "./chat.js";
 import { Lane } from "./next_token.js";
 import { currentLanguage, percent, switchLanguage, t, translate } from "./i18n.js";
+import { Loop } from "./loop.js";
+import { Quiz } from "./quiz.js";
 import { closeCard, setEnd } from "./text.js";
 import { Writer } from "./write.js";
 
@@ -30,6 +32,11 @@ const page = {
   },
   capacity: () => lanes[0]?.capacity ?? Infinity,
   laneChanged: () => showButtons(),
+  hasTrainingText: () => servesTrainingText,
+  text: () => lanes[0]?.text ?? { prompt: $("prompt").value, generated: [] },
+  seed: () => Number(lanes[0]?.seed.value) || 0,
+  tokensOf: (prompt) => (lanes[0]?.read?.prompt === prompt ? lanes[0].read.tokens : []), // none: they are not known
+  loop: new Loop($("loop")),
   openInLane: (prompt, path) => {
     $("prompt").value = prompt;
     select("next-token");
@@ -41,6 +48,9 @@ const page = {
 const lanes = [];
 let running = false;
 let flipping = false;
+let servesTrainingText = false;
+let beginnings = []; // texts to begin with that suit the model: its checkpoint has kept them
+let typed = false; // whether the text is the user's
 
 // --- buttons of the next-token panel
 
@@ -84,7 +94,7 @@ function showButtons() {
 }
 
 function addLane(seed, path = []) {
-  const lane = new Lane(page, seed);
+  const lane = new Lane(page, seed, lanes.length ? null : page.loop);
   lanes.push(lane);
   $("lanes").append(lane.root);
   $("lanes").classList.toggle("two", lanes.length > 1);
@@ -146,6 +156,7 @@ function applyLanguage() {
   lanes.forEach((lane) => lane.relabel());
   writer?.count();
   chat?.relabel();
+  quiz?.relabel();
   showButtons();
 }
 
@@ -157,10 +168,18 @@ function applyTheme() {
   $("theme").textContent = t(`theme${theme()}`);
 }
 
+const showsIds = () => localStorage.getItem("lit_gpt.ids") === "shown";
+
+function applyIds() {
+  document.documentElement.classList.toggle("ids", showsIds());
+  $("ids").setAttribute("aria-pressed", showsIds());
+}
+
 // --- start
 
 let writer = null;
 let chat = null;
+let quiz = null;
 
 function addListeners() {
   $("flip").addEventListener("click", flipAll);
@@ -168,7 +187,12 @@ function addListeners() {
   $("back").addEventListener("click", () => { stopRunning(); lanes.forEach((lane) => lane.back()); });
   $("restart").addEventListener("click", () => { stopRunning(); lanes.forEach((lane) => lane.restart()); });
   $("compare").addEventListener("click", toggleCompare);
-  $("prompt").addEventListener("input", () => { stopRunning(); restartAll(); });
+  $("prompt").addEventListener("input", () => { typed = true; stopRunning(); restartAll(); });
+  $("beginning").addEventListener("click", nextBeginning);
+  $("ids").addEventListener("click", () => {
+    localStorage.setItem("lit_gpt.ids", showsIds() ? "" : "shown");
+    applyIds();
+  });
   for (const id of ["temperature", "top-k", "top-p"]) {
     $(id).addEventListener("input", () => { showKnobs(); refreshAll(); });
   }
@@ -196,18 +220,36 @@ function addListeners() {
   });
 }
 
+// The text that the page opens with: a beginning that the checkpoint has kept, or else one that suits any model.
+function begin(card) {
+  beginnings = card.sample_prompts ?? [];
+  servesTrainingText = Boolean(card.training_text);
+  $("beginning").hidden = beginnings.length < 2;
+  if (!typed) $("prompt").value = beginnings[0] ?? t("defaultPrompt");
+  writer.reset();
+}
+
+function nextBeginning() {
+  $("prompt").value = beginnings[(beginnings.indexOf($("prompt").value) + 1) % beginnings.length];
+  stopRunning();
+  lanes.forEach((lane) => lane.restart());
+}
+
 async function start() {
-  $("prompt").value = t("defaultPrompt");
+  $("prompt").value = "";
   applyTheme();
+  applyIds();
   applyLanguage();
   addListeners();
   writer = new Writer(page);
   chat = new Chat(page);
+  quiz = new Quiz(page);
   try {
     const { data } = await getJson("/v1/models");
     $("model").textContent = data[0].id;
     const { eos_token_id: end, chat_template: template } = await getJson("/tokenizer_info");
     setEnd(end);
+    begin(data[0]);
     chat.start(data, template !== null);
     $("length").max = data[0].max_model_len - 1;
     await addLane(1);

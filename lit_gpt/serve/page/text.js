@@ -57,22 +57,32 @@ export function shade(p) {
   return `p${[0.01, 0.05, 0.2, 0.5].filter((edge) => p >= edge).length}`;
 }
 
+const MOST_PIECES = 4096; // of a prompt that is shown token by token
+
 // The text with one button for each token. Arrow keys move between tokens, so that the whole text is one tab stop.
 export class Sheet {
   constructor(root, onPick) {
     this.root = root;
     this.onPick = onPick;
     this.tokens = [];
+    this.given = null; // the text in `prompt`, and its tokens where they are known
+    this.givenTokens = [];
     this.prompt = el("span", { className: "given" });
     this.caret = el("span", { className: "caret", ariaHidden: "true" });
     root.addEventListener("keydown", (event) => this.move(event));
+    this.prompt.addEventListener("mouseover", ({ target }) => {
+      const token = this.givenTokens[target.dataset.index];
+      if (token) openCard(target, token);
+      else closeCard();
+    });
+    this.prompt.addEventListener("mouseleave", closeCard);
     root.replaceChildren(this.prompt, this.caret);
   }
 
   // tokens: [{ text, p, alternatives: [[text, p], …] }], with `id`, or in a chat with `endsTurn` for the last one; `at`
   // is the one whose distribution is shown.
   show(prompt, tokens, at = -1) {
-    this.prompt.textContent = prompt;
+    if (this.given !== prompt) this.give(prompt, []);
     const texts = pieces(tokens.map((token) => (isEnd(token) ? "" : token.text)));
     const same = this.tokens.findIndex((token, i) => token !== tokens[i]);
     const keep = same < 0 ? Math.min(this.tokens.length, tokens.length) : same;
@@ -87,6 +97,22 @@ export class Sheet {
       button.tabIndex = i === tokens.length - 1 ? 0 : -1;
     });
     if (this.root.scrollHeight > this.root.clientHeight) this.root.scrollTop = this.root.scrollHeight;
+  }
+
+  // The prompt, as one piece for each of its `tokens` where the server has said which these are: [{ text, id }].
+  give(prompt, tokens) {
+    const known = tokens.length > MOST_PIECES ? [] : tokens;
+    if (this.given === prompt && this.givenTokens.length === known.length) return;
+    this.given = prompt;
+    this.givenTokens = known;
+    const texts = pieces(known.map((token) => token.text));
+    const leading = texts.slice(1).join("") === prompt; // the first is what stands before every text, and no part of it
+    const nodes = texts.map((text, i) => {
+      const piece = el("span", { className: "piece", textContent: leading && i === 0 ? "" : text });
+      Object.assign(piece.dataset, { index: i, id: known[i].id });
+      return piece;
+    });
+    this.prompt.replaceChildren(...(nodes.length ? nodes : [prompt]));
   }
 
   // Show the same tokens again, with labels in the present language.
@@ -104,8 +130,10 @@ export class Sheet {
     const ending = isEnd(token);
     const label = ending ? `⏹ ${t("end")}` : piece === "" ? "·" : piece.replaceAll("\n", "⏎");
     const button = el("button", { type: "button", className: `token ${shade(token.p)}`, textContent: label });
+    if (token.id !== undefined) button.dataset.id = token.id;
     if (ending || piece === "") button.classList.add("sign");
-    button.setAttribute("aria-label", `${quoted(token)} ${percent(token.p)}`);
+    const id = token.id === undefined ? "" : `, ${t("tokenId", { id: token.id })}`;
+    button.setAttribute("aria-label", `${quoted(token)} ${percent(token.p)}${id}`);
     button.addEventListener("click", () => this.onPick(index));
     for (const kind of ["mouseenter", "focus"]) button.addEventListener(kind, () => openCard(button, token));
     for (const kind of ["mouseleave", "blur"]) button.addEventListener(kind, closeCard);
@@ -122,15 +150,20 @@ export class Sheet {
   }
 }
 
-// The card beside a token: what else it could have been.
+// The card beside a token: its id, and where the model has written it what else it could have been.
 function openCard(anchor, token) {
   const card = document.getElementById("card");
-  const most = Math.max(token.p, ...token.alternatives.map(([, p]) => p));
-  card.replaceChildren(
-    el("p", { className: "card-title" }, el("b", { textContent: nameOf(token) }), ` ${t("chosen", { p: percent(token.p) })}`),
-    el("p", { className: "card-note", textContent: t("alternatives") }),
-    ...token.alternatives.filter(([text]) => text !== token.text).slice(0, 6).map(([text, p]) => cardRow(text, p, most)),
-  );
+  const title = el("p", { className: "card-title" }, el("b", { textContent: nameOf(token) }));
+  const id = token.id === undefined ? [] : [el("p", { className: "card-id", textContent: t("tokenId", { id: token.id }) })];
+  if (token.alternatives) {
+    title.append(` ${t("chosen", { p: percent(token.p) })}`);
+    const most = Math.max(token.p, ...token.alternatives.map(([, p]) => p));
+    const others = token.alternatives.filter(([text]) => text !== token.text).slice(0, 6);
+    const note = el("p", { className: "card-note", textContent: t("alternatives") });
+    card.replaceChildren(title, ...id, note, ...others.map(([text, p]) => cardRow(text, p, most)));
+  } else {
+    card.replaceChildren(title, ...id);
+  }
   card.hidden = false;
   anchor.setAttribute("aria-describedby", "card");
   const box = anchor.getBoundingClientRect();

@@ -2,12 +2,14 @@
 
 import { postStream } from "./api.js";
 import { number, percent, t } from "./i18n.js";
-import { Sheet } from "./text.js";
+import { Sheet, isEnd, pieces } from "./text.js";
 
 const ALTERNATIVES = 6;
+const LATEST = 24; // tokens whose end is shown in the drawing of the loop
 
 export class Writer {
-  // page: { knobs(), prompt(), capacity(), announce(text), showError(error), openInLane(prompt, tokens) }
+  // page: { knobs(), prompt(), capacity(), announce(text), showError(error), openInLane(prompt, tokens),
+  //   tokensOf(prompt), loop }
   constructor(page) {
     this.page = page;
     this.sheet = new Sheet(document.getElementById("sheet"), (i) => this.pick(i));
@@ -18,7 +20,7 @@ export class Writer {
     this.tokens = [];
     this.go.addEventListener("click", () => this.write());
     this.stop.addEventListener("click", () => this.running?.abort());
-    this.sheet.show(page.prompt(), []);
+    this.reset();
   }
 
   async write() {
@@ -30,7 +32,9 @@ export class Writer {
     this.written = this.page.prompt(); // what these tokens continue, whatever is typed meanwhile
     this.busy(true);
     this.sheet.show(this.written, []);
+    this.sheet.give(this.written, this.page.tokensOf(this.written));
     this.page.announce(t("writing"));
+    this.page.loop.sent(this.written, this.page.tokensOf(this.written).length);
     try {
       await this.read();
       this.page.announce(this.stats.textContent);
@@ -40,6 +44,7 @@ export class Writer {
     } finally {
       this.busy(false);
       this.running = null;
+      this.page.loop.rest();
     }
   }
 
@@ -52,15 +57,31 @@ export class Writer {
     }
   }
 
-  add(choice) {
-    const { tokens, token_logprobs: logprobs, top_logprobs: tops } = choice.logprobs;
+  // The text, as nothing is written yet.
+  reset() {
+    if (!this.tokens.length) this.sheet.show(this.page.prompt(), []);
+  }
+
+  add({ logprobs, token_ids: ids, finish_reason: finish }) {
+    const { tokens, token_logprobs: chosen, top_logprobs: tops } = logprobs;
     if (tokens.length) this.firstAfter ??= performance.now() - this.began;
-    tokens.forEach((text, i) => this.tokens.push({
-      text, id: choice.token_ids[i], p: Math.exp(logprobs[i]),
-      alternatives: Object.entries(tops[i]).map(([other, logprob]) => [other, Math.exp(logprob)]).sort((a, b) => b[1] - a[1]),
-    }));
+    tokens.forEach((text, i) => {
+      this.tokens.push({
+        text, id: ids[i], p: Math.exp(chosen[i]),
+        alternatives: Object.entries(tops[i]).map(([other, p]) => [other, Math.exp(p)]).sort((a, b) => b[1] - a[1]),
+      });
+      this.light(finish === null || i < tokens.length - 1);
+    });
     this.sheet.show(this.written, this.tokens);
     this.count();
+  }
+
+  // The latest token in the drawing of the loop; `more` says whether another one follows.
+  light(more) {
+    const latest = this.tokens.slice(-LATEST).filter((token) => !isEnd(token)).map((token) => token.text);
+    const before = this.tokens.length > LATEST ? "" : this.written;
+    const read = this.page.tokensOf(this.written).length;
+    this.page.loop.came(this.tokens.at(-1), before + pieces(latest).join(""), read && read + this.tokens.length, more);
   }
 
   count() {

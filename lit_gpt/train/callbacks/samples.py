@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_gpt.checkpoint.format import KEY
+from lit_gpt.checkpoint.training_record import plain_prompts
+from lit_gpt.data.beginnings import document_beginnings
 from lit_gpt.data.datamodule import TokenDataModule
+from lit_gpt.data.index import TEXT
+from lit_gpt.data.remote import is_remote
+from lit_gpt.data.shard_folder import open_tokens
 from lit_gpt.errors import UserError
 from lit_gpt.generation.complete import complete, encode_prompt
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, TemplateFailed
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.answers import learns_answers
 from lit_gpt.train.callbacks.run_paths import log_root, path_from_here, saved_path
 from lit_gpt.train.module import LitGPT
+
+_KEPT_BEGINNINGS = 4  # texts, before the prompts that were given
 
 
 class SamplePrompt(NamedTuple):
@@ -61,6 +70,7 @@ class Samples(Callback):
         self.prompts = prompts
         self.held_out = held_out
         self._prompts: list[SamplePrompt] = []
+        self._kept: list[str] = []  # for the checkpoint
         self.print_at_end = print_at_end
         self.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
@@ -74,6 +84,7 @@ class Samples(Callback):
             raise UserError(f"samples.held_out={self.held_out} must not be negative")
         if pl_module.tokenizer is None:
             return
+        self._kept = plain_prompts([*self._beginnings(trainer, pl_module.tokenizer), *self.prompts])
         if learns_answers(trainer):
             self._prompts = self._questions(trainer, pl_module)
         else:
@@ -103,6 +114,18 @@ class Samples(Callback):
             held_out = data.example_prompts(self.held_out)
             questions += [SamplePrompt(module.tokenizer.decode(ids), ids) for ids in held_out]
         return [question for question in questions if len(question.ids) < module.config.block_size]
+
+    def _beginnings(self, trainer: L.Trainer, tokenizer: Tokenizer) -> list[str]:
+        """How documents of the training text begin; none of conversations, nor where that would fetch a shard."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, TokenDataModule) or data.format != TEXT or data.path is None or is_remote(data.path):
+            return []
+        return document_beginnings(open_tokens(data.path, "train"), tokenizer, _KEPT_BEGINNINGS)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep texts to begin with that suit the model: the page of `serve` opens with the first."""
+        if self._kept:
+            checkpoint.setdefault(KEY, {})["sample_prompts"] = self._kept
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write samples to TensorBoard, each prompt its own entry."""
