@@ -64,6 +64,16 @@ COMMANDS = {
         'lit_gpt tokenize "你好, world" --tokenizer gpt2',
         "lit_gpt.insight.tokenize:main",
     ),
+    "compare": Command(
+        "runs beside each other, and which differences are shown",
+        "lit_gpt compare lightning_logs/version_0 lightning_logs/version_1 --html comparison.html",
+        "lit_gpt.runs.compare:main",
+    ),
+    "freeze": Command(
+        "keep a run's model for good, under a name",
+        "lit_gpt freeze lightning_logs/version_0 --name poet",
+        "lit_gpt.runs.freeze:main",
+    ),
     "remix": Command(
         "how much of what a model writes is verbatim",
         "lit_gpt remix --ckpt_path last --data.path data/mine",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_gpt.atomic import atomic_write
 from lit_gpt.checkpoint.adapter import AdapterEntry
+from lit_gpt.checkpoint.frozen import frozen_checkpoint
 from lit_gpt.checkpoint.limits import check_fits, check_plain
 from lit_gpt.checkpoint.torch_file import OpenTorchFile, check_tensors, load_torch_file
 from lit_gpt.errors import UserError, brief
@@ -295,13 +296,13 @@ def _check_entries(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def resolve_ckpt_path(ckpt_path: str, root: str | os.PathLike[str] = ".") -> Path:
-    """`last` and `best` → the newest such checkpoint under `root`/lightning_logs; anything else is a path.
+    """`last` and `best` → the newest such checkpoint under `root`/lightning_logs; `frozen:NAME`; else a path.
 
     Raises:
         UserError: if there is none.
     """
     if ckpt_path not in ("last", "best"):
-        return Path(ckpt_path)
+        return frozen_checkpoint(ckpt_path) or Path(ckpt_path)
     logs = Path(root) / "lightning_logs"
     found = [path for path in logs.rglob(f"{ckpt_path}*.ckpt") if path.exists()]
     if not found:

@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lit_gpt.checkpoint.format import Header, read_header, resolve_ckpt_path
+from lit_gpt.checkpoint.frozen import PREFIX
 from lit_gpt.cli.adapters import find_base
 from lit_gpt.convert.recognise import open_source
 from lit_gpt.convert.source import SourceCheckpoint
@@ -63,6 +64,11 @@ def find_weights(subcommand: str, options: Namespace) -> ExistingWeights:
     if options.n_head is not None and not options.init_from:
         raise UserError(f"--n_head {options.n_head} is for --init_from: leave it out, or name the source there")
     if options.ckpt_path:
+        if subcommand == "fit" and str(options.ckpt_path).startswith(PREFIX):
+            raise UserError(
+                f"--ckpt_path {options.ckpt_path} has no state of a run to go on with: start from it with "
+                f"--init_from {options.ckpt_path}"
+            )
         path = resolve_ckpt_path(options.ckpt_path, options.trainer.default_root_dir or ".")
         data = options.get("data") or Namespace()
         asked = frozenset(name for name in ("path", "cache_dir") if data.get(name) is not None)

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> CommandParser:
     parser = make_parser("convert", DESCRIPTION)
-    parser.add_argument("source", type=str, help="a file, a folder, or a Hugging Face id such as openai-community/gpt2")
+    parser.add_argument("source", type=str, help="a file, a folder, frozen:NAME, or a Hugging Face id such as gpt2")
     parser.add_argument(
         "output", type=str | None, nargs="?", help="the .ckpt or .gguf to write, or the folder with --to hf"
     )

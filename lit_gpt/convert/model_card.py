@@ -26,7 +26,7 @@ class CardDetails:
 
     Attributes:
         name: the repository, OWNER/NAME, or the folder.
-        architecture: the class of transformers.
+        architecture: the class of transformers; None for a checkpoint that is loaded by lit_gpt alone.
         parameters: how many the model has.
         licence: its entries of the metadata; empty for none.
         languages: of the texts.
@@ -34,7 +34,7 @@ class CardDetails:
     """
 
     name: str
-    architecture: str
+    architecture: str | None
     parameters: int
     licence: Mapping[str, str] = field(default_factory=dict)
     languages: Sequence[str] = ()
@@ -65,7 +65,7 @@ def _metadata(record: TrainingRecord, details: CardDetails) -> str:
     values = {
         **details.licence,
         "language": list(details.languages),
-        "library_name": "transformers",
+        "library_name": "transformers" if details.architecture else "lit_gpt",
         "pipeline_tag": "text-generation",
         "tags": ["lit_gpt"],
         "datasets": [found[1]] if found else [],
@@ -75,10 +75,11 @@ def _metadata(record: TrainingRecord, details: CardDetails) -> str:
 
 
 def _summary(source: SourceCheckpoint, details: CardDetails) -> str:
-    config = source.config
+    config, architecture = source.config, details.architecture
+    kind = f"`{architecture}` of transformers" if architecture else "a GPT of lit_gpt"
     text = (
-        f"A language model that continues text: {details.parameters:,} parameters, `{details.architecture}` of "
-        f"transformers with {config.n_layer} layers of width {config.n_embd}, {config.n_head} heads "
+        f"A language model that continues text: {details.parameters:,} parameters, {kind} "
+        f"with {config.n_layer} layers of width {config.n_embd}, {config.n_head} heads "
         f"({config.kv_heads} of keys and values), a context of {config.block_size:,} tokens and a vocabulary of "
         f"{config.vocab_size:,}."
     )
@@ -101,6 +102,8 @@ def _usage(source: SourceCheckpoint, details: CardDetails) -> str:
         lines += ["tokenizer = AutoTokenizer.from_pretrained(name)", model]
         lines += [f'ids = tokenizer({prompt}, return_tensors="pt").input_ids', f"print(tokenizer.decode({written}))"]
     ours = ["import lit_gpt", "", f'print(lit_gpt.load("{name}").generate({prompt}, max_new_tokens={count}))']
+    if details.architecture is None:
+        return "## How to load it\n\n" + _fenced("\n".join(ours), "python")
     blocks = [_fenced("\n".join(code), "python") for code in (lines, ours)]
     return f"## How to load it\n\nWith transformers:\n\n{blocks[0]}\n\nWith lit_gpt:\n\n{blocks[1]}"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_gpt.checkpoint.format import KEY, Header, check_ours, header_of, resolve_ckpt_path
+from lit_gpt.checkpoint.frozen import Manifest, frozen_checkpoint, read_manifest
 from lit_gpt.checkpoint.torch_file import OpenTorchFile
 from lit_gpt.checkpoint.training_record import training_record
 from lit_gpt.convert import nanogpt, textbooks
@@ -43,8 +44,8 @@ def open_source(
 
     Args:
         source: a Hugging Face folder or id, a GGUF file, nanoGPT's `ckpt.pt` or the folder that has it, a `.pth` of
-            "LLMs from scratch", the transformer book's `model.ckpt`, or a checkpoint of ours. An id that is not in the
-            cache is downloaded.
+            "LLMs from scratch", the transformer book's `model.ckpt`, a checkpoint of ours, or `frozen:NAME`. An id that
+            is not in the cache is downloaded.
         tokenizer: to use instead of the source's: what `get_tokenizer` takes, or the path of nanoGPT's `meta.pkl`.
         n_head: number of heads, where the source does not say.
         n_head_option: how the user gives `n_head`: a keyword, or a flag of the command that runs. For errors.
@@ -137,7 +138,7 @@ def _open(
     source: str, chosen: Tokenizer | None, n_head: int | None, n_head_option: str, adapters: bool = True
 ) -> SourceCheckpoint:
     """`open_source`, in which an adapter is merged with its base, unless `adapters` are refused."""
-    path = Path(source).expanduser()
+    path = frozen_checkpoint(source) or Path(source).expanduser()
     if path.is_dir():
         if (path / ADAPTER_CONFIG).is_file():
             return _open_peft(path, source, adapters)
@@ -179,12 +180,22 @@ def load_source(
     return opened.to(dtype).load(), opened.tokenizer
 
 
+def frozen_manifest(source: str) -> Manifest | None:
+    """The manifest of the frozen model that `frozen:NAME` names; None for a source of another kind.
+
+    Raises:
+        UserError: if there is none of that name, or its manifest is damaged.
+    """
+    checkpoint = frozen_checkpoint(source)
+    return None if checkpoint is None else read_manifest(checkpoint.parent)
+
+
 def files_of_source(source: str) -> list[Path]:
     """The files here that `source` of `open_source` is made of, in the order of their names; none of what is not here.
 
     A Hugging Face id is the folder of its commit in the cache.
     """
-    path = Path(source).expanduser()
+    path = frozen_checkpoint(source) or Path(source).expanduser()
     if not path.exists() and _HUB_ID.fullmatch(source):
         from lit_gpt.convert.hub import cached_folder
 

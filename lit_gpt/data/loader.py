@@ -149,6 +149,11 @@ class EvalLoader:
         self._stream, self._size, self._share, self._vocab_size = stream, block_size, share, vocab_size
         self.windows = -(-(len(stream) - 1) // block_size)
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what the tokens are."""
+        return self._stream.fingerprint
+
     def __len__(self) -> int:
         """Batches on each rank."""
         return -(-self.windows // (self._share.rows * self._share.ranks))

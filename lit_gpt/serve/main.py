@@ -94,11 +94,13 @@ def build_service(options: Namespace, source: str) -> Service:
     """
     from lit_gpt.api import load_for
     from lit_gpt.convert.adapter_set import parse_adapters
+    from lit_gpt.convert.recognise import frozen_manifest
 
     name, adapters = options.served_model_name or model_name(source), parse_adapters(options.adapter)
     if name in adapters:
         raise UserError(f'the model and an adapter are both "{name}": rename one, or give --served_model_name')
-    note(f"loading {source}")
+    frozen = frozen_manifest(source)
+    note(f"loading {source}" + (f", frozen {frozen.frozen_at}, manifest {frozen.sha256}" if frozen else ""))
     gpt = load_for(source, options.precision, options.device, options.n_head, "lit_gpt serve --n_head N", adapters)
     if gpt.tokenizer is None:
         raise UserError(f"{source} was trained on bare ids and has no tokenizer: serve needs one to speak text")
@@ -106,12 +108,16 @@ def build_service(options: Namespace, source: str) -> Service:
     metrics = Metrics()
     limits = Limits(options.max_queue, options.queue_seconds, options.request_seconds)
     worker = Worker(gpt.engine(max_slots=options.max_slots), metrics, limits)
-    of_model: dict[str, Any] = {"training_text": training_text, "sample_prompts": gpt.sample_prompts}
+    about: dict[str, Any] = {
+        "training_text": training_text,
+        "sample_prompts": gpt.sample_prompts,
+        "frozen_sha256": frozen.sha256 if frozen else None,
+    }
     if gpt.adapters is None:
-        return Service(name, gpt.config, gpt.tokenizer, worker, metrics, **of_model)
+        return Service(name, gpt.config, gpt.tokenizer, worker, metrics, **about)
     base = gpt.adapters.base
     assert base.tokenizer is not None
-    service = Service(name, base.config, base.tokenizer, worker, metrics, **of_model)
+    service = Service(name, base.config, base.tokenizer, worker, metrics, **about)
     return service.with_adapters(gpt.adapters.adapters)
 
 

@@ -69,7 +69,7 @@ def _parser() -> CommandParser:
     limits = Limits()
     parser = make_parser("serve", "An OpenAI-compatible server and a web page for one checkpoint.")
     add = parser.add_argument
-    add("--ckpt_path", type=str | None, help="a checkpoint, or `last` or `best` of the newest run")
+    add("--ckpt_path", type=str | None, help="a checkpoint, `last` or `best` of the newest run, or frozen:NAME")
     add("--init_from", type=str | None, help="what `lit_gpt convert` reads: a Hugging Face folder or id, …")
     add("--n_head", type=int | None, help='heads of --init_from, which a .pth of "LLMs from scratch" does not say')
     text = "NAME=PATH of an adapter over it, which requests then call NAME; can be given several times"

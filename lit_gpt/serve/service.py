@@ -49,6 +49,7 @@ class Service:
         sample_prompts: texts to begin with that suit the model; the page opens with the first.
         adapter: the number by which the engine knows it; 0 for the base.
         adapters: the models that share its base and its engine.
+        frozen_sha256: of the manifest of a frozen model; None for another.
     """
 
     name: str
@@ -63,12 +64,18 @@ class Service:
     sample_prompts: tuple[str, ...] = ()
     adapter: int = 0
     adapters: tuple[Service, ...] = ()
+    frozen_sha256: str | None = None
 
     def with_adapters(self, adapters: Mapping[str, Adapter]) -> Service:
         """The same with these models beside it, by name, in the engine's order."""
         beside = [
             replace(
-                self, name=name, adapter=number, config=adapter.config, tokenizer=adapter.tokenizer or self.tokenizer
+                self,
+                name=name,
+                adapter=number,
+                config=adapter.config,
+                tokenizer=adapter.tokenizer or self.tokenizer,
+                frozen_sha256=None,
             )
             for number, (name, adapter) in enumerate(adapters.items(), 1)
         ]
@@ -217,6 +224,7 @@ class Service:
             "max_model_len": self.config.block_size,
             "sample_prompts": list(self.sample_prompts),
             "training_text": self.training_text is not None,
+            **({} if self.frozen_sha256 is None else {"frozen_sha256": self.frozen_sha256}),
         }
 
 
@@ -241,8 +249,8 @@ def as_prompts(prompt: PromptBody) -> list[str | list[int]]:
 def model_name(source: str) -> str:
     """A name for what was loaded from `source`: no folders, and only characters that logs and URLs take as they are.
 
-    >>> model_name("runs/version_3/last.ckpt"), model_name("openai-community/gpt2")
-    ('last', 'gpt2')
+    >>> model_name("runs/version_3/last.ckpt"), model_name("openai-community/gpt2"), model_name("frozen:poet")
+    ('last', 'gpt2', 'poet')
     """
-    last = source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".ckpt")
+    last = source.removeprefix("frozen:").rstrip("/").rsplit("/", 1)[-1].removesuffix(".ckpt")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "lit_gpt"

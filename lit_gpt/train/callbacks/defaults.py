@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lit_gpt.train.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_gpt.train.callbacks.non_finite import NonFiniteStop
 from lit_gpt.train.callbacks.rank_progress import RankProgress
+from lit_gpt.train.callbacks.run_log import RunLogWriter
 from lit_gpt.train.callbacks.run_summary import RunSummary
 from lit_gpt.train.callbacks.stop_signals import StopOnSignal
 from lit_gpt.train.callbacks.throughput import Throughput
@@ -14,11 +15,13 @@ from lit_gpt.train.callbacks.throughput import Throughput
 
 def default_callbacks() -> list[Callback]:
     """What every `fit` has. Samples are apart, since they have settings; the progress bar, since it can be off."""
+    throughput = Throughput()
     return [
         RankProgress(),
-        Throughput(),
+        throughput,
         NonFiniteStop(),
         RunSummary(),
+        RunLogWriter(throughput),
         StopOnSignal(),
         BestCheckpoint(),
         LastCheckpoint(),

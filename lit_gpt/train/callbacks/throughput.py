@@ -43,26 +43,37 @@ class Throughput(Callback):
 
     Attributes:
         tokens: target tokens trained on, over all ranks and resumed runs.
+        flops: floating-point operations of forward and backward passes, likewise; NaN where an earlier part of the run
+            did not count them.
         peak: FLOP/s of all devices together that utilisation is measured against.
     """
 
     def __init__(self) -> None:
         self.tokens = 0
+        self.flops = 0.0
         self.peak = math.nan
         self._logged_tokens = 0
         self._busy = 0.0  # seconds of training since the last entry
         self._waited = 0.0  # of these, seconds between batches
         self._mark: float | None = None  # when the last batch ended; None where other work came between
         self._start = 0.0
-        self._began = 0.0
+        self._began: float | None = None  # this part of the run
+        self._seconds_before = 0.0  # of earlier parts
 
     def state_dict(self) -> dict[str, Any]:
-        """The tokens, so that a resumed run goes on counting."""
-        return {"tokens": self.tokens}
+        """The sums, so that a resumed run goes on counting."""
+        return {"tokens": self.tokens, "flops": self.flops, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.tokens = self._logged_tokens = state_dict["tokens"]
+        self.flops = state_dict.get("flops", math.nan)
+        self._seconds_before, self._began = state_dict.get("seconds", math.nan), None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, validations, samples and checkpoints included, over all parts of the run."""
+        return self._seconds_before + (0.0 if self._began is None else time.perf_counter() - self._began)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find or measure the device's peak."""
@@ -86,7 +97,9 @@ class Throughput(Callback):
     ) -> None:
         """Count, and at each entry of the log report."""
         assert isinstance(pl_module, LitGPT)
-        self.tokens += batch[1].numel() * trainer.world_size
+        counted = batch[1].numel() * trainer.world_size
+        self.tokens += counted
+        self.flops += counted * _training_flops_per_token(pl_module, batch[1].size(1))
         if pl_module.logs_now:
             if trainer.strategy.root_device.type == "cuda":
                 torch.cuda.synchronize(trainer.strategy.root_device)
@@ -103,8 +116,7 @@ class Throughput(Callback):
 
     def _figures(self, module: LitGPT, context: int) -> dict[str, float]:
         rate = (self.tokens - self._logged_tokens) / self._busy
-        passes = 3 if module.adapter is None else 2  # a frozen weight has no gradient
-        flops = passes * module.config.forward_flops_per_token(context) * rate
+        flops = _training_flops_per_token(module, context) * rate
         return {
             "speed/tokens": self.tokens,
             "speed/tokens_per_second": rate,
@@ -117,9 +129,15 @@ class Throughput(Callback):
         """One line about the whole run, compilation, validation and checkpoints included."""
         if trainer.is_global_zero:
             memory = peak_memory(trainer.strategy.root_device) / 2**30
-            seconds = time.perf_counter() - self._began
+            seconds = time.perf_counter() - (self._began or 0.0)
             done = f"{trainer.global_step:,} steps, {self.tokens:,} tokens in {seconds:.1f} s"
             note(f"{done}, peak memory {memory:.2f} GiB")
+
+
+def _training_flops_per_token(module: LitGPT, context: int) -> float:
+    """Of the forward and the backward pass, at a context of so many tokens."""
+    passes = 3 if module.adapter is None else 2  # a frozen weight has no gradient
+    return passes * module.config.forward_flops_per_token(context)
 
 
 def peak_memory(device: torch.device) -> int:
