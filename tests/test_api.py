@@ -30,6 +30,7 @@ def gpt(model: GPT) -> Generator:
     return Generator(model, get_tokenizer("byte"))
 
 
+@pytest.mark.slow
 def test_load_gives_a_generator(model: GPT, gpt: Generator, tmp_path: Path) -> None:
     save_model(tmp_path / "x.ckpt", model, get_tokenizer("byte"))
     loaded = lit_gpt.load(str(tmp_path / "x.ckpt"), precision="fp32", device="cpu")

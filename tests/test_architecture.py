@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import grimp
+import pytest
 from environment import FIXTURES, ROOT
 
 MODULES = sorted((ROOT / "lit_gpt").rglob("*.py"))
@@ -28,6 +29,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_import_contracts_hold(tmp_path: Path) -> None:
     command = ["lint-imports", "--config", str(ROOT / "pyproject.toml"), "--cache-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -57,6 +59,7 @@ def test_few_packages_with_few_imports_between_them(capsys) -> None:  # type: ig
     assert longest <= 9
 
 
+@pytest.mark.slow
 def test_no_file_is_over_400_lines_and_no_function_over_40() -> None:
     long = [
         f"{path.relative_to(ROOT)}: {n}" for path in MODULES if (n := len(path.read_text("utf-8").splitlines())) > 400
@@ -84,6 +87,7 @@ def test_no_class_name_stands_for_two_things() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+@pytest.mark.slow
 def test_no_former_name_is_left() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{token.start[0]} {token.string}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from typing import Any, NamedTuple
 
+import pytest
 from environment import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -64,6 +65,7 @@ def imported_modules() -> Iterator[str]:
                 yield node.module.split(".")[0]
 
 
+@pytest.mark.slow
 def test_each_import_of_the_package_is_a_declared_dependency() -> None:
     """What only comes with another package may stop to come with its next version."""
     declared = {wanted.name for wanted in in_project() if "test" not in wanted.marker}

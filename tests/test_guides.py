@@ -26,6 +26,7 @@ SHOWN = re.compile(r"^```python\n((?:(?!```).)*)^```\n\n```text\n((?:(?!```).)*)
 """Lines of Python, and what they print."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*PARTS, *DECODING], ids=lambda path: path.name)
 def test_the_lines_print_what_stands_below_them(path: Path) -> None:
     names: dict[str, object] = {}

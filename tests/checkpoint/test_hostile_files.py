@@ -174,6 +174,7 @@ def test_a_tokenizer_that_would_panic(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("description", "compression", "message"),
     [
@@ -273,6 +274,7 @@ def read_or_refuse(path: Path) -> None:
             assert len(str(error)) < 3000
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data())
 def test_fuzz_bytes_of_a_checkpoint(data: st.DataObject, good: Path, tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def test_a_vocabulary_that_grows_over_a_frozen_base(inside: Any) -> None:
     assert "def " + gpt.generate("def ", adapter="a", **settings) in text
 
 
+@pytest.mark.slow
 def test_prompts_that_name_their_adapter(inside: Any) -> None:
     for seed, name in enumerate(("one", "two"), 1):
         save_adapter(Path(f"{name}.ckpt"), Path("base.ckpt"), seed)
@@ -181,6 +182,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "message"), BAD, ids=[message for _, message in BAD])
 def test_bad_input(inside: Any, words: list[str], message: str) -> None:
     save_adapter(Path("a.ckpt"), Path("base.ckpt"), 1)

@@ -176,6 +176,7 @@ def test_without_a_seed_each_answer_has_one_of_its_own(make: MakeSession, model:
 # The end of the context -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_where_the_context_ends_the_oldest_messages_are_left_out(make: MakeSession) -> None:
     gpt = chat_gpt(seed=1, end=NEVER, block_size=256)
     session, terminal = make(gpt, system="S"), Recorder()

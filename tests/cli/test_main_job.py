@@ -94,6 +94,7 @@ def test_a_checkpoint_fixes_the_model_but_not_the_training(folder: Path, capsys:
     assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["version_0"], "it goes on in its folder"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

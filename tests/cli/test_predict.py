@@ -63,6 +63,7 @@ SETTINGS = {"max_new_tokens": 8, "temperature": 0.9, "top_k": 40, "seed": 3}
 FLAGS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
 
 
+@pytest.mark.slow
 def test_text_to_stdout_in_the_order_of_the_prompts(ckpt: Path, inside: Any, tmp_path: Path) -> None:
     (tmp_path / "story.md").write_text("Once upon\na time")
     starts = ["--start", "ROMEO:", "--start", "{a: b}", "--start", "FILE:story.md"]
@@ -75,6 +76,7 @@ def test_text_to_stdout_in_the_order_of_the_prompts(ckpt: Path, inside: Any, tmp
     assert "TPU" not in result.stderr and "eed set" not in result.stderr, "neither is of this run"
 
 
+@pytest.mark.slow
 def test_the_ids_of_each_prompt_and_their_shape(ckpt: Path, inside: Any, tmp_path: Path) -> None:
     words = ["predict", "--ckpt_path", ckpt, "--start", "ab", "--start", "农", "--show_ids", "--num_samples", 2, *FLAGS]
     result = inside(*words)
@@ -109,6 +111,7 @@ def test_two_ranks_write_what_one_writes_in_the_order_of_the_input(
     assert [one[i]["ids"] for i in (0, 1, 149)] == [completion.ids for (completion,) in expected]
 
 
+@pytest.mark.slow
 def test_fewer_prompts_than_ranks_are_refused(ckpt: Path, inside: Any, tmp_path: Path) -> None:
     """Lightning ended in a bare AssertionError, after it had started the ranks."""
     for output in ([], ["--output", "out.jsonl"]):
@@ -185,6 +188,7 @@ def test_bad_input_is_one_line_before_any_work(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true", "64-true"])
 def test_the_precision_of_training_is_refused(ckpt: Path, inside: Any, tmp_path: Path, precision: str) -> None:
     run = inside(
@@ -249,6 +253,7 @@ def finish_a_run(output: Path, prompts: int = 3) -> None:
     partial.finish()
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_output_do_not_empty_it(ckpt: Path, inside: Any, tmp_path: Path) -> None:
     first = PartialResults(tmp_path / "out.jsonl", "run")
     first.reserve()
@@ -264,6 +269,7 @@ def test_two_runs_with_one_output_do_not_empty_it(ckpt: Path, inside: Any, tmp_p
     assert list(tmp_path.glob(".*")) == []  # no lock file is left behind
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_output_and_its_partial_files_leaves_none(
     ckpt: Path, inside: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

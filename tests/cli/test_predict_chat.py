@@ -88,6 +88,7 @@ def test_an_answer_is_printed_below_its_question_and_a_stopped_run_resumes(insid
     assert Path("out.jsonl").read_bytes() == done and b'"finish_reason": "stop"' in done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
@@ -112,6 +113,7 @@ def test_bad_input_is_one_line_before_any_work(name: str, words: list[str], mess
     assert len(result.stderr.splitlines()) == 1 and not Path("out.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_ids_and_the_trace_of_a_question_have_its_template(folder: Path, inside: Any) -> None:
     words = ["--chat", "--start", "Hi", "--show_ids", "--trace_output", "trace.jsonl", "--min_new_tokens", "1"]
     result = inside("chat.ckpt", *words)

@@ -26,6 +26,7 @@ def products() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_names_repeat_and_differ(products: ModuleType) -> None:
     names = products.draw_names(2000, 3)
     assert names == products.draw_names(2000, 3) != products.draw_names(2000, 4)
@@ -39,6 +40,7 @@ def test_the_names_repeat_and_differ(products: ModuleType) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "reason"), [("0", "must be above zero"), ("1000000", "there are at most 16,320 names")]
 )

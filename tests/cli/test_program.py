@@ -34,6 +34,7 @@ FIRST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", FIRST)
 def test_help_of_a_command_is_a_page_that_begins_with_what_people_use(command: str) -> None:
     script = (

@@ -198,6 +198,7 @@ def test_every_type_has_its_size_and_its_values(dtype: str, tmp_path: Path) -> N
         assert ((values - original).abs() <= step * largest).all()
 
 
+@pytest.mark.slow
 def test_the_sources_dtype_is_kept_if_none_is_named(tmp_path: Path) -> None:
     source = sample_source(tmp_path, "llama")
     for dtype, kind in ((torch.float32, "F32"), (torch.float16, "F16"), (torch.bfloat16, "BF16")):
@@ -225,6 +226,7 @@ def test_rows_that_are_no_multiple_of_32_stay_in_f16(tmp_path: Path, capsys: pyt
     )
 
 
+@pytest.mark.slow
 def test_a_file_of_the_packages_own_writer_is_read(tmp_path: Path) -> None:
     """Written by `gguf.GGUFWriter`: another alignment, every type of value, tensors in another order."""
     source = sample_source(tmp_path, "llama")
@@ -358,6 +360,7 @@ def test_other_divisors_of_frequencies_are_refused(tmp_path: Path, monkeypatch: 
         open_source(str(tmp_path / "model.gguf"))
 
 
+@pytest.mark.slow
 def test_the_model_answers_from_python(tmp_path: Path) -> None:
     source = sample_source(tmp_path, "qwen3")
     write_gguf(source, tmp_path / "model.gguf", "f32")

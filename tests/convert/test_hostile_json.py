@@ -175,6 +175,7 @@ def test_a_schema_names_the_value_and_what_it_should_be() -> None:
 # Fuzzing -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data())
 def test_fuzz_bytes_of_a_tokenizer_json(
@@ -187,6 +188,7 @@ def test_fuzz_bytes_of_a_tokenizer_json(
     assert "panicked" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data())
 def test_fuzz_values_of_a_tokenizer_json(

@@ -94,6 +94,7 @@ def test_no_such_repository(server: Any, tmp_path: Path) -> None:
     refused(done, "some/other is neither a file here nor a repository of the hub")
 
 
+@pytest.mark.slow
 def test_a_repository_that_wants_a_token(hub: Repository, convert: Any, tmp_path: Path, tiny_model: GPT) -> None:
     hub.token = "hf_right"
     refused(convert("a.ckpt"), "HF_TOKEN")
@@ -115,6 +116,7 @@ def test_weights_that_arrive_damaged(hub: Repository, convert: Any, tmp_path: Pa
     assert is_tiny(tmp_path / "a.ckpt", tiny_model)
 
 
+@pytest.mark.slow
 def test_what_is_not_supported_is_not_downloaded(hub: Repository, convert: Any) -> None:
     hub.files["config.json"] = json.dumps({"model_type": "mamba"}).encode()
     refused(convert("a.ckpt"), "model_type 'mamba'")

@@ -322,6 +322,7 @@ def test_without_a_template_there_is_no_file(tmp_path: Path, tiny_model: GPT) ->
     assert not (tmp_path / "hf/chat_template.jinja").exists() and not (tmp_path / "hf/README.md").exists()
 
 
+@pytest.mark.slow
 def test_the_program_writes_the_card(
     tmp_path: Path, tiny_model: GPT, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_up_and_down_again(push: Any, server: Any, hub: Hub, tmp_path: Path, tin
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_named_stays(push: Any, hub: Hub, tmp_path: Path) -> None:
     done = push(tmp_path / "out", "--private")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n{hub.url}/some/pushed\n"), done.stderr
@@ -87,6 +88,7 @@ def test_a_folder_that_is_named_stays(push: Any, hub: Hub, tmp_path: Path) -> No
     refused(push(tmp_path / "out"), "exists already")
 
 
+@pytest.mark.slow
 def test_a_repository_that_is_there_gets_one_more_commit(push: Any, hub: Hub) -> None:
     """What would be read along with the new model goes, what its owner put there stays."""
     assert push().returncode == 0
@@ -99,6 +101,7 @@ def test_a_repository_that_is_there_gets_one_more_commit(push: Any, hub: Hub) ->
     assert {path for key, path in repository.commits[1] if key == "deletedFile"} == old
 
 
+@pytest.mark.slow
 def test_a_public_repository_does_not_get_what_shall_be_private(push: Any, hub: Hub, tmp_path: Path) -> None:
     assert push().returncode == 0
     refused(push("--private"), "some/pushed is there already and is public")
@@ -215,6 +218,7 @@ def test_an_address_that_is_none(
     assert f"HF_ENDPOINT={endpoint} is no address" in printed and printed.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_is_no_hub(server: Any, hub: Hub, push: Any) -> None:
     """Its answers are of another kind: an address that was mistyped."""
     hub.answer = b"<html>"

@@ -85,6 +85,7 @@ def test_ours_in_transformers_and_back(shape: str, tmp_path: Path) -> None:
     assert back is not None and (back.hash, back.eot_id, back.bos_id) == (ours.hash, ours.eot_id, ours.bos_id)
 
 
+@pytest.mark.slow
 def test_details_are_carried_through_a_checkpoint(tmp_path: Path) -> None:
     folder = folder_of("llama", tmp_path / "hf", chat_template="{{ messages }}")
     tokenizer = read_tokenizer(folder, {}, "org/some-model")
@@ -119,6 +120,7 @@ def test_a_whole_model_writes_what_transformers_writes(prompt: str, tmp_path: Pa
     assert generator.generate(prompt, strategy="greedy", max_new_tokens=30) == wanted
 
 
+@pytest.mark.slow
 def test_where_end_and_beginning_are_told_by_other_fields() -> None:
     values = byte_fallback_file("llama")
     assert converted(values, eos=None, eos_id=481).end_of_text == "<|end|>"
@@ -141,6 +143,7 @@ def test_padding_that_a_file_asks_for_is_left_out() -> None:
     assert converted(values).hash == converted(byte_fallback_file("llama")).hash
 
 
+@pytest.mark.slow
 def test_workers_tokenize_with_it() -> None:
     tokenizer = converted(byte_fallback_file("gemma"))
     jobs = [[("The quick fox", True, "train")], [("你好", True, "train")]]
@@ -216,6 +219,7 @@ def test_a_special_token_that_merges_make_is_refused() -> None:
         converted(values)
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data())
 def test_fuzz_a_file(data: st.DataObject, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,7 @@ def test_shakespeare_in_two_commands(server: Serve, tmp_path: Path, program: Run
     assert done.returncode == 0 and done.stdout.startswith("First"), done.stderr
 
 
+@pytest.mark.slow
 def test_without_a_network_the_remedy_is_named(server: Serve, tmp_path: Path, program: RunProgram) -> None:
     config = (ROOT / "configs/shakespeare_char_cpu.yaml").read_text("utf-8")
     known = yaml.safe_load(config)["data"]["source"]

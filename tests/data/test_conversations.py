@@ -26,6 +26,7 @@ def read(path: Path) -> list[list[Message]]:
     return [load_messages(text.text) for text in texts]
 
 
+@pytest.mark.slow
 @given(st.lists(st.builds(Message, st.sampled_from(["user", "assistant"]), st.text(max_size=20)), min_size=1))
 def test_a_conversation_is_one_line_and_comes_back(messages: list[Message]) -> None:
     line = dump_messages(messages)
@@ -119,6 +120,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(["messages", "conversations", "instruction", "output", "system"]), JSON))
 def test_any_value_is_a_conversation_or_one_line(values: dict[str, Any]) -> None:
     try:

@@ -151,6 +151,7 @@ GOOD = {"name": "train_0.bin", "tokens": 5, "bytes": 1034, "sha256": "", "docume
 SOME_INDEX = json.loads(ShardIndex("uint16", (Shard(**GOOD),), "byte", "abc", 257, 256, "after").to_json())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_fuzz_of_values(data: st.DataObject) -> None:

@@ -43,6 +43,7 @@ def stream_of_positions(folder: Path, count: int) -> TokenStream:
     return open_tokens(folder, "train")
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     tokens=st.integers(2, 200), block=st.integers(1, 20), rows=st.integers(1, 5), ranks=st.sampled_from([1, 2, 3, 8])

@@ -59,6 +59,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_tokens_and_masks_are_the_templates(prepared: Path) -> None:
     template = ChatTemplate(chat_bytes())
     try:

@@ -28,6 +28,7 @@ from lit_gpt.data.workers import Workers
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
 
+@pytest.mark.slow
 def test_the_shards_are_the_documents_tokens_each_with_its_end(corpus: Path, reference: Path) -> None:
     tokenizer = Tokenizer.load(reference)
     expected: dict[str, list[int]] = {"train": [], "val": []}

@@ -90,6 +90,7 @@ def test_a_wrong_count_of_jobs_is_found_at_the_end(unfinished: Path, corpus: Pat
     assert not (folder / "index.json").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_shard_that_was_changed_is_not_gone_on_with(unfinished: Path, corpus: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(unfinished, tmp_path / "out"))
     data = bytearray((folder / "train_000000.bin").read_bytes())

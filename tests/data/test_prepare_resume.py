@@ -99,6 +99,7 @@ def test_a_changed_input_is_not_mixed_with_what_is_there(tmp_path: Path) -> None
         prepare(str(text), tmp_path / "foreign", tokenizer="byte")
 
 
+@pytest.mark.slow
 def test_two_at_once_do_not_write_to_one_folder(tmp_path: Path) -> None:
     from lit_gpt.data.prepare_state import locked
 

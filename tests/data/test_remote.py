@@ -184,6 +184,7 @@ def test_a_name_that_leaves_the_cache_is_refused(server: Server, tmp_path: Path)
         RemoteFolder(server.url, tmp_path / "cache").load_index()
 
 
+@pytest.mark.slow
 def test_a_public_set_without_an_index(server: Server, tmp_path: Path) -> None:
     (server.folder / "index.json").unlink()
     folder = RemoteFolder(server.url, tmp_path / "cache")

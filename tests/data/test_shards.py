@@ -67,6 +67,7 @@ def test_public_and_headerless_folders(tmp_path: Path) -> None:
     assert is_prepared(tmp_path / "a") and is_prepared(tmp_path / "b") and not is_prepared(tmp_path)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any))
 def test_shard_borders_do_not_show(
@@ -89,6 +90,7 @@ def test_shard_borders_do_not_show(
             stream.read(*bad)
 
 
+@pytest.mark.slow
 def test_more_shards_than_open_files(tmp_path: Path) -> None:
     folder_of(tmp_path, {"train": [[number] for number in range(200)]})
     stream = open_tokens(tmp_path, "train")

@@ -35,6 +35,7 @@ def plant(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_no_code_of_the_current_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A numpy.py in a downloaded corpus was executed: `python -c` puts the current folder first on the path."""
     monkeypatch.chdir(plant(tmp_path))
@@ -44,6 +45,7 @@ def test_no_code_of_the_current_folder_is_run(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 def test_nor_where_the_callers_path_has_the_current_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-c", TOKENIZE, str(plant(tmp_path / "corpus"))]
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}

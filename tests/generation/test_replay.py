@@ -54,6 +54,7 @@ def numbers(step: Step) -> dict[str, Any]:
     return rounded(asdict(step))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_replay_shows_what_an_observer_saw(model: GPT, settings: dict[str, Any]) -> None:
     generation_config = GenerationConfig(max_new_tokens=150, seed=3, overflow="stop", **settings)
@@ -66,6 +67,7 @@ def test_a_replay_shows_what_an_observer_saw(model: GPT, settings: dict[str, Any
     assert engine.model_runner.forwards <= 2 + len(ids) // 64  # and not one for each token
 
 
+@pytest.mark.slow
 def test_a_continuation_that_was_stopped_is_replayed_as_far_as_it_came(model: GPT) -> None:
     generation_config = GenerationConfig(max_new_tokens=150, seed=3, overflow="stop", min_new_tokens=100)
     ids, steps = recorded(model, generation_config)

@@ -279,6 +279,7 @@ def test_scratch_that_is_too_small_by_four_bytes_is_noticed() -> None:
     assert run.stdout.splitlines() == noticed, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 @torch.inference_mode()
 def test_the_number_of_threads_changes_no_bit_of_the_kernels(level: str) -> None:

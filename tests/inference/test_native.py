@@ -132,6 +132,7 @@ def test_the_source_compiles_without_a_warning(part: str, tmp_path: Path) -> Non
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
 def test_the_number_of_threads_changes_no_bit(precision: str) -> None:

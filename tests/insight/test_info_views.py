@@ -87,6 +87,7 @@ def test_the_shapes_are_those_of_a_forward_pass_with_numbers(shape: dict[str, An
     assert steps[-1].name == "lm_head" and steps[-1].after == (3, 7, config.vocab_rows)
 
 
+@pytest.mark.slow
 def test_the_way_of_a_batch_through_gpt2(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--preset", "llms-from-scratch-124m", "--shapes", "--batch_size", "2", "--context", "4")
     steps = {step["name"]: (step["before"], step["after"]) for step in printed(capsys, *words)["shapes"]}
@@ -99,6 +100,7 @@ def test_the_way_of_a_batch_through_gpt2(capsys: pytest.CaptureFixture[str]) -> 
     assert "h.1 … h.11" in text and "(2, 12, 4, 64)" in text and "(2, 4, 50,257)" in text
 
 
+@pytest.mark.slow
 def test_a_model_of_any_size_has_shapes(capsys: pytest.CaptureFixture[str]) -> None:
     steps = printed(capsys, "--preset", "gpt2-xl", "--shapes")["shapes"]
     assert steps[-1]["after"] == [8, 1024, 50257]

@@ -21,6 +21,7 @@ from lit_gpt.tokenizer.train import train_tokenizer
 TEXT = "农夫山泉 500ml\n天然水, natural water"
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=12))
 def test_no_bytes_are_ever_shown_as_a_replacement_character(data: bytes) -> None:
     shown = show_bytes(data)

@@ -181,6 +181,7 @@ def test_a_kill_at_any_moment_leaves_no_frozen_folder(run: Path, fork_server: Fo
 # The name ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_name_goes_wherever_a_checkpoint_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

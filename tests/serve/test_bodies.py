@@ -73,6 +73,7 @@ def test_a_body_has_few_lists_and_objects_but_brackets_in_texts_are_no_lists() -
     assert parse(P.TokenizeRequest, json.dumps({"prompt": text}).encode()) == P.TokenizeRequest(prompt=text)
 
 
+@pytest.mark.slow
 def test_others_are_answered_while_large_bodies_come_in(server: Serving) -> None:
     """Each of these held up everybody for half a minute; the limit here is far above what they take now."""
     size = 1 << 20

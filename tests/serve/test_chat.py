@@ -36,6 +36,7 @@ def test_others_are_answered_while_a_template_does_not_end(start: Start, chat_to
     assert slowest < (time.perf_counter() - began) / 2
 
 
+@pytest.mark.slow
 def test_a_chat_of_a_million_spaces_is_a_400(start: Start, chat_tokenizer: Tokenizer) -> None:
     """tiktoken raises ValueError where the regular expression's stack ends."""
     specials: dict[str, Any] = chat_tokenizer.specials

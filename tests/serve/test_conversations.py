@@ -36,6 +36,7 @@ def in_the_terminal(system: str) -> list[str]:
         template.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_client_has_the_conversation_of_the_terminal(talker: Serving, stream: bool) -> None:
     chat: Any = talker.client().chat.completions

@@ -16,6 +16,7 @@ from serving import Serving, serving
 Start = Callable[..., Serving]
 
 
+@pytest.mark.slow
 def test_every_path_but_health_and_page_needs_the_key(start: Start) -> None:
     server = start(api_key="sesame")
     for path in ("/health", "/", "/page/main.js"):

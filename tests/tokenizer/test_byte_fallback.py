@@ -51,6 +51,7 @@ HUBS = {shape: HubTokenizer.from_str(json.dumps(byte_fallback_file(shape))) for 
 EACH = pytest.mark.parametrize("shape", SHAPES)
 
 
+@pytest.mark.slow
 @EACH
 @settings(max_examples=300)
 @given(text=TEXTS)
@@ -64,6 +65,7 @@ def test_ids_and_text_are_the_librarys(shape: str, text: str) -> None:
         assert ours.encode_to_numpy(text).tolist() == ids
 
 
+@pytest.mark.slow
 @EACH
 @settings(max_examples=200)
 @given(text=TEXTS)

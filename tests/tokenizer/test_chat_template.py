@@ -383,6 +383,7 @@ def test_without_the_tag_the_same_is_written(template_of: Callable[..., ChatTemp
         assert with_generation_tags(plain) == (source if source.endswith(CHATML) else plain)
 
 
+@pytest.mark.slow
 def test_a_copy_has_a_process_of_its_own(template_of: Callable[..., ChatTemplate]) -> None:
     template = template_of(tuned("byte"))
     wanted = template.encode(THREE)

@@ -99,6 +99,7 @@ BPE_TWIN = library_peer(BPE, CORPUS, 400)
 long_assigned = st.characters(codec="utf-8", exclude_categories=["Cn", "Co", "Cs"])
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     text=st.text(long_assigned)

@@ -55,6 +55,7 @@ def fitted(folder: Path, steps: int, ckpt: Path | None = None, made: LitGPT | No
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"base_precision": "int8", "optimizer": OptimizerConfig("muon")}])
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(tmp_path: Path, options: dict[str, Any]) -> None:
     whole = fitted(tmp_path / "whole", 8, **options)  # two epochs
@@ -115,6 +116,7 @@ def test_rows_of_new_tokens_are_trained_and_saved(tmp_path: Path) -> None:
     assert not torch.equal(state["model.wte.rows"], base[59:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -142,6 +142,7 @@ def test_a_slow_machine_ends_the_run_inside_its_budget_with_the_rate_at_its_end(
         assert rates[run.global_step - 1] < 0.1 * 6e-4
 
 
+@pytest.mark.slow
 def test_a_fast_machine_ends_the_run_by_its_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_fast_machine_ends_the_run_by_its_steps(
     assert "of 60 s spent by step 50\n" in said
 
 
+@pytest.mark.slow
 def test_the_first_step_may_be_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with `torch.compile`: what it takes is spent, but says nothing about the steps and validations to come."""
 
@@ -187,6 +189,7 @@ def test_a_resumed_run_goes_on_from_the_share_spent(tmp_path: Path, monkeypatch:
         assert losses(rest, "lr/matrices")[step] == pytest.approx(losses(whole, "lr/matrices")[step], abs=3e-5)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_the_last_validation_of_its_budget_repeats_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +214,7 @@ def test_a_run_stopped_in_the_last_validation_of_its_budget_repeats_it(
     assert budget.time_elapsed() <= 30.0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_whose_budget_is_spent_makes_no_step_and_a_longer_one_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

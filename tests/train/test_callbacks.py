@@ -89,6 +89,7 @@ def saving_trainer(folder: Path, *spoil: Callback, **options: Any) -> L.Trainer:
     return trainer(folder, val_check_interval=3, check_val_every_n_epoch=None, **{**keep, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_step_with_an_infinite_gradient_is_skipped_counted_and_logged(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -102,6 +103,7 @@ def test_a_step_with_an_infinite_gradient_is_skipped_counted_and_logged(
     assert "1 optimizer step skipped by step 6: the gradient was not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_many_steps_in_a_row_with_an_infinite_gradient_end_the_run(tmp_path: Path) -> None:
     run = saving_trainer(tmp_path, SpoilGradient(range(4, 99)), max_steps=60, log_every_n_steps=100)
     with pytest.raises(NonFiniteError, match=r"^the gradient was not finite in 2\d steps in a row, by step 2\d; "):
@@ -111,6 +113,7 @@ def test_many_steps_in_a_row_with_an_infinite_gradient_end_the_run(tmp_path: Pat
     assert step < 27
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_replace_no_checkpoint(tmp_path: Path) -> None:
     run = saving_trainer(tmp_path, SpoilWeights(), max_steps=9)
     with pytest.raises(NonFiniteError, match="the weights are not finite after step 6; the last good checkpoint is"):

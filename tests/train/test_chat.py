@@ -55,6 +55,7 @@ def nll_alone(model: GPT, messages: list[Message], template: ChatTemplate) -> to
     return model(ids[None, :-1], targets[None]).loss_sum
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "closeness"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @torch.no_grad()
 def test_a_packed_batch_gives_each_conversation_the_loss_it_has_alone(

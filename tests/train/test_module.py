@@ -112,6 +112,7 @@ def test_validation_counts_every_token_once_in_fp32_and_bf16(tmp_path: Path) -> 
     assert figures["val/loss"] == pytest.approx(nll / (13 * 16), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_enough_and_says_the_same_as_fit(tmp_path: Path) -> None:
     lit = module(optimizer=OptimizerConfig(name="muon"))
     lit.tokenizer = get_tokenizer("byte")

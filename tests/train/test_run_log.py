@@ -44,6 +44,7 @@ def log_of(folder: Path) -> RunLog:
     return log
 
 
+@pytest.mark.slow
 def test_each_validation_is_logged_with_what_had_been_spent_and_the_end(tmp_path: Path) -> None:
     run = fit(tmp_path)
     log, logged = log_of(tmp_path), losses(run, "val/loss")
@@ -76,6 +77,7 @@ def test_a_run_that_failed_has_no_end_and_goes_on_counting_when_it_is_resumed(tm
     assert log.validations[1]["seconds"] > first.validations[0]["seconds"], "the time of both parts"
 
 
+@pytest.mark.slow
 def test_a_run_without_a_logger_writes_no_log(tmp_path: Path) -> None:
     fit(tmp_path, logger=False, default_root_dir=tmp_path)
     assert not list(tmp_path.rglob(RUN_LOG))

@@ -121,6 +121,7 @@ def test_the_best_checkpoint_may_be_of_a_validation_that_was_stopped(tmp_path: P
     assert read_header(folder / "best.ckpt").step == 12
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_after_the_step_and_saves_it(tmp_path: Path) -> None:
     """KeyboardInterrupt could come in the middle of an update, whose torn weights were saved."""
     before = signal.getsignal(signal.SIGINT)  # ignored, where a shell has started the tests in the background
