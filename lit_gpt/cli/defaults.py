@@ -174,6 +174,7 @@ def _checkpoint_defaults(header: Header, known: list[str]) -> dict[str, Any]:
     lora = {} if header.adapter is None else {"lora": dataclasses.asdict(header.adapter.lora)}
     model = {**header.hyper_parameters, **lora, "config": {}, "preset": None}
     values |= _flatten({"model": model, "data": header.data})
+    values["data.mixture"] = header.data.get("mixture")  # folders are no groups of options
     return {key: value for key, value in values.items() if key in known}
 
 

@@ -46,6 +46,7 @@ from lit_gpt.cli.resolve import (
     resolve_precision_option,
 )
 from lit_gpt.cli.shipped_configs import use_shipped_configs
+from lit_gpt.cli.tasks import TaskValidation
 from lit_gpt.console import note
 from lit_gpt.convert.adapter_set import AdapterSet
 from lit_gpt.convert.recognise import CONVERTED, open_source
@@ -107,6 +108,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         self.tokenizer: Tokenizer | None = None  # of the data
         self.precision_reason = "as asked for"
         self.prediction: Prediction | None = None
+        self.tasks: TaskValidation | None = None  # of `validate`
         self.draft: SourceCheckpoint | None = None  # of speculative decoding
         self.adapters: AdapterSet | None = None  # of `predict`
         self.run_lock: Lock | None = None  # of a `fit`, on rank 0
@@ -141,6 +143,9 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             parser.add_argument("--remix", type=bool, default=False, help=remember)
         if self.name == "predict":
             add_predict_arguments(parser, InferencePrecision)
+        if self.name == "validate":
+            questions = "a .jsonl file of questions to score in place of the validation data"
+            parser.add_argument("--tasks", type=str | None, default=None, help=questions)
         parser.add_argument("--init_from", type=str | None, default=None, help=text)
         text = 'heads of --init_from, where its file does not say, as a .pth of "LLMs from scratch"'
         parser.add_argument("--n_head", type=int | None, default=None, help=text)
@@ -177,6 +182,9 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         check_machine(self.name, self.options)
         if self.name == "predict":
             self._resolve_prediction()
+        elif self.options.get("tasks") is not None:
+            assert self.weights.config is not None
+            self.tasks = TaskValidation(self.options, self.weights.config, self.weights.tokenizer)
         else:
             default_vocab_size = self._parser(self.name).get_defaults().model.config.vocab_size
             self.tokenizer = resolve_data(self.name, self.options, self.weights, default_vocab_size)
@@ -209,7 +217,9 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             from lit_gpt.insight.remix.callback import RemixFigures
 
             self.trainer.callbacks.append(RemixFigures(self.options.data.path))  # type: ignore[attr-defined]
-        if self.name != "predict" and self.datamodule.format == "pairs":
+        if self.tasks is not None:
+            self.model.metrics.tasks = self.tasks.metric
+        elif self.name != "predict" and self.datamodule.format == "pairs":
             self.trainer.callbacks.append(ReferenceLogprobs(self.datamodule))  # type: ignore[attr-defined]
         self.model.precision_reason = self.precision_reason
         self.model.weights_follow = self.name != "fit" and self.weights.config is not None
@@ -229,11 +239,13 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             self.trainer.callbacks += [writer for writer in writers if writer is not None]  # type: ignore[attr-defined]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """`predict` gets a loader of prompts instead of the data module, and keeps no predictions in memory."""
+        """`predict` gets a loader of prompts instead of the data module, `validate --tasks` its questions."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if self.prediction is not None:
             kwargs.pop("datamodule", None)
             kwargs |= {"dataloaders": self.prediction.loader, "return_predictions": False}
+        if self.tasks is not None:
+            kwargs["datamodule"] = self.tasks.data
         return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:

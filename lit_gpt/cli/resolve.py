@@ -19,7 +19,8 @@ from lit_gpt.checkpoint.growth import grow_weights, grown_config, new_special_id
 from lit_gpt.cli.defaults import ExistingWeights, resolve_grown_vocabulary
 from lit_gpt.console import note
 from lit_gpt.convert.source import SourceCheckpoint
-from lit_gpt.data.datamodule import TokenDataModule, check_divisible
+from lit_gpt.data.datamodule import TokenDataModule
+from lit_gpt.data.option_checks import check_divisible
 from lit_gpt.data.remote import RemoteFolder, is_remote
 from lit_gpt.data.shard_folder import is_prepared
 from lit_gpt.errors import UserError
@@ -60,6 +61,8 @@ def check_machine(subcommand: str, options: Namespace) -> None:
         check_divisible(data.batch_size, rank_count(trainer))
         if data.format == "pairs" and not (options.init_from or options.ckpt_path):
             raise UserError("data.format=pairs moves a model that can answer already: give it with --init_from MODEL")
+        if data.mixture is not None and options.get("remix"):
+            raise UserError("--remix compares samples with the text of data.path, not with data.mixture: leave one out")
         DPOConfig(**options.model.dpo.as_dict())  # which checks itself
 
 
@@ -97,6 +100,8 @@ def resolve_data(
         trained_with = with_chat_template(trained_with)
     decide_once("data", lambda: _prepare(data, trained_with), seconds=None)
     data.load_tokenizer(trained_with)
+    if subcommand == "fit":
+        data.check_training()
     if subcommand == "fit" and weights.source is not None:
         grown = _grown_vocabulary(options.data.path, weights.source, data.tokenizer)
         resolve_grown_vocabulary(options, weights.source.config, grown)

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_gpt.batch import IGNORE_INDEX, Batch
-from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader, as_tensors
+from lit_gpt.data.loader import as_tensors
 from lit_gpt.data.masks import COUNTS, find_documents
 from lit_gpt.data.packing import Ints, cut_at_turns, pack
-from lit_gpt.data.shuffle import Shuffle
 from lit_gpt.data.token_stream import TokenStream, check_ids
 from lit_gpt.errors import UserError
 
@@ -135,35 +134,3 @@ class ConversationRows:
         targets = np.where(counts, ids, IGNORE_INDEX)[:, 1:]
         seen = None if self._attend_across else np.ascontiguousarray(documents[:, :-1])
         return as_tensors(np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(targets), pin, seen)
-
-
-def shuffle_rows(rows: ConversationRows, seed: int) -> Shuffle:
-    """The order of the rows in each epoch, in which every row comes once."""
-    return Shuffle(len(rows) + 1, 1, seed)
-
-
-class ConversationTrainLoader(TrainLoader):
-    """Micro-batches of rows, from the cursor on; see `TrainLoader`."""
-
-    def __init__(self, rows: ConversationRows, shuffle: Shuffle, cursor: Cursor, share: RankShare) -> None:
-        """Nothing is read yet; `shuffle` is that of `shuffle_rows`."""
-        super().__init__(rows.tokens, shuffle, cursor, share)
-        self._rows = rows
-
-    def _read(self, starts: np.ndarray) -> Batch:
-        return self._rows.read(starts.tolist(), len(starts), self._share.pin)
-
-
-class ConversationEvalLoader(EvalLoader):
-    """Every row once, divided over the ranks; see `EvalLoader`."""
-
-    def __init__(self, rows: ConversationRows, share: RankShare) -> None:
-        """Nothing is read yet."""
-        super().__init__(rows.tokens, rows.block_size, share)
-        self._rows = rows
-        self.windows = len(rows)
-
-    def _read(self, number: int) -> Batch:
-        share = self._share
-        first = (number * share.ranks + share.rank) * share.rows
-        return self._rows.read(range(first, min(first + share.rows, self.windows)), share.rows, share.pin)

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_gpt.console import note
-from lit_gpt.data.conversation_rows import (
-    ConversationEvalLoader,
-    ConversationRows,
-    ConversationTrainLoader,
-    shuffle_rows,
-)
-from lit_gpt.data.formats import DataFormat, check_template
+from lit_gpt.data.conversation_rows import ConversationRows
+from lit_gpt.data.document_rows import DocumentRows
+from lit_gpt.data.folder_tokenizer import check_same_kind, folder_tokenizer
+from lit_gpt.data.formats import DataFormat
 from lit_gpt.data.index import TEXT, ShardIndex
-from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader
+from lit_gpt.data.loader import Cursor, EvalLoader, RankShare, TrainLoader, share_of_rank
 from lit_gpt.data.masks import MASK_DTYPE, mask_index
+from lit_gpt.data.mixture_loader import MixedFolder, MixtureOrder, MixtureTrainLoader, mixture_fingerprint
+from lit_gpt.data.option_checks import check_divisible, check_options, checked_mixture
 from lit_gpt.data.pair_rows import PairRows
 from lit_gpt.data.prepare_inputs import check_same_sources
 from lit_gpt.data.remote import RemoteFolder, is_remote
+from lit_gpt.data.resume import check_same_order
+from lit_gpt.data.row_loader import RowEvalLoader, RowTrainLoader, shuffle_rows
 from lit_gpt.data.shard_folder import is_prepared, load_index, open_local_split
 from lit_gpt.data.shuffle import Shuffle
 from lit_gpt.data.token_stream import TokenStream, open_split
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.chat_template import with_chat_template
-from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, get_tokenizer, is_trained
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer
 
 REMOTE_WINDOW = 1 << 25  # tokens: shuffled at least so far when shards are fetched
 
@@ -48,6 +48,7 @@ class TokenDataModule(L.LightningDataModule):
     _remote: RemoteFolder | None = None
     _index: ShardIndex | None = None
     _shuffle: Shuffle | None = None
+    _label = ""  # before the split in a line about it
 
     def __init__(
         self,
@@ -63,6 +64,8 @@ class TokenDataModule(L.LightningDataModule):
         cache_gb: float = 50.0,
         format: DataFormat = "text",
         attend_across: bool = False,
+        rows: Literal["stream", "documents"] = "stream",
+        mixture: dict[str, float] | None = None,
     ) -> None:
         """Where the tokens are and how they are cut.
 
@@ -85,29 +88,29 @@ class TokenDataModule(L.LightningDataModule):
             format: `text`; or `chat`: conversations, of which whole ones fill a row and only what the assistant says
                 is learnt. `source` is then JSON lines of OpenAI's, ShareGPT's or Alpaca's form, or `stdlib-chat`. Or
                 `pairs` of answers, of which one is preferred, in TRL's forms, or `stdlib-pairs`; a row is 2 T tokens.
-            attend_across: of conversations: let each see those before it in its row, as text does. By default attention
-                stays inside each, and positions begin at 0 in each.
+            attend_across: of conversations, and of rows of documents: let each see those before it in its row, as text
+                does. By default attention stays inside each, and positions begin at 0 in each.
+            rows: of text in training: `stream`, windows that begin anywhere, or `documents`, which begin with one.
+            mixture: folder → weight: train on samples of these folders, in these proportions after any number of
+                samples, in place of `path`, whose tokenizer and validation data are used.
         """
         super().__init__()
         self.save_hyperparameters()
         self.path, self.source, self.spec, self.val_split = path, source, tokenizer, val_split
         self.batch_size, self.block_size, self.seed = batch_size, block_size, seed
         self.shuffle_tokens, self.cache_dir, self.cache_gb = shuffle_tokens, cache_dir, cache_gb
-        self.format, self.attend_across = format, attend_across
+        self.format, self.attend_across, self.rows = format, attend_across, rows
         self._streams: dict[str, TokenStream] = {}
-        self._rows: dict[str, ConversationRows] = {}
+        self._rows: dict[str, ConversationRows | DocumentRows] = {}
+        self._folders: list[MixedFolder] = []  # of the mixture, once they are opened
         self._cursor = Cursor()
-        self._check()
+        check_options(self)
+        self._mixture = checked_mixture(self, mixture)
 
-    def _check(self) -> None:
-        for name in ("batch_size", "block_size", "shuffle_tokens", "cache_gb"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"data.{name}={value} must be positive")
-        if self.attend_across and self.format != "chat":
-            raise UserError(f"data.attend_across is for conversations, not for {self.format}: leave it out")
-        if self.shuffle_tokens is not None and self.format != TEXT:
-            raise UserError("data.shuffle_tokens is for text, all conversations are shuffled together: leave it out")
+    @property
+    def _has_rows(self) -> bool:
+        """Whether training samples are packed rows, and not windows of the stream."""
+        return self.format != TEXT or self.rows == "documents"
 
     # Preparing ---------------------------------------------------------------------------------------------------
 
@@ -137,48 +140,25 @@ class TokenDataModule(L.LightningDataModule):
         Raises:
             UserError: shards and tokenizer do not belong together.
         """
-        index, file = self._load_index(), self._tokenizer_file()
-        if index.masked and file is None:
-            raise UserError(f"{self.path}: its {TOKENIZER_FILE} is missing, which has the chat template: put it back")
-        if file is not None:
-            self.tokenizer = Tokenizer.load(file)
-            if index.tokenizer_hash not in (None, self.tokenizer.hash):
-                raise UserError(
-                    f"{self.path}: its {TOKENIZER_FILE} is not the one that its shards were made with; prepare it again"
-                )
-            if index.masked:
-                check_template(index, self.tokenizer, f"{self.path}: {TOKENIZER_FILE}")
-            self._compare_spec(self.tokenizer)
-        elif self.spec is None and not is_remote(self._address) and (Path(self._address) / "meta.pkl").exists():
-            note(f"{self.path}: its vocabulary is in meta.pkl, which is not read since a pickle can run code")
-        else:
-            chosen = fallback if fallback and self.spec is None else get_tokenizer(self.spec or "gpt2")
-            if index.tokenizer_hash not in (None, chosen.hash):
-                raise UserError(
-                    f"{self.path}: its {TOKENIZER_FILE} is missing, and its shards are of {index.tokenizer}, not of "
-                    f"{chosen.name}: put it back, or name theirs with --data.tokenizer"
-                )
-            self.tokenizer = chosen
-
-    def _compare_spec(self, found: Tokenizer) -> None:
-        """Refuse shards of another tokenizer than the one asked for."""
-        if self.spec in (None, found.name):
-            return
-        spec = str(self.spec)
-        asked = None if is_trained(spec) else get_tokenizer(spec)
-        if asked is not None and self.format != TEXT:
-            asked = with_chat_template(asked)
-        if asked is None or asked.hash != found.hash:
-            raise UserError(
-                f"{self.path} holds shards of the tokenizer {found.name}, not {self.spec}: leave --data.tokenizer out, "
-                "or prepare the text in another folder"
-            )
+        index = self._load_index()
+        self.tokenizer = folder_tokenizer(self._address, index, self._tokenizer_file(), self.spec, fallback)
 
     def _tokenizer_file(self) -> Path | None:
         if self._remote is not None:
             return self._remote.fetch_optional(TOKENIZER_FILE)
         path = Path(self._address) / TOKENIZER_FILE
         return path if path.is_file() else None
+
+    def check_training(self) -> None:
+        """Refuse, before anything is computed, what cannot be trained on: folders of a mixture, rows of documents.
+
+        Raises:
+            UserError: naming it.
+        """
+        for name in self._mixture.names if self._mixture is not None else ():
+            self._folder(name)
+        if self.rows == "documents":
+            self._end_of_text()
 
     @property
     def _address(self) -> str:
@@ -225,27 +205,49 @@ class TokenDataModule(L.LightningDataModule):
             return open_split(index, split, where, lambda shard: Path(where) / shard.name, local=True)
         return open_local_split(index, split, where)
 
-    def _open_rows(self, split: str) -> ConversationRows:
-        """The conversations of a split in rows.
+    def _open_rows(self, split: str) -> ConversationRows | DocumentRows:
+        """The conversations or documents of a split in rows.
 
         Raises:
             UserError: there are none, or their masks are damaged.
         """
         if split not in self._rows:
-            tokens = self._open_stream(split)
-            marks = self._open(mask_index(self._load_index()), split)
-            options = tokens, marks, self.block_size, self.seed, self._n_vocab
-            of_pairs = self.format == "pairs"
-            rows = PairRows(*options) if of_pairs else ConversationRows(*options, self.attend_across)
+            rows = self._make_rows(split)
             if self.trainer is None or self.trainer.is_global_zero:
-                note(f"{split}: {rows.report}")
+                note(f"{self._label}{split}: {rows.report}")
             self._rows[split] = rows
         return self._rows[split]
+
+    def _make_rows(self, split: str) -> ConversationRows | DocumentRows:
+        tokens = self._open_stream(split)
+        if self.format == TEXT:
+            options = self.block_size, self.seed, self._n_vocab, self.attend_across
+            return DocumentRows(tokens, self._end_of_text(), *options)
+        marks = self._open(mask_index(self._load_index()), split)
+        of_masked = tokens, marks, self.block_size, self.seed, self._n_vocab
+        return PairRows(*of_masked) if self.format == "pairs" else ConversationRows(*of_masked, self.attend_across)
+
+    def _end_of_text(self) -> int:
+        """The id between documents. Raises UserError if there is none."""
+        index, tokenizer = self._load_index(), self.tokenizer
+        found = tokenizer.eot_id if index.eot_id is None and tokenizer is not None else index.eot_id
+        if found is None:
+            raise UserError(f"{self.path}: no end-of-text stands between its documents: leave data.rows out")
+        return found
 
     @property
     def pairs(self) -> dict[str, PairRows]:
         """The pairs of each split that the stage reads, after `setup`."""
         return {split: rows for split, rows in self._rows.items() if isinstance(rows, PairRows)}
+
+    def _folder(self, name: str) -> TokenDataModule:
+        """A folder of the mixture, whose samples are cut and shuffled as this one's are. Raises UserError."""
+        options = {"rows": self.rows, "format": self.format, "attend_across": self.attend_across}
+        folder = TokenDataModule(name, block_size=self.block_size, seed=self.seed, **options)  # type: ignore[arg-type]
+        folder.shuffle_tokens, folder.tokenizer, folder.trainer = self.shuffle_tokens, self.tokenizer, self.trainer
+        folder._label = f"{name}, "
+        check_same_kind(name, folder._load_index(), self._address, self._load_index())
+        return folder
 
     def setup(self, stage: str) -> None:
         """Open what the stage reads. A fit starts at the first sample, unless a checkpoint says otherwise."""
@@ -256,10 +258,12 @@ class TokenDataModule(L.LightningDataModule):
         if stage == "fit":
             self._shuffle = self._make_shuffle()
             self._cursor.reset()
-            if self._shuffle.samples < self._share(True).step:
+            samples, step = self._shuffle.epoch_samples, self._share(True).step
+            if samples < step:
+                where = self.path if self._mixture is None else "data.mixture"
                 raise UserError(
-                    f"{self.path}: the train split has {self._shuffle.samples} samples of {self.block_size} tokens, "
-                    f"fewer than an optimizer step's {self._share(True).step}: take a smaller batch_size or more text"
+                    f"{where}: the train split has {samples} samples of {self.block_size} tokens, fewer than an "
+                    f"optimizer step's {step}: take a smaller batch_size or more text"
                 )
         if stage != "fit" or self.trainer is None or self.trainer.limit_val_batches != 0:
             split = self._eval_split(stage)
@@ -267,10 +271,18 @@ class TokenDataModule(L.LightningDataModule):
 
     def _make_shuffle(self) -> Shuffle:
         """The order of the training samples, which are opened."""
-        if self.format != TEXT:
+        if self._mixture is not None:
+            self._folders = [self._folder(name)._samples() for name in self._mixture.names]
+            return MixtureOrder(self._mixture, [folder.order for folder in self._folders])
+        if self._has_rows:
             return shuffle_rows(self._open_rows("train"), self.seed)
         train = self._open_stream("train")
         return Shuffle(len(train), self.block_size, self.seed, self._window_tokens(train))
+
+    def _samples(self) -> MixedFolder:
+        """This folder's training samples as a part of a mixture."""
+        order = self._make_shuffle()
+        return MixedFolder(self._train_loader(order, RankShare(1)), order, self._fingerprint)
 
     def _eval_split(self, stage: str) -> str:
         """Few folders have a test split; where there is none, validation data serves."""
@@ -288,24 +300,24 @@ class TokenDataModule(L.LightningDataModule):
             UserError: a training batch can't be divided evenly.
         """
         trainer = self.trainer
-        if trainer is None:
-            return RankShare(self.batch_size)
-        ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
-        if train:
-            check_divisible(self.batch_size, ranks)
-        pin = trainer.strategy.root_device.type == "cuda"
-        return RankShare(max(1, self.batch_size // ranks), ranks, trainer.global_rank, accumulate if train else 1, pin)
+        if trainer is None or not train:
+            return share_of_rank(trainer, self.batch_size)
+        check_divisible(self.batch_size, trainer.world_size)
+        return share_of_rank(trainer, self.batch_size, trainer.accumulate_grad_batches)
 
     # Loaders -----------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled samples, from the cursor on."""
         assert self._shuffle is not None, "setup('fit') comes first"
-        if self.format != TEXT:
-            return ConversationTrainLoader(self._open_rows("train"), self._shuffle, self._cursor, self._share(True))
-        return TrainLoader(
-            self._open_stream("train"), self._shuffle, self._cursor, self._share(True), self._n_vocab, self._prefetch
-        )
+        if isinstance(self._shuffle, MixtureOrder):
+            return MixtureTrainLoader(self._folders, self._shuffle, self._cursor, self._share(True))
+        return self._train_loader(self._shuffle, self._share(True))
+
+    def _train_loader(self, order: Shuffle, share: RankShare) -> TrainLoader:
+        if self._has_rows:
+            return RowTrainLoader(self._open_rows("train"), order, self._cursor, share)
+        return TrainLoader(self._open_stream("train"), order, self._cursor, share, self._n_vocab, self._prefetch)
 
     def val_dataloader(self) -> EvalLoader:
         """All windows of the validation split, or all its rows of conversations, in order."""
@@ -318,12 +330,13 @@ class TokenDataModule(L.LightningDataModule):
     def _eval_dataloader(self, split: str) -> EvalLoader:
         share = self._share(False)
         if self.format != TEXT:
-            return ConversationEvalLoader(self._open_rows(split), share)
+            return RowEvalLoader(self._open_rows(split), share)
         return EvalLoader(self._open_stream(split), self.block_size, share, self._n_vocab)
 
     def example_prompts(self, count: int) -> list[list[int]]:
         """The first conversations of the validation split up to the assistant's first turn, as ids; none of text."""
-        return [] if self.format == TEXT else [ids.tolist() for ids in self._open_rows("val").prompts(count)]
+        rows = None if self.format == TEXT else self._open_rows("val")
+        return [ids.tolist() for ids in rows.prompts(count)] if isinstance(rows, ConversationRows) else []
 
     @property
     def _n_vocab(self) -> int | None:
@@ -354,12 +367,21 @@ class TokenDataModule(L.LightningDataModule):
         assert self._shuffle is not None
         versions = None if self._remote is None else self._remote.versions
         return {
-            "fingerprint": (self._streams if self.format == TEXT else self._rows)["train"].fingerprint,
+            "rows": self.rows,
+            "mixture": None if self._mixture is None else self._mixture.ratio,
+            "fingerprint": self._fingerprint,
             "block_size": self.block_size,
             "seed": self.seed,
             "window": self._shuffle.window,
             **({} if versions is None else {"versions": versions}),
         }
+
+    @property
+    def _fingerprint(self) -> str:
+        """A hash of the training tokens, and of the mixture if they are one."""
+        if self._mixture is not None:
+            return mixture_fingerprint(self._mixture, self._folders)
+        return (self._rows if self._has_rows else self._streams)["train"].fingerprint
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's cursor.
@@ -369,29 +391,5 @@ class TokenDataModule(L.LightningDataModule):
         """
         if self._shuffle is None or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
             return
-        for name, value in self._identity().items():
-            if name == "versions" and name not in state_dict:
-                continue  # an earlier checkpoint: it does not say
-            if state_dict.get(name) != value:
-                raise UserError(self._refusal(name, state_dict.get(name), value))
+        check_same_order(self.path, state_dict, self._identity())
         self._cursor.reset(state_dict["epoch"], state_dict["position"])
-
-    def _refusal(self, name: str, saved: Any, now: Any) -> str:
-        if name in ("fingerprint", "versions"):
-            return (
-                f"{self.path}: its training tokens are not those that the run was trained on ({name} {now[:12]}, "
-                f"the checkpoint's is {str(saved)[:12]}): name the run's data, or start a new run with --init_from"
-            )
-        key = "shuffle_tokens" if name == "window" else name
-        return (
-            f"data.{key} gives {name} {now}, the run's is {saved}, and the order of samples depends on it: leave it "
-            "out, or start a new run with --init_from"
-        )
-
-
-def check_divisible(batch_size: int, ranks: int) -> None:
-    """Refuse a training batch that can't be divided evenly among `ranks`. Raises UserError with one that can."""
-    if batch_size % ranks:
-        raise UserError(
-            f"data.batch_size={batch_size} can't be divided among {ranks} ranks: take {-(-batch_size // ranks) * ranks}"
-        )

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,17 @@ class RankShare:
     def step(self) -> int:
         """Samples per optimizer step, over all ranks."""
         return self.rows * self.ranks * self.accumulate
+
+
+def share_of_rank(trainer: Any, batch_size: int, accumulate: int = 1) -> RankShare:
+    """A rank's share of a batch of `batch_size` rows over all ranks together; at least one row.
+
+    `Any`: a Lightning Trainer, which this file does not import; None for one process without one.
+    """
+    if trainer is None:
+        return RankShare(batch_size)
+    pin = trainer.strategy.root_device.type == "cuda"
+    return RankShare(max(1, batch_size // trainer.world_size), trainer.world_size, trainer.global_rank, accumulate, pin)
 
 
 @dataclass
@@ -91,7 +102,7 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """Micro-batches in an epoch; the samples that fill no whole optimizer step are left out."""
-        return self._shuffle.samples // self._share.step * self._share.accumulate
+        return self._shuffle.epoch_samples // self._share.step * self._share.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
         batches = prefetched(lambda: self._batches(self._cursor.epoch, self._cursor.position))

@@ -48,6 +48,11 @@ class Shuffle:
         if window_tokens is not None:
             self.window = min(self.samples, max(1, window_tokens // block_size))
 
+    @property
+    def epoch_samples(self) -> int:
+        """After how many samples an epoch has ended for Lightning."""
+        return self.samples
+
     def phase(self, epoch: int) -> int:
         """Tokens that are skipped before the first block of an epoch."""
         return int(self._keys(epoch, "phase")[0]) % (self._slack + 1)

@@ -145,10 +145,11 @@ class GPT(nn.Module):
         hidden = x if return_hidden else None
         if targets is None:
             return GPTOutput(logits=self._logits(x), hidden=hidden)
+        predicted = None if predict_at is None else self._likeliest(x[predict_at])
         if each_target:
-            return GPTOutput(hidden=hidden, losses=self._losses(x.flatten(0, 1), targets.flatten()).view_as(targets))
+            losses = self._losses(x.flatten(0, 1), targets.flatten()).view_as(targets)
+            return GPTOutput(hidden=hidden, losses=losses, predicted=predicted)
         loss_sum, n_targets = self._loss(x.flatten(0, 1), targets.flatten())
-        predicted = None if predict_at is None else self._logits(x[predict_at]).argmax(-1)
         return GPTOutput(hidden=hidden, loss_sum=loss_sum, n_targets=n_targets, predicted=predicted)
 
     def _hidden(
@@ -226,6 +227,11 @@ class GPT(nn.Module):
         logits = self._logits(x)
         logits = logits.double() if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
+
+    def _likeliest(self, x: Tensor) -> Tensor:
+        """The likeliest id after each of (N, C) hidden states, (N,) int64, in chunks as well."""
+        rows = max(1, CHUNK_BYTES // (x.dtype.itemsize * self.config.vocab_rows))
+        return torch.cat([self._logits(chunk).argmax(-1) for chunk in x.split(rows)])
 
 
 class Block(nn.Module):

@@ -20,6 +20,7 @@ from lit_gpt.batch import Batch, PairBatch
 from lit_gpt.checkpoint.format import KEY, check_weights, header_entry
 from lit_gpt.data.prompts import PromptRecord
 from lit_gpt.data.resume import align_progress
+from lit_gpt.data.task_batches import TaskBatch
 from lit_gpt.generation.engine import Draft
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.sampling import Observer
@@ -29,10 +30,10 @@ from lit_gpt.model.lora import LoRAConfig, NamedAdapters
 from lit_gpt.model.uninitialized import NoInitialization
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.adapter import AdapterTraining
-from lit_gpt.train.answers import AnswerMetric, answer_step_figures, learns_answers, learns_pairs, token_loss
+from lit_gpt.train.answers import answer_step_figures, learns_answers, learns_pairs, token_loss
 from lit_gpt.train.budget import Budget, budget_of
 from lit_gpt.train.compile import compile_in_place
-from lit_gpt.train.dpo import DPOConfig, PairMetric, pair_loss, pair_step_figures
+from lit_gpt.train.dpo import DPOConfig, pair_loss, pair_step_figures
 from lit_gpt.train.frozen_base import BasePrecision
 from lit_gpt.train.fsdp import shard
 from lit_gpt.train.lightning_fixes import (
@@ -44,11 +45,11 @@ from lit_gpt.train.lightning_fixes import (
     repeat_unfinished_validation,
     total_steps,
 )
-from lit_gpt.train.lm_metrics import byte_lengths
 from lit_gpt.train.optim import OptimizerConfig, make_optimizer, skip_step_where
 from lit_gpt.train.precision import muon_arithmetic
 from lit_gpt.train.prediction import Finished, Predictions, prediction_engine
 from lit_gpt.train.schedule import ScheduleConfig
+from lit_gpt.train.validation_metrics import ValidationMetrics
 
 
 class LitGPT(L.LightningModule):
@@ -56,6 +57,7 @@ class LitGPT(L.LightningModule):
 
     Attributes:
         model: the GPT; built in `configure_model`, None before.
+        metrics: what a validation or a test counts.
         tokenizer: what the ids mean; set it before `fit`, a checkpoint restores it. None for bare ids.
         initial_weights: tensors by the names of `GPT.state_dict` to start from instead of random ones.
         weights_follow: whether the Trainer loads a checkpoint before anything is computed, so that no random weights
@@ -89,7 +91,6 @@ class LitGPT(L.LightningModule):
     named_adapters: NamedAdapters | None = None
     validation: dict[str, float] | None = None
     _predictions: Predictions | None = None
-    _byte_lengths: Tensor | None = None
     _step_loss: Tensor | None = None
     _step_sums: Tensor | None = None
     _gradient_norm: Tensor | None = None
@@ -133,7 +134,7 @@ class LitGPT(L.LightningModule):
         self.strict_loading = self.adapter is None  # an adapter's checkpoint has not the base
         self.model = None  # type: ignore[assignment]
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self.metric, self.pair_metric = AnswerMetric(), PairMetric()
+        self.metrics = ValidationMetrics(dpo)
         self._micro_losses: list[Tensor] = []
         self._micro_sums: list[Tensor] = []  # of each: the targets that count, or the sums that `pair_loss` returns
         # Plain values: a dataclass in a checkpoint could not be read without running code.
@@ -315,7 +316,7 @@ class LitGPT(L.LightningModule):
         """Start counting anew."""
         self._start_counting()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | PairBatch | TaskBatch, batch_idx: int) -> None:
         """Count one batch."""
         self._count(batch)
 
@@ -334,20 +335,13 @@ class LitGPT(L.LightningModule):
         self._log_metric("test")
 
     def _start_counting(self) -> None:
-        self.metric.reset()
-        self.pair_metric.reset()
-        if self.tokenizer is not None and self._byte_lengths is None:
-            self._byte_lengths = byte_lengths(self.tokenizer, self.config.vocab_size).to(self.device)
+        self.metrics.start(self.tokenizer, self.config.vocab_size, self.device)
 
-    def _count(self, batch: Batch | PairBatch) -> None:
-        if isinstance(batch, PairBatch):
-            self.pair_metric.count(self.model, batch, self.dpo_config)
-        else:
-            self.metric.count(self.model, batch, self._byte_lengths, learns_answers(self.trainer))
+    def _count(self, batch: Batch | PairBatch | TaskBatch) -> None:
+        self.metrics.count(self.model, batch, learns_answers(self.trainer))
 
     def _log_metric(self, stage: str) -> dict[str, Tensor]:
-        metric = self.pair_metric if learns_pairs(self.trainer) else self.metric
-        figures: dict[str, Tensor] = metric.compute()
+        figures = self.metrics.compute(learns_pairs(self.trainer))
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, prog_bar=stage == "val")
         if self.trainer.training or self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step))  # the logger's x-axis: optimizer steps done

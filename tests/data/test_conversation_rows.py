@@ -15,17 +15,13 @@ import pytest
 from chatting import as_openai, chat_bytes, prepare_chat, some_conversations, write_lines
 
 from lit_gpt.batch import IGNORE_INDEX, Batch
-from lit_gpt.data.conversation_rows import (
-    ConversationEvalLoader,
-    ConversationRows,
-    ConversationTrainLoader,
-    shuffle_rows,
-)
+from lit_gpt.data.conversation_rows import ConversationRows
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.loader import Cursor, RankShare
 from lit_gpt.data.masks import COUNTS, mask_index
 from lit_gpt.data.prepare import prepare
 from lit_gpt.data.remote import RemoteFolder
+from lit_gpt.data.row_loader import RowEvalLoader, RowTrainLoader, shuffle_rows
 from lit_gpt.data.shard_folder import load_index, open_tokens
 from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.errors import UserError
@@ -100,7 +96,7 @@ def test_a_batch_has_the_targets_of_its_conversations_and_their_numbers(folder: 
 def test_validation_counts_every_answer_once(folder: Path, rows: int, ranks: int) -> None:
     opened = open_rows(folder, "val")
     found: Counter[tuple[int, int]] = Counter()
-    loaders = [ConversationEvalLoader(opened, RankShare(rows, ranks, rank)) for rank in range(ranks)]
+    loaders = [RowEvalLoader(opened, RankShare(rows, ranks, rank)) for rank in range(ranks)]
     for loader in loaders:
         batches = list(loader)
         assert len(batches) == len(loader) == len(loaders[0])
@@ -115,7 +111,7 @@ def test_an_epoch_has_every_row_once_on_any_number_of_ranks(folder: Path) -> Non
     step, per_step = 4, []
     for ranks, accumulate in [(1, 1), (1, 4), (2, 2), (4, 1)]:
         shares = [RankShare(step // ranks // accumulate, ranks, rank, accumulate) for rank in range(ranks)]
-        loaders = [ConversationTrainLoader(rows, shuffle_rows(rows, 5), Cursor(), share) for share in shares]
+        loaders = [RowTrainLoader(rows, shuffle_rows(rows, 5), Cursor(), share) for share in shares]
         batches = [list(loader) for loader in loaders]
         steps = len(batches[0]) // accumulate
         assert steps == len(rows) // step
@@ -131,7 +127,7 @@ def test_an_epoch_has_every_row_once_on_any_number_of_ranks(folder: Path) -> Non
     assert all(each == per_step[0] for each in per_step)
     seen = [row for some in per_step[0] for row in some]
     assert len(set(seen)) == len(seen) == len(rows) // step * step
-    other = list(ConversationTrainLoader(rows, shuffle_rows(rows, 5), Cursor(1, 0), RankShare(4)))
+    other = list(RowTrainLoader(rows, shuffle_rows(rows, 5), Cursor(1, 0), RankShare(4)))
     assert sorted(tuple(row) for row in other[0].idx.tolist()) != per_step[0][0]
 
 
@@ -148,7 +144,7 @@ def test_a_long_conversation_is_cut_after_turns_counted_and_reported(folder: Pat
     if kept < len(whole.tokens):
         assert f"{len(whole.tokens) - kept:,} tokens fit into none" in small.report
     found: Counter[tuple[int, int]] = Counter()
-    for batch in ConversationEvalLoader(small, RankShare(4)):
+    for batch in RowEvalLoader(small, RankShare(4)):
         found += pairs(batch)
     assert found == wanted_pairs(small)
     assert found <= wanted_pairs(whole)

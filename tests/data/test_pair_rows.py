@@ -11,11 +11,11 @@ from chatting import chat_bytes
 from pairing import prepare_pairs, some_pairs
 
 from lit_gpt.batch import IGNORE_INDEX, PairBatch
-from lit_gpt.data.conversation_rows import ConversationEvalLoader
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.loader import RankShare
 from lit_gpt.data.masks import COUNTS, mask_index
 from lit_gpt.data.pair_rows import PairRows
+from lit_gpt.data.row_loader import RowEvalLoader
 from lit_gpt.data.shard_folder import load_index, open_tokens
 from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.errors import UserError
@@ -111,7 +111,7 @@ def test_all_ranks_together_have_every_pair_once(folder: Path) -> None:
     numbers = [
         number
         for rank in range(3)
-        for batch in ConversationEvalLoader(rows, RankShare(2, 3, rank))
+        for batch in RowEvalLoader(rows, RankShare(2, 3, rank))
         for number in batch.numbers[batch.numbers >= 0].tolist()  # type: ignore[attr-defined]
     ]
     assert sorted(numbers) == list(range(len(rows.reference)))

@@ -10,6 +10,9 @@ import torch
 
 from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.convert.recognise import load_source
+from lit_gpt.data.document_rows import DocumentRows
+from lit_gpt.data.shard_folder import open_tokens
+from lit_gpt.data.shards import write_shard
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -56,3 +59,32 @@ def test_each_document_has_the_loss_that_transformers_gives_it_alone(name: str, 
     output = model(rows, targets, documents=numbers)
     assert float(output.loss_sum) == pytest.approx(wanted, rel=1e-6)
     assert abs(float(model(rows, targets).loss_sum) - wanted) > 1e-3 * wanted
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_each_document_of_text_has_the_loss_that_transformers_gives_it_alone(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)).eval()
+    for parameter in reference.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    reference.save_pretrained(tmp_path / "gpt2")
+    model = load_source(str(tmp_path / "gpt2"))[0].double()
+    reference = reference.double()
+    eot, generator = 96, torch.Generator().manual_seed(2)
+    documents = [torch.randint(0, eot, (size,), generator=generator) for size in (9, 30, 3, 25, 14, 1, 40, 21)]
+    ids = torch.cat([torch.cat([each, torch.tensor([eot])]) for each in documents])
+    with write_shard(tmp_path / "train_0.bin", "uint16") as writer:
+        writer.add(ids.numpy())
+    rows = DocumentRows(open_tokens(tmp_path, "train"), eot, 64, seed=0)
+    batch = rows.read(range(len(rows)), len(rows), pin=False)
+    assert 1 < len(rows) < len(documents)
+    wanted = 0.0
+    for number, each in enumerate(documents):  # from the end-of-text before it up to the one after it
+        text = torch.cat([torch.tensor([eot] * (number > 0), dtype=torch.int64), each, torch.tensor([eot])])
+        logprobs = reference(text[None, :-1]).logits[0].log_softmax(-1)
+        wanted -= float(logprobs.gather(1, text[1:, None]).sum())
+    output = model(batch.idx, batch.targets, documents=batch.documents)
+    assert int(output.n_targets) == len(ids) - 1
+    assert float(output.loss_sum) == pytest.approx(wanted, rel=1e-6)
+    assert abs(float(model(batch.idx, batch.targets).loss_sum) - wanted) > 1e-3 * wanted

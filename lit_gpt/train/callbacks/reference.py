@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lit_gpt.batch import PairBatch
 from lit_gpt.console import note
-from lit_gpt.data.conversation_rows import ConversationEvalLoader
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.loader import RankShare
+from lit_gpt.data.row_loader import RowEvalLoader
 from lit_gpt.errors import UserError
 from lit_gpt.train.dpo import answer_logprobs
 from lit_gpt.train.module import LitGPT
@@ -71,7 +71,7 @@ class ReferenceLogprobs(Callback):
         module.eval()
         size, ranks = max(1, self._data.batch_size // trainer.world_size), trainer.world_size
         for split, rows in self._data.pairs.items():
-            loader = ConversationEvalLoader(rows, RankShare(size, ranks, trainer.global_rank))
+            loader = RowEvalLoader(rows, RankShare(size, ranks, trainer.global_rank))
             table = torch.zeros(rows.reference.shape, device=module.device)
             with _progress(trainer, f"reference model, {split} pairs", len(loader)) as advance:
                 for batch in loader:
