@@ -56,7 +56,7 @@ def add_predict_arguments(parser: ArgumentParser, precisions: Any) -> None:
     parser.add_class_arguments(GenerationConfig, skip=set(switches))
     switches["chat"] = "each prompt is what a user says, in the model's chat template: the answer ends with its turn"
     switches["resume"] = "go on with a run that was killed: what is in its .partial file is not done again"
-    switches["show_ids"] = "print each prompt's ids and the shape of their tensor, (1, T); --output has them too"
+    switches["show_ids"] = "print each prompt's ids and its tensor's shape, (1, T)"
     switches["trace"] = "show how each token was chosen: candidates, what was cut, the draw"
     for name, text in switches.items():
         parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", default=False, help=text)
