@@ -31,6 +31,12 @@ COMMANDS = {
         "lit_gpt.data.prepare:main",
     ),
     "fit": Command("train a model", "lit_gpt fit --config configs/quickstart.yaml", "lit_gpt.cli.lightning:main"),
+    "sweep": Command(
+        "train many models that differ in some options",
+        "lit_gpt sweep --config base.yaml --set model.config.n_layer=4,6 --seeds 3 --budget 00:05:00",
+        "lit_gpt.runs.sweep:main",
+        "lit_gpt.runs.sweep_options:print_help",
+    ),
     "validate": Command(
         "loss of a checkpoint on validation data", "lit_gpt validate --ckpt_path last", "lit_gpt.cli.lightning:main"
     ),

@@ -136,7 +136,9 @@ def resolve_grown_vocabulary(options: Namespace, source: GPTConfig, grown: GPTCo
 def _refuse_changed(options: Namespace, config: GPTConfig, keys: set[str]) -> None:
     """Raise UserError, naming the key, if one of `keys` is not as in `config`."""
     for key, value in config.to_dict().items():
-        asked = options.model.config[key]
+        asked, left_out = options.model.config[key], dict[str, Any]({key: None})
+        if asked is None and dataclasses.replace(config, **left_out) == config:
+            continue  # what is left out is filled in, as when the run began: its config.yaml does not have it
         if key in keys and asked != value:
             raise UserError(
                 f"model.config.{key}={asked} differs from the checkpoint's {value}: its weights have that shape; "

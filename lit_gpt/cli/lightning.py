@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_gpt.checkpoint.lightning_io import AtomicCheckpointIO
@@ -72,9 +72,16 @@ from lit_gpt.train.lightning_fixes import (
     keyboard_interrupts,
     silence_lightning,
 )
+from lit_gpt.train.loggers import LoggerName, further_loggers, is_own_logger
 from lit_gpt.train.module import LitGPT
 from lit_gpt.train.precision import TrainerPrecision
-from lit_gpt.train.rank_zero import check_same_configuration, connect_ranks, decide_once, failures_reported
+from lit_gpt.train.rank_zero import (
+    check_same_configuration,
+    connect_ranks,
+    decide_once,
+    failures_reported,
+    is_rank_zero,
+)
 
 _METHOD_SKIPS = {
     "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
@@ -87,12 +94,21 @@ _METHOD_SKIPS = {
 class GPTTrainer(Trainer):
     """Lightning's Trainer, whose precision can also be `auto`: `lit_gpt.train.precision` decides before it is built.
 
+    Its logger can also be a name of `lit_gpt.train.loggers`; any other text is refused before it is built.
+
     Its `max_time` is a `Budget`.
     """
 
-    def __init__(self, *args: Any, precision: Literal["auto", TrainerPrecision] | None = "auto", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        precision: Literal["auto", TrainerPrecision] | None = "auto",
+        logger: LoggerName | Logger | Iterable[Logger] | bool | str | None = None,
+        **kwargs: Any,
+    ) -> None:
         set_budget(kwargs)
-        super().__init__(*args, precision=None if precision == "auto" else precision, **kwargs)
+        logger = False if isinstance(logger, str) else logger
+        super().__init__(*args, precision=None if precision == "auto" else precision, logger=logger, **kwargs)
 
 
 class ProgramParser(OneLineErrors, LightningArgumentParser):
@@ -277,7 +293,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our logger and our way of writing checkpoints; what it refuses is bad input."""
         options = self.options.trainer
-        if options.logger in (None, True):
+        if is_own_logger(options.logger):
             kwargs["logger"] = False
         self.trainer_defaults["callbacks"] = self._callbacks()
         kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(self._get(self.config_init, "trainer").plugins)]
@@ -285,7 +301,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise UserError(f"the trainer cannot be set up: {' '.join(str(error).split())}") from error
-        if options.logger in (None, True) and self.name == "fit" and not options.fast_dev_run:
+        if is_own_logger(options.logger) and self.name == "fit" and not options.fast_dev_run:
             self._set_logger(trainer, options.default_root_dir or ".")  # only now: what is refused makes no folder
         return trainer
 
@@ -317,9 +333,13 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         inside = os.path.relpath(folder, root)
         if not inside.startswith(os.pardir):
             folder = Path(root, inside)
-        trainer.loggers = [
-            TensorBoardLogger(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
-        ]
+        board = TensorBoardLogger(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
+        try:
+            further = further_loggers(self.options.trainer.logger, folder) if is_rank_zero() else []
+        except UserError:
+            self._free_run_folder()
+            raise
+        trainer.loggers = [board, *further]  # the first one's folder is where checkpoints go
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 callback.lock = self.run_lock

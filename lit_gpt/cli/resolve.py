@@ -30,6 +30,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train.budget import parse_duration
 from lit_gpt.train.compile import resolve_compile
 from lit_gpt.train.dpo import DPOConfig
+from lit_gpt.train.loggers import check_logger
 from lit_gpt.train.precision import Decision, device_type, resolve_precision
 from lit_gpt.train.rank_zero import current_watch, decide_once, is_rank_zero
 from lit_gpt.train.ranks import device_count
@@ -44,6 +45,7 @@ def check_machine(subcommand: str, options: Namespace) -> None:
         raise UserError(
             f"trainer.precision={trainer.precision} is for training: use --precision fp32, bf16, int8 or int4"
         )
+    check_logger(trainer.logger)
     if subcommand == "fit" and trainer.max_time is not None:
         parse_duration(trainer.max_time)
     for name in ("num_nodes", "accumulate_grad_batches"):

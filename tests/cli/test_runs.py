@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import signal
@@ -17,7 +18,7 @@ from jsonargparse import Namespace
 
 from lit_gpt.__main__ import main
 from lit_gpt.checkpoint.format import Header, load_checkpoint, read_header, save_checkpoint
-from lit_gpt.cli.defaults import ExistingWeights, refuse_changed_run
+from lit_gpt.cli.defaults import ExistingWeights, refuse_changed_model, refuse_changed_run
 from lit_gpt.errors import UserError
 from lit_gpt.locks import Lock
 from lit_gpt.model.config import GPTConfig
@@ -100,6 +101,21 @@ def test_a_run_is_not_made_shorter_than_it_is(limits: dict[str, int | None], mes
     options = Namespace(trainer=Namespace(**limits), model=Namespace(optimizer=Namespace(name="adamw")))
     with pytest.raises(UserError, match=f"^{re.escape(message)}") if message else nullcontext():
         refuse_changed_run("fit", options, ExistingWeights(header))
+
+
+def test_a_size_that_is_filled_in_is_no_change_and_another_one_is() -> None:
+    """The config.yaml of a run has none, the checkpoint has what it became."""
+    filled = GPTConfig(n_embd=48, n_head=2, mlp="swiglu")
+    for config, asked, message in (
+        (filled, None, ""),
+        (filled, 64, "model.config.intermediate_size=64 differs from the checkpoint's 128"),
+        (dataclasses.replace(filled, intermediate_size=64), None, "model.config.intermediate_size=None differs"),
+    ):
+        shape = Namespace(**{**config.to_dict(), "intermediate_size": asked})
+        options = Namespace(model=Namespace(config=shape), trainer=Namespace(precision="auto"))
+        header = Header(Path("x.ckpt"), config, None, None, {}, {}, step=1, epoch=0)
+        with pytest.raises(UserError, match=re.escape(message)) if message else nullcontext():
+            refuse_changed_model("fit", options, ExistingWeights(header))
 
 
 @pytest.mark.slow
