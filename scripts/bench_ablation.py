@@ -25,7 +25,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from lit_gpt.atomic import atomic_write
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.train.optim import OptimizerConfig, clip_gradients, make_optimizer

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lit_gpt.atomic import atomic_write
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.inference.levels import ISA_VARIABLE

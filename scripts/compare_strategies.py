@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 from lit_gpt import load
 from lit_gpt.api import Generator
-from lit_gpt.atomic import atomic_write
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.generation.complete import encode_prompt
 from lit_gpt.generation.strategy_table import STRATEGIES
 

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_gpt.atomic import atomic_write
+from lit_gpt.files.atomic import atomic_write
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from lit_gpt.atomic import atomic_write
+from lit_gpt.files.atomic import atomic_write
 
 COLOURS = 256
 """Of a picture's palette: the page has few, and a file is a third as large."""

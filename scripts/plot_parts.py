@@ -18,7 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import nn
 
-from lit_gpt.atomic import atomic_write
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.norm import make_norm
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.convert.recognise import load_source
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_gpt.atomic import atomic_write, remove_unfinished
 from lit_gpt.checkpoint.format import save_checkpoint
+from lit_gpt.files.atomic import atomic_write, remove_unfinished
 
 
 def test_the_umask_of_other_threads_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

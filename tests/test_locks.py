@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from environment import ROOT
 
-from lit_gpt.locks import InUse, Lock, lock_path
+from lit_gpt.files.locks import InUse, Lock, lock_path
 
 HOLD = """
 import sys, time
-from lit_gpt.locks import Lock
+from lit_gpt.files.locks import Lock
 lock = Lock(sys.argv[1], "in use", shared=len(sys.argv) > 2)
 print("held", flush=True)
 time.sleep(600)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lit_gpt.console.options import make_parser, options_first
 from lit_gpt.errors import UserError
-from lit_gpt.options import make_parser, options_first
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,14 @@ SECTIONS = ("fit", "prepare", "results", "disk", "damage", "two", "kernels", "se
 CARELESS = """
 import runpy, sys
 from contextlib import contextmanager
-import lit_gpt.atomic
+import lit_gpt.files.atomic
 
 @contextmanager
 def write_in_place(path, mode="wb"):
     with open(path, mode) as file:
         yield file
 
-lit_gpt.atomic.atomic_write = write_in_place
+lit_gpt.files.atomic.atomic_write = write_in_place
 sys.argv = sys.argv[1:]
 sys.path.insert(0, {scripts!r})
 runpy.run_path(sys.argv[0], run_name="__main__")

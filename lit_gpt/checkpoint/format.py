@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.checkpoint.adapter import AdapterEntry
 from lit_gpt.checkpoint.frozen import frozen_checkpoint
 from lit_gpt.checkpoint.limits import check_fits, check_plain
 from lit_gpt.checkpoint.torch_file import OpenTorchFile, check_tensors, load_torch_file
 from lit_gpt.errors import UserError, brief
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.uninitialized import empty_gpt

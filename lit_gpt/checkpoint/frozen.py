@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.errors import UserError, brief, nearest
+from lit_gpt.files.atomic import atomic_write
 
 PREFIX = "frozen:"
 VARIABLE = "LIT_GPT_FROZEN"

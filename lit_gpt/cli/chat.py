@@ -13,7 +13,7 @@ from lit_gpt.cli.chat_commands import COMMANDS, QUIT, ChatContext, run_command, 
 from lit_gpt.cli.chat_options import parse
 from lit_gpt.cli.chat_session import ChatSession, check_system
 from lit_gpt.cli.chat_terminal import ChatTerminal, show_answer
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.recognise import open_source
 from lit_gpt.errors import UserError
 from lit_gpt.generation.generation_config import GenerationConfig

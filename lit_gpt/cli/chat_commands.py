@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.cli.chat_session import ChatSession
 from lit_gpt.cli.chat_terminal import ChatTerminal, held_interrupts, show_answer
 from lit_gpt.data.conversations import SUFFIXES
 from lit_gpt.errors import UserError, brief, nearest
+from lit_gpt.files.atomic import atomic_write
 
 _COMMAND = re.compile(r"/([A-Za-z]\w*)(?:\s+(.*))?", re.DOTALL)
 NO_SYSTEM = '""'

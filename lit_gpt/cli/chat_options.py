@@ -6,10 +6,10 @@ import dataclasses
 
 from jsonargparse import Namespace
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
+from lit_gpt.console.options import CommandParser, help_page, make_parser
 from lit_gpt.errors import UserError
 from lit_gpt.generation.generation_config import GenerationConfig
-from lit_gpt.options import CommandParser, help_page, make_parser
 
 _DRAWING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
 _PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")

@@ -22,12 +22,12 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.cli.defaults import ExistingWeights
 from lit_gpt.cli.lightning import Program
 from lit_gpt.cli.resolve import check_machine, resolve_compile_option, resolve_data, resolve_precision_option
 from lit_gpt.cli.shipped_configs import use_shipped_configs
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.train.lightning_fixes import silence_lightning
 from lit_gpt.train.loggers import is_own_logger

@@ -47,16 +47,16 @@ from lit_gpt.cli.resolve import (
 )
 from lit_gpt.cli.shipped_configs import use_shipped_configs
 from lit_gpt.cli.tasks import TaskValidation
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
+from lit_gpt.console.options import OneLineErrors, parser_keys
 from lit_gpt.convert.adapter_set import AdapterSet
 from lit_gpt.convert.recognise import CONVERTED, open_source
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.errors import UserError
+from lit_gpt.files.locks import Lock
 from lit_gpt.generation.engine import Draft, check_draft
 from lit_gpt.inference.prepare import InferencePrecision
-from lit_gpt.locks import Lock
-from lit_gpt.options import OneLineErrors, parser_keys
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from lit_gpt.train import run_folder
 from lit_gpt.train.budget import set_budget

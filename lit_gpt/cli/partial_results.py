@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.errors import UserError
-from lit_gpt.locks import Lock
+from lit_gpt.files.atomic import atomic_write
+from lit_gpt.files.locks import Lock
 
 
 class PartialResults:

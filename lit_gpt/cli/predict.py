@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from lit_gpt.cli.partial_results import PartialResults
 from lit_gpt.cli.prediction_writer import PredictionWriter
 from lit_gpt.cli.resolve import rank_count
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.recognise import files_of_source
 from lit_gpt.data.prompts import ChatPrompts, PromptDataset, PromptRecord
 from lit_gpt.errors import UserError, brief

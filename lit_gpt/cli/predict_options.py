@@ -6,8 +6,8 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
+from lit_gpt.console.options import help_page, make_parser
 from lit_gpt.generation.generation_config import GenerationConfig
-from lit_gpt.options import help_page, make_parser
 
 _GROUPS = {
     "the model, the prompts and the results": (

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_gpt.cli.partial_results import PartialResults
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.data.prompts import PromptRecord
 from lit_gpt.generation.complete import Completion, encode_prompt
 from lit_gpt.generation.outputs import Token

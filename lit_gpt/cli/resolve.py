@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lit_gpt.checkpoint.growth import grow_weights, grown_config, new_special_ids
 from lit_gpt.cli.defaults import ExistingWeights, resolve_grown_vocabulary
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.option_checks import check_divisible

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.train.rank_zero import is_rank_zero
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jsonargparse import Namespace
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.data.task_batches import TaskDataModule
 from lit_gpt.data.tasks import Question, ScoredText, encode_questions, read_questions
 from lit_gpt.errors import UserError

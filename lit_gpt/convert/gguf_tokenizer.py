@@ -13,7 +13,7 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.gguf_format import Numbers
 from lit_gpt.convert.patterns import GPT2, read_pattern, write_pattern
 from lit_gpt.convert.tokenizer_json import LETTER_OF, convert_tokenizer, write_tokenizer

@@ -12,8 +12,7 @@ import torch
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
-from lit_gpt.atomic import atomic_write
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.gguf_architectures import ROPE_FACTORS, GgufModel, describe, heads_of, rope_factors, to_pairs
 from lit_gpt.convert.gguf_format import GgufTensor, pack_header, padding
 from lit_gpt.convert.gguf_tokenizer import describe_tokenizer
@@ -21,6 +20,7 @@ from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.weights import StoredTensor, model_shapes, to_their_names
 from lit_gpt.convert.write import check_absent, with_notes
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.files.atomic import atomic_write
 
 _FILE_TYPES = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.hf import weight_map
 from lit_gpt.errors import UserError
 

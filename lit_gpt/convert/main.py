@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
+from lit_gpt.console.options import CommandParser, make_parser, options_first
 from lit_gpt.convert.publish import add_arguments as add_publishing_arguments
 from lit_gpt.convert.publish import publication_of, publish
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.options import CommandParser, make_parser, options_first
 
 if TYPE_CHECKING:
     from lit_gpt.convert.source import SourceCheckpoint

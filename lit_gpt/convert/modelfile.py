@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lit_gpt.atomic import atomic_write
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.source import SourceCheckpoint
 from lit_gpt.convert.write import check_absent
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.tokenizer.chatml import is_ours
 
 SAMPLING: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}

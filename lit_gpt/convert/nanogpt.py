@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_gpt.checkpoint.limits import check_fits
 from lit_gpt.checkpoint.torch_file import OpenTorchFile
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.pickles import load_plain_pickle, stored_tensors, strip_prefix
 from lit_gpt.convert.source import SourceCheckpoint, named_tokenizer
 from lit_gpt.convert.weights import NameTable, tensor_entries, to_our_names

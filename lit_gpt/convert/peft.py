@@ -22,7 +22,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.convert.adapters import Adapter, check_adapter
 from lit_gpt.convert.hf import open_safetensors
 from lit_gpt.convert.hf_architectures import ARCHITECTURES, tensor_plan, write_config
@@ -32,6 +31,7 @@ from lit_gpt.convert.tokenizer_json import read_tokenizer
 from lit_gpt.convert.weights import StoredTensor, TensorEntry
 from lit_gpt.convert.write import check_absent, tokenizer_files, whole_folder, write_safetensors
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.model.lora import AdapterWeights, Factor
 from lit_gpt.tokenizer.json_object import read_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.endpoint import check_endpoint
 from lit_gpt.convert.licences import licence_metadata
 from lit_gpt.errors import UserError

@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.errors import UserError
 
 _NO_ANSWER: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)

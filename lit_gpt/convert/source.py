@@ -10,7 +10,7 @@ import torch
 
 from lit_gpt.checkpoint.format import build_model
 from lit_gpt.checkpoint.training_record import TrainingRecord
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.weights import DTYPES, StoredTensor, TensorEntry
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.model.config import GPTConfig

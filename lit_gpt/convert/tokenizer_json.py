@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert import patterns
 from lit_gpt.convert.byte_fallback_json import is_byte_fallback, read_byte_fallback
 from lit_gpt.convert.probe_texts import probe_texts

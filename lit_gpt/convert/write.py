@@ -14,15 +14,15 @@ from typing import IO, Any
 
 import torch
 
-from lit_gpt.atomic import atomic_write, sync_folder, temporary_path
 from lit_gpt.checkpoint.format import model_checkpoint
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.convert.generation_json import generation_json
 from lit_gpt.convert.hf_architectures import read_config, tensor_plan, write_config
 from lit_gpt.convert.source import SourceCheckpoint, without_padding
 from lit_gpt.convert.tokenizer_json import write_tokenizer, write_tokenizer_config
 from lit_gpt.convert.weights import StoredTensor, model_shapes, to_their_names
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write, sync_folder, temporary_path
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 CARD = "README.md"

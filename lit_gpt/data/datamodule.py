@@ -8,7 +8,7 @@ from typing import Any, Literal
 import lightning.pytorch as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.data.conversation_rows import ConversationRows
 from lit_gpt.data.document_rows import DocumentRows
 from lit_gpt.data.folder_tokenizer import check_same_kind, folder_tokenizer

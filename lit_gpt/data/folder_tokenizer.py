@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.data.formats import check_template
 from lit_gpt.data.index import TEXT, ShardIndex
 from lit_gpt.data.remote import is_remote

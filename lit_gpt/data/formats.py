@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.data.conversations import SUFFIXES, load_messages, read_conversations
 from lit_gpt.data.index import ShardIndex
 from lit_gpt.data.pairs import load_pair, read_pairs
 from lit_gpt.data.readers import Text
 from lit_gpt.data.text_source import BadText, OnRead, TextSource
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.tokenizer.chat_template import ChatTemplate, EncodedConversation, Message, TemplateFailed
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 

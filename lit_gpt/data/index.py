@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.data.small_json import MAX_JSON_BYTES, parse_small_json, shown
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write
 
 INDEX = "index.json"
 INDEX_VERSION = 1

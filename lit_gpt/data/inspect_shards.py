@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.data.formats import MASKED_FORMATS, check_template
 from lit_gpt.data.index import INDEX, REMEDY, Shard, ShardIndex
 from lit_gpt.data.masks import BEGINS, COUNTS, find_documents, mask_index

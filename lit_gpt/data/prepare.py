@@ -17,7 +17,8 @@ from typing import Any
 
 from jsonargparse import ActionYesNo
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
+from lit_gpt.console.options import make_parser
 from lit_gpt.data.formats import MASKED_FORMATS, DataFormat, MaskedFormat, template_hash, write_generated
 from lit_gpt.data.index import INDEX_VERSION, MASKED_VERSION, ShardIndex
 from lit_gpt.data.inspect_shards import check, show, summary
@@ -34,7 +35,6 @@ from lit_gpt.data.text_source import BadText, OnRead, TextSource
 from lit_gpt.data.workers import Workers
 from lit_gpt.data.write_shards import TextCount, make_jobs, write_pair
 from lit_gpt.errors import UserError
-from lit_gpt.options import make_parser
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer
 from lit_gpt.tokenizer.train import train_tokenizer
 

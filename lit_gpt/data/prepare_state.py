@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.atomic import atomic_write, remove_unfinished
 from lit_gpt.data.index import INDEX, Shard, is_count, shard_from_json
 from lit_gpt.data.shard_folder import STATE_FILE, check_against_index, is_prepared, read_index
 from lit_gpt.data.shards import MASK_SUFFIX, check_hash, mask_of, read_shard_header
 from lit_gpt.data.small_json import parse_small_json, read_limited, shown
 from lit_gpt.data.splits import SplitRule
 from lit_gpt.errors import UserError
-from lit_gpt.locks import InUse, Lock
+from lit_gpt.files.atomic import atomic_write, remove_unfinished
+from lit_gpt.files.locks import InUse, Lock
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE
 
 DOWNLOADS = ".downloads"

@@ -21,13 +21,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.data.index import INDEX, Shard, ShardIndex
 from lit_gpt.data.masks import MASK_DTYPE
 from lit_gpt.data.shard_folder import check_against_index, index_from_headers
 from lit_gpt.data.shards import HEADER_BYTES, MASK_SUFFIX, check_hash, file_hash, parse_shard_header
 from lit_gpt.data.small_json import MAX_JSON_BYTES
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write
 
 ATTEMPTS = 5
 FIRST_DELAY = 1.0  # seconds before the second attempt; each later one waits twice as long

@@ -16,7 +16,7 @@ from lit_gpt.data.shards import Tokens, check_hash, mask_of, read_shard_header
 from lit_gpt.data.small_json import read_limited
 from lit_gpt.data.token_stream import TokenStream, check_ids, open_split
 from lit_gpt.errors import UserError
-from lit_gpt.locks import Lock
+from lit_gpt.files.locks import Lock
 
 STATE_FILE = "prepare.json"  # the state of a preparation that is under way; beside an index it means nothing
 CHECK_TOKENS = 1 << 22  # read at a time when whole shards are checked

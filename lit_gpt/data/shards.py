@@ -19,9 +19,9 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.data.index import HEADER_BYTES, INDEX, Shard
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.tokenizer.ids import index_outside
 
 Tokens = npt.NDArray[np.unsignedinteger]

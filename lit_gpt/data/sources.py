@@ -14,10 +14,10 @@ from itertools import count
 from pathlib import Path
 from typing import IO
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.data.readers import READERS
 from lit_gpt.data.text_source import OnRead, TextSource
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.files.atomic import atomic_write
 
 STDLIB = "stdlib"
 # Plain text that is read from a folder, beside the formats of `READERS`; a file that is named is read whatever its

@@ -17,7 +17,7 @@ import numpy as np
 from lit_gpt.data.index import Shard, ShardIndex
 from lit_gpt.data.shards import Tokens, read_tokens
 from lit_gpt.errors import UserError
-from lit_gpt.locks import Lock
+from lit_gpt.files.locks import Lock
 from lit_gpt.tokenizer.ids import index_outside
 
 OPEN_FILES = 64

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.inference import native
 from lit_gpt.inference.adapter_bank import AdapterBank, attach_adapters

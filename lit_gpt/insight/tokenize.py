@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any, TypedDict
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
+from lit_gpt.console.options import make_parser
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.options import make_parser
 from lit_gpt.tokenizer.printable import show_bytes, show_token
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer, is_trained
 from lit_gpt.tokenizer.train import train_tokenizer

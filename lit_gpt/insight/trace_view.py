@@ -11,9 +11,9 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.data.prompts import PromptRecord
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.generation.complete import Completion, encode_prompt
 from lit_gpt.generation.trace import Candidate, Trace, Tracer, traces
 from lit_gpt.insight.trace_table import to_table

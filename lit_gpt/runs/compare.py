@@ -7,9 +7,9 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from lit_gpt.atomic import atomic_write
+from lit_gpt.console.options import CommandParser, make_parser, options_first
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.options import CommandParser, make_parser, options_first
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.runs.comparison import Comparison, compare
 from lit_gpt.runs.record import read_run
 from lit_gpt.runs.samples import SampleSettings, prompts_of

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.errors import UserError
 from lit_gpt.runs.groups import SEEDS, RunGroup, differing_keys, group_runs, seed_of, shown_value
 from lit_gpt.runs.judgement import GroupDifference, Interval, judge, mean_interval, remark_on_seeds

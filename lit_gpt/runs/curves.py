@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.runs.comparison import Comparison
 
 if TYPE_CHECKING:

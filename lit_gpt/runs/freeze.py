@@ -19,9 +19,9 @@ from lit_gpt.checkpoint.frozen import (
     verify,
     write_manifest,
 )
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
+from lit_gpt.console.options import CommandParser, make_parser, options_first
 from lit_gpt.errors import UserError
-from lit_gpt.options import CommandParser, make_parser, options_first
 from lit_gpt.runs.record import RunRecord, read_run
 
 

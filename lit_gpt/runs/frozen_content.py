@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.checkpoint.format import KEY, load_checkpoint, save_checkpoint
 from lit_gpt.checkpoint.frozen import PREFIX, checkpoint_name
 from lit_gpt.checkpoint.provenance import code_version, environment
@@ -18,6 +17,7 @@ from lit_gpt.checkpoint.run_log import RUN_LOG
 from lit_gpt.convert.card_samples import LENGTH, SEED, TEMPERATURE, TOP_K, sample_texts
 from lit_gpt.convert.model_card import CardDetails, model_card
 from lit_gpt.convert.source import SourceCheckpoint
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.runs.record import CONFIG, RunRecord
 
 ORIGIN, SAMPLES, CARD = "origin.json", "samples.json", "README.md"

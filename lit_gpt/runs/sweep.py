@@ -7,7 +7,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.errors import UserError
 from lit_gpt.runs.grid import Values, shown
 from lit_gpt.runs.search import StudyRuns, check_search, open_study

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.runs.record import CurvePoint, RunRecord
 from lit_gpt.runs.sweep_options import EqualBudget
 from lit_gpt.runs.sweep_plan import PlannedRun, RunStatus

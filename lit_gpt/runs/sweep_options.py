@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from jsonargparse import ActionYesNo, Namespace
 
+from lit_gpt.console.options import CommandParser, help_page
 from lit_gpt.errors import UserError
-from lit_gpt.options import CommandParser, help_page
 from lit_gpt.runs.grid import SweptKey, grid_size, parse_settings
 
 Method = Literal["grid", "random", "search"]

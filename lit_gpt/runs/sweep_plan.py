@@ -25,8 +25,8 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from lit_gpt.atomic import atomic_write, remove_unfinished
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write, remove_unfinished
 from lit_gpt.runs.grid import Values, grid_values, random_values, shown
 from lit_gpt.runs.record import RunRecord, read_run
 from lit_gpt.runs.sweep_options import SweepOptions, without_password

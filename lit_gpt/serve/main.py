@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from jsonargparse import Namespace
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.errors import UserError
 from lit_gpt.serve.app import create_app
 from lit_gpt.serve.connections import ConnectionLimits, limited_protocol

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from lit_gpt.console.options import CommandParser, help_page, make_parser
 from lit_gpt.errors import UserError
-from lit_gpt.options import CommandParser, help_page, make_parser
 
 _GROUPS = {
     "the model and the address": (

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tiktoken
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.errors import UserError, brief, nearest
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.tokenizer.json_object import parse_json, read_limited
 from lit_gpt.tokenizer.tiktoken_files import named_encoding
 

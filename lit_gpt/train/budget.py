@@ -14,7 +14,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import RunningStage
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.errors import UserError
 
 Duration = str | timedelta | dict[str, int]

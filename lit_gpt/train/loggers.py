@@ -21,9 +21,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogg
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_gpt.atomic import atomic_write
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.train.callbacks.run_paths import path_from_here
 
 LoggerName = Literal["tensorboard", "mlflow", "wandb", "csv"]

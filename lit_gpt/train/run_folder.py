@@ -6,9 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from lit_gpt.atomic import remove_unfinished
 from lit_gpt.errors import UserError
-from lit_gpt.locks import Lock
+from lit_gpt.files.atomic import remove_unfinished
+from lit_gpt.files.locks import Lock
 
 CHECKPOINTS = "checkpoints"
 

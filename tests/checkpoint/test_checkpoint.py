@@ -14,7 +14,6 @@ import pytest
 import torch
 from environment import ROOT
 
-from lit_gpt.atomic import atomic_link, atomic_write
 from lit_gpt.checkpoint.format import (
     build_model,
     load_model,
@@ -25,6 +24,7 @@ from lit_gpt.checkpoint.format import (
     save_model,
 )
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_link, atomic_write
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import get_tokenizer

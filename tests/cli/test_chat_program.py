@@ -356,7 +356,7 @@ def test_bad_options_are_one_line_and_status_2(
 
 def test_every_option_of_chat_is_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     from lit_gpt.cli.chat_options import _parser
-    from lit_gpt.options import parser_keys
+    from lit_gpt.console.options import parser_keys
 
     assert main(["chat", "--help"]) == 0
     page = capsys.readouterr().out

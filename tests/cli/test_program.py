@@ -52,7 +52,7 @@ def test_help_of_a_command_is_a_page_that_begins_with_what_people_use(command: s
 
 
 def test_every_option_of_serve_is_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    from lit_gpt.options import parser_keys
+    from lit_gpt.console.options import parser_keys
     from lit_gpt.serve.options import _parser
 
     assert main(["serve", "--help"]) == 0

@@ -20,7 +20,7 @@ from lit_gpt.__main__ import main
 from lit_gpt.checkpoint.format import Header, load_checkpoint, read_header, save_checkpoint
 from lit_gpt.cli.defaults import ExistingWeights, refuse_changed_model, refuse_changed_run
 from lit_gpt.errors import UserError
-from lit_gpt.locks import Lock
+from lit_gpt.files.locks import Lock
 from lit_gpt.model.config import GPTConfig
 
 SETTINGS = """

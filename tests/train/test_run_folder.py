@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from training import Batches, module, trainer
 
 from lit_gpt.errors import UserError
-from lit_gpt.locks import Lock
+from lit_gpt.files.locks import Lock
 from lit_gpt.train.callbacks.checkpoints import LastCheckpoint
 from lit_gpt.train.optim import OptimizerConfig
 from lit_gpt.train.run_folder import folder_of, lock, reserve

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.console.options import CommandParser
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.insight.info.describe import ModelInfo, Subject, describe, dtype_name
 from lit_gpt.insight.info.parts import count_parts
@@ -15,7 +16,6 @@ from lit_gpt.insight.info.shapes import walk_shapes
 from lit_gpt.insight.info.source_names import source_tensors
 from lit_gpt.insight.info.table import print_hardware, print_info, print_parts, print_shapes, print_source_tensors
 from lit_gpt.model.config import PRESETS, GPTConfig
-from lit_gpt.options import CommandParser
 
 # Sources of the shape ------------------------------------------------------------------------------------------
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_gpt.atomic import atomic_write
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
+from lit_gpt.console.options import make_parser
 from lit_gpt.data.index import ShardIndex
 from lit_gpt.data.matches import Match, longest_matches
 from lit_gpt.data.shard_folder import load_index, open_local_split
 from lit_gpt.data.token_stream import TokenStream
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.insight.remix.novelty import Novelty, Span, held_out_windows, longest_spans, novelty
 from lit_gpt.insight.remix.plot import check_plot, plot_novelty
-from lit_gpt.options import make_parser
 from lit_gpt.tokenizer.printable import show_bytes
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_gpt.atomic import atomic_write
 from lit_gpt.errors import UserError
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.insight.remix.novelty import ORDERS, Novelty
 
 KINDS = ("png", "svg", "pdf")

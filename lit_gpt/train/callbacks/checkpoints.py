@@ -10,7 +10,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_gpt.errors import UserError
-from lit_gpt.locks import Lock
+from lit_gpt.files.locks import Lock
 from lit_gpt.train import run_folder
 
 

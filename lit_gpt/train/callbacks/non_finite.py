@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lit_gpt.batch import Batch
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.train.callbacks.run_paths import path_from_here, saved_path
 from lit_gpt.train.lightning_fixes import log_scalars
 from lit_gpt.train.module import LitGPT

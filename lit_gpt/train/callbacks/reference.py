@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lit_gpt.batch import PairBatch
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.loader import RankShare
 from lit_gpt.data.row_loader import RowEvalLoader

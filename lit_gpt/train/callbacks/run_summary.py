@@ -6,7 +6,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.train.callbacks.run_paths import log_root, path_from_here
 
 

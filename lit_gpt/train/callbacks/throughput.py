@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lit_gpt.batch import Batch
-from lit_gpt.console import note
+from lit_gpt.console.messages import note
 from lit_gpt.train.lightning_fixes import log_scalars
 from lit_gpt.train.module import LitGPT
 

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import textwrap
+from argparse import SUPPRESS
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -144,7 +145,7 @@ def help_page(
 
 def _option_lines(action: Any) -> Iterator[str]:
     flag = f"  --{action.dest}"
-    if action.default is not None and isinstance(action.default, (str, int, float)) and action.default is not False:
+    if isinstance(action.default, (str, int, float)) and action.default is not False and action.default != SUPPRESS:
         flag += f" {json.dumps(action.default) if action.default == '' else action.default}"
     choices = next((kind for kind in _parts(getattr(action, "_typehint", None)) if get_origin(kind) is Literal), None)
     text = " ".join((action.help or "").split())
