@@ -1,1 +1,1 @@
-"""What a program of the command line says and is told: messages on stderr, and options."""
+"""Messages on stderr, and the options of commands."""
