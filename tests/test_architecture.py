@@ -77,6 +77,7 @@ def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
+@pytest.mark.slow
 def test_no_class_name_stands_for_two_things() -> None:
     names = Counter(
         node.name

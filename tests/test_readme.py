@@ -26,6 +26,7 @@ def summary(path: Path) -> str:
     return " ".join(docstring.split("\n\n")[0].split())
 
 
+@pytest.mark.slow
 def test_the_map_has_every_file_with_the_first_line_of_its_docstring() -> None:
     sections = re.split(r"^## ", (ROOT / "docs/map.md").read_text("utf-8"), flags=re.MULTILINE)
     rows = {section.split("\n", 1)[0].rstrip("/"): section for section in sections}

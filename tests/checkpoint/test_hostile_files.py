@@ -296,6 +296,7 @@ def test_fuzz_values_of_a_checkpoint(
     assert "panicked" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @fuzz
 @given(values=st.dictionaries(st.sampled_from(sorted(GPTConfig().to_dict())), SCALARS | st.integers(1, 64), max_size=4))
 def test_fuzz_a_config(values: dict[str, Any]) -> None:

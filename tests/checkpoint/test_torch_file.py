@@ -58,6 +58,7 @@ def test_our_checkpoint_is_unpickled_once(tmp_path: Path, unpickled: list[object
         assert torch.equal(loaded.wte.weight, model.wte.weight)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_600_tensors_is_unpickled_once(tmp_path: Path, unpickled: list[object]) -> None:
     nanogpt_checkpoint(tmp_path / "ckpt.pt", layers=50)
     source = open_source(str(tmp_path / "ckpt.pt"))

@@ -246,6 +246,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path) -> 
     return run
 
 
+@pytest.mark.slow
 def test_a_line_is_a_message_and_the_answers_are_all_of_stdout(
     piped: Piped, answer: Answer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,6 +272,7 @@ def test_through_pipes_all_lines_run_and_the_status_says_that_one_was_refused(
     assert errors[2] == "error: line 3 of the input is not UTF-8: save it as UTF-8"
 
 
+@pytest.mark.slow
 def test_a_trace_through_a_pipe_has_no_escape_codes(
     piped: Piped, answer: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,6 +119,7 @@ def test_what_looks_like_a_special_token_is_text(make: MakeSession) -> None:
     assert session.exchanges[0].prompt_ids.count(END) == 1
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_keeps_what_was_written(make: MakeSession, model: GPT) -> None:
     session = make(chat_gpt(seed=1, end=NEVER), max_new_tokens=200)
     pieces = session.ask("hello")

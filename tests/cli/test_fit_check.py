@@ -30,6 +30,7 @@ def ask(*flags: list[str], budget: tuple[str, float] | None = None) -> list[dict
     return answer({"configs": ["base.yaml"], "flags": list(flags), "budget": budget})
 
 
+@pytest.mark.slow
 def test_all_are_checked_before_anything_is_prepared(folder: Path) -> None:
     answers = ask(
         ["--model.optimizer.lr=1e-2"],
@@ -52,6 +53,7 @@ def test_all_are_checked_before_anything_is_prepared(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["base.yaml", "text.py"]
 
 
+@pytest.mark.slow
 def test_a_configuration_does_not_change_the_next_one(folder: Path) -> None:
     """A preset's values become the parser's defaults."""
     program = FitCheck()

@@ -163,6 +163,7 @@ def test_data_of_another_tokenizer_is_refused(folder: Path, capsys: pytest.Captu
     assert "holds shards of the tokenizer byte" in error.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_precedence_is_preset_then_environment_then_file_then_flag(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

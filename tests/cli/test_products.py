@@ -69,6 +69,7 @@ def test_four_brands_are_continued(tmp_path: Path, program: RunProgram, products
     assert [done.stdout.count(start) >= 1 for start in starts] == [True] * 4
 
 
+@pytest.mark.slow
 def test_the_names_have_to_be_made_first(tmp_path: Path, program: RunProgram) -> None:
     done = program("fit", "--config", ROOT / "configs/products.yaml")
     (line,) = (line for line in done.stderr.splitlines() if "error" in line)

@@ -89,6 +89,7 @@ def test_the_package_hands_on_its_names_without_importing_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -40,6 +40,7 @@ def refused(path: Path) -> str:
     return message
 
 
+@pytest.mark.slow
 def test_cut_off_anywhere_it_is_refused(whole: Path, tmp_path: Path) -> None:
     content = whole.read_bytes()
     path = tmp_path / "cut.gguf"

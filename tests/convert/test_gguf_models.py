@@ -37,6 +37,7 @@ def equal_sources(a: SourceCheckpoint, b: SourceCheckpoint) -> None:
         assert torch.equal(stored.read(), b.weights[name].read()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_there_and_back_bit_for_bit(shape: str, tmp_path: Path) -> None:
     source = sample_source(tmp_path, shape)

@@ -205,6 +205,7 @@ def test_ids_that_the_tokenizer_does_not_use_are_no_text() -> None:
     assert back is not None and back.to_dict() == ours.to_dict()
 
 
+@pytest.mark.slow
 def test_a_file_of_another_program_without_types() -> None:
     """Of GPT-2's early files: the end of text is a token as any other, and no key of ours says what is what."""
     ours = made(GPT2, tokenizer("bpe:400").ranks)

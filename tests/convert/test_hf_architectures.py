@@ -104,6 +104,7 @@ def test_no_feature_is_lost_on_the_way_out(name: str) -> None:
     assert any(feature in message for message in outcomes for feature in OTHER_VALUES)
 
 
+@pytest.mark.slow
 def test_fractions_of_a_head_are_those_that_transformers_rounds_back() -> None:
     for head_dim in range(2, 300, 2):
         for wanted in range(2, head_dim, 2):

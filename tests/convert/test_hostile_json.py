@@ -201,6 +201,7 @@ def test_fuzz_values_of_a_tokenizer_json(
     assert "panicked" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data())
 def test_fuzz_our_tokenizer(data: st.DataObject, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,7 @@ def test_a_repository_that_wants_a_token(hub: Repository, convert: Any, tmp_path
     assert is_tiny(tmp_path / "a.ckpt", tiny_model)
 
 
+@pytest.mark.slow
 def test_weights_that_arrive_damaged(hub: Repository, convert: Any, tmp_path: Path, tiny_model: GPT) -> None:
     """As long as they should be, but with other bytes: found by the digest, and not kept."""
     good = hub.files["model.safetensors"]

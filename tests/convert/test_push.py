@@ -109,6 +109,7 @@ def test_a_public_repository_does_not_get_what_shall_be_private(push: Any, hub: 
     assert nothing_is_left(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "environment", "message"),
     [
@@ -203,6 +204,7 @@ def test_no_hub_there(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endpoint", ["http://[", "http://127.0.0.1:99999", "http://", "huggingface.co"])
 @pytest.mark.parametrize(
     "words", [["some/model", "a.ckpt"], ["absent.ckpt", "--push", "some/model", "--license", "mit"]]

@@ -22,12 +22,14 @@ TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 20
 Serve = Callable[[str, bytes | None], str]
 
 
+@pytest.mark.slow
 def test_the_file_of_the_hash_is_read(server: Serve, tmp_path: Path) -> None:
     address = server("input.txt", TEXT) + HASH_MARK + hashlib.sha256(TEXT).hexdigest()
     index = prepare([address], tmp_path / "out", "byte", val_split="tail:0.1")
     assert sum(shard.tokens for shard in index.shards) >= len(TEXT)
 
 
+@pytest.mark.slow
 def test_another_file_is_refused_and_not_kept(server: Serve, tmp_path: Path) -> None:
     address = server("input.txt", TEXT + b"!") + HASH_MARK + hashlib.sha256(TEXT).hexdigest()
     with pytest.raises(UserError, match=r"/input\.txt: what is there is another file than expected \(its SHA-256 is "):

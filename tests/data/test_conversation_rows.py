@@ -58,6 +58,7 @@ def wanted_pairs(rows: ConversationRows) -> Counter[tuple[int, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_rows_hold_every_conversation_once_and_begin_with_one(folder: Path) -> None:
     rows = open_rows(folder)
     spans = [span for row in range(len(rows)) for span in rows.documents(row)]
@@ -183,6 +184,7 @@ def test_a_resumed_run_goes_on_with_the_very_next_row(folder: Path, capsys: pyte
     assert take(iter(third.train_dataloader()), 2) == wanted[steps + 2 : steps + 4]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_rows_is_refused(folder: Path, tmp_path: Path) -> None:
     state = module(folder).state_dict()
     for options, says in (({"seed": 9}, "data.seed"), ({"block_size": 200}, "data.block_size")):
@@ -255,6 +257,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_folder_at_an_address(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_gpt.data.remote.ATTEMPTS", 1)
     served = Path(shutil.copytree(folder, tmp_path / "served"))

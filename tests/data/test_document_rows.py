@@ -32,6 +32,7 @@ def stream_of(folder: Path, ids: list[int]) -> TokenStream:
     return open_tokens(folder, "train")
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12),

@@ -328,6 +328,7 @@ def test_bad_input_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_the_template_refuses_names_file_and_line(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch

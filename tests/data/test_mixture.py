@@ -134,6 +134,7 @@ def test_samples_come_in_proportion_and_each_folder_repeats_at_its_own_pace(fold
     assert [row for row in seen if row[0] // 40 == 1][:15] == wanted
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_and_any_resume_take_the_same_samples(folders: dict[str, float]) -> None:
     data = module(folders)
     assert isinstance(data._shuffle, MixtureOrder)
@@ -180,6 +181,7 @@ def test_other_weights_other_folders_and_none_are_refused_on_resume(folders: dic
         module(folders).load_state_dict(earlier)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_conversations(tmp_path: Path) -> None:
     for number, name in enumerate("ab"):
         prepare_chat(tmp_path / name, some_conversations(60, seed=number, most_turns=2))

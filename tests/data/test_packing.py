@@ -25,6 +25,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.integers(1, 60), st.integers(-3, 3))
 def test_every_document_is_in_one_row_and_no_row_overflows(
@@ -105,6 +106,7 @@ def test_lengths_that_do_not_fit() -> None:
 # ---------------------------------------------------------------- cutting
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=8),
     st.integers(0, 3),

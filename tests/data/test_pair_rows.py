@@ -58,6 +58,7 @@ def pairs_of(batch: PairBatch) -> dict[int, tuple[str, str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_pair_once_in_one_row_with_its_answers_as_targets(folder: Path) -> None:
     rows = open_rows(folder)
     batch = rows.read(range(len(rows)), len(rows), pin=False)

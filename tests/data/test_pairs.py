@@ -117,6 +117,7 @@ def test_bad_pairs_name_file_and_line(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_both_conversations_are_whole_and_only_the_answers_count() -> None:
     encoder, template = PairEncoder(chat_bytes()), ChatTemplate(chat_bytes())
     try:
@@ -135,6 +136,7 @@ def test_both_conversations_are_whole_and_only_the_answers_count() -> None:
         template.close()
 
 
+@pytest.mark.slow
 def test_prepared_folder_holds_two_conversations_for_each_pair(tmp_path: Path) -> None:
     index = prepare_pairs(tmp_path / "out", some_pairs(60))
     assert index.format == "pairs"
@@ -150,6 +152,7 @@ def test_folder_of_pairs_is_no_folder_of_conversations(tmp_path: Path) -> None:
         prepare(str(source), tmp_path / "out", "byte", data_format="chat", workers=1)
 
 
+@pytest.mark.slow
 def test_lines_of_stdlib_pairs_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     few = tuple(library_definitions(Path(asyncio.__file__).parent))  # of the whole library it takes seconds
     monkeypatch.setattr("lit_gpt.data.stdlib_chat.library_definitions", lambda root: few)

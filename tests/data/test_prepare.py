@@ -61,6 +61,7 @@ def test_the_tail_of_one_file_is_held_out_to_the_character(tmp_path: Path) -> No
     assert abs(len(parts[1].encode()) - 0.1 * len(text.encode())) < 4
 
 
+@pytest.mark.slow
 def test_one_file_of_ones_own_always_works(tmp_path: Path) -> None:
     for name, text in (("tiny", "to be"), ("chinese", "明" * 500_000), ("spaces", " " * 300_000 + "\n" * 300_000)):
         index = prepare(str(write(tmp_path / f"{name}.txt", text)), tmp_path / name, tokenizer="byte", workers=2)

@@ -103,6 +103,7 @@ def test_a_finished_shard_that_was_changed_is_not_gone_on_with(unfinished: Path,
         prepare(str(corpus), folder, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_in_the_folder_is_not_gone_on_with(unfinished: Path, corpus: Path, tmp_path: Path) -> None:
     from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
@@ -112,6 +113,7 @@ def test_another_tokenizer_in_the_folder_is_not_gone_on_with(unfinished: Path, c
         prepare(str(corpus), folder, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_states_of_earlier_versions(unfinished: Path, reference: Path, corpus: Path, tmp_path: Path) -> None:
     """They have no hash: a finished folder is compared with its index, an unfinished one begins again."""
     for name, source in (("finished", reference), ("unfinished", unfinished)):
@@ -262,6 +264,7 @@ def test_a_download_that_fails_later_throws_nothing_away(
     assert overwritten == run(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_first_of_two_downloads_is_kept(server: Any, tmp_path: Path) -> None:
     good, gone = server("a.txt", CODE.encode() * 99), server("b.txt", None)
     with pytest.raises(UserError, match="cannot be fetched"):

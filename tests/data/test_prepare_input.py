@@ -15,6 +15,7 @@ from lit_gpt.data.prepare import prepare
 from lit_gpt.errors import UserError
 
 
+@pytest.mark.slow
 def test_an_address_is_fetched_and_prepared(server: Callable[[str, bytes], str], tmp_path: Path) -> None:
     rows = "".join(json.dumps({"text": f"{i} {CHINESE}"}) + "\n" for i in range(300)).encode()
     local = prepare(str(write(tmp_path / "rows.jsonl", rows)), tmp_path / "local", tokenizer="char")

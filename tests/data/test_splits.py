@@ -22,6 +22,7 @@ def assign(spec: str, documents: list[str], size: int = 7) -> list[SplitText]:
 documents_of = st.lists(st.text(alphabet="ab明🙂", min_size=1, max_size=30), min_size=1, max_size=20)
 
 
+@pytest.mark.slow
 @given(documents=documents_of, fraction=st.floats(0, 0.99))
 def test_the_tail_is_that_share_of_the_bytes_to_the_character(documents: list[str], fraction: float) -> None:
     pieces = assign(f"tail:{fraction}", documents)

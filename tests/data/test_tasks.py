@@ -97,6 +97,7 @@ def merges() -> Tokenizer:
 WORDS = st.lists(st.sampled_from(["hear", " me", "speak", " ", "  ", "\n", ".", "春眠", "不", "ll", " go"]), max_size=6)
 
 
+@pytest.mark.slow
 @given(before=WORDS, after=WORDS, bos=st.booleans(), block_size=st.integers(1, 12))
 def test_the_tokens_are_those_of_lm_evaluation_harness(
     before: list[str], after: list[str], bos: bool, block_size: int
@@ -133,6 +134,7 @@ def test_a_tokenizer_without_an_end_of_text_has_nothing_before_an_empty_context(
 # ---------------------------------------------------------------- batches
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.tuples(st.integers(2, 9), st.integers(1, 8)), min_size=1, max_size=30),
     rows=st.integers(1, 4),

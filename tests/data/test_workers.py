@@ -54,6 +54,7 @@ def test_nor_where_the_callers_path_has_the_current_folder(tmp_path: Path) -> No
     assert not (tmp_path / "corpus/executed").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["setup", "job"])
 def test_a_caller_that_is_killed_in_the_middle_of_a_message_leaves_no_traceback(part: str) -> None:
     setup = pickle.dumps((get_tokenizer("byte"), "uint16"), protocol=5)

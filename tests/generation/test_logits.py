@@ -48,6 +48,7 @@ def test_top_k_cuts_ties_to_exactly_k() -> None:
     assert L.top_k(torch.tensor([[1.0, 1.0, 1.0, 0.0]]), 2).isfinite().sum() == 2
 
 
+@pytest.mark.slow
 @given(logits(), st.floats(0.001, 0.999))
 @settings(deadline=None, max_examples=80)
 def test_top_p_keeps_what_transformers_keeps(x: Tensor, p: float) -> None:

@@ -71,6 +71,7 @@ def test_text_ends_before_the_first_stop_string(made: tuple[list[int], bytes], s
     assert (shown.encode(), count) == ((data[: found[0]], found[1]) if found else (data, len(ids) + 1))
 
 
+@pytest.mark.slow
 @given(cut(), STOPS)
 @settings(deadline=None, max_examples=100)
 def test_looking_ahead_is_pushing(made: tuple[list[int], bytes], stops: list[str]) -> None:

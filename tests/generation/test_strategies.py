@@ -187,6 +187,7 @@ def contrastive_reference(model: GPT, prompt: list[int], n: int, k: int, alpha: 
     return ids[len(prompt) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_contrastive_search_follows_the_formula(position: str) -> None:
     model = random_gpt(position=position)
@@ -294,6 +295,7 @@ def nucleus_share(logits: Tensor, token: int, p: float) -> float:
     return kept.get(token, 0.0) / sum(kept.values())
 
 
+@pytest.mark.slow
 def test_speculative_text_is_the_same_alone_and_in_company() -> None:
     model = random_gpt()
     draft = Draft(near(model, 0.05), model.config)

@@ -71,6 +71,7 @@ def test_what_its_entry_says_is_checked() -> None:
         counting_engine(CountingModel()).submit([4], GenerationConfig(strategy="second_best", top_k=9))
 
 
+@pytest.mark.slow
 def test_the_flags_offer_what_the_table_has_and_need_no_torch() -> None:
     code = (
         "import sys; from lit_gpt.generation.strategy_table import *;"

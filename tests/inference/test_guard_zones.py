@@ -201,6 +201,7 @@ LINEAR = (
 """Arguments of `check_linear`."""
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 @settings(max_examples=60, deadline=None)
 @given(*LINEAR)

@@ -51,6 +51,7 @@ def targets_inside(rows: Tensor, documents: Tensor) -> Tensor:
     return targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 @settings(max_examples=10)
 @given(lengths=st.lists(st.integers(2, 12), min_size=1, max_size=4), seed=st.integers(0, 9))

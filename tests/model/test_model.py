@@ -72,6 +72,7 @@ SHAPES: list[dict[str, Any]] = [
 small = partial(tiny_gpt, vocab_size=50, std=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", COUNTS)
 def test_presets_have_their_published_parameter_counts(preset: str) -> None:
     with torch.device("meta"):

@@ -122,6 +122,7 @@ def test_what_cannot_be_compared_is_one_line(
     assert len(printed.err.strip().splitlines()) == 1 and sorted(logs.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_runs_of_earlier_versions_are_known_by_their_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

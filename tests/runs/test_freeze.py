@@ -52,6 +52,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return printed.err
 
 
+@pytest.mark.slow
 def test_a_frozen_folder_has_all_that_is_known_of_the_model_and_does_not_change(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_frozen_folder_has_all_that_is_known_of_the_model_and_does_not_change(
     assert "exists already, and what is frozen does not change" in refused(capsys, str(run), "--name", "poet")
 
 
+@pytest.mark.slow
 def test_every_changed_file_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = freeze(read_run(run), "poet")
     folder.chmod(0o755)
@@ -117,6 +119,7 @@ def test_a_damaged_manifest_is_one_line(run: Path, capsys: pytest.CaptureFixture
     assert "manifest.json is damaged" in refused(capsys, "--verify", "poet")
 
 
+@pytest.mark.slow
 def test_what_is_not_to_be_frozen_is_refused_before_anything_is_written(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +139,7 @@ def test_what_is_not_to_be_frozen_is_refused_before_anything_is_written(
     assert 'did you mean "going"?' in refused(capsys, "--verify", "goin")
 
 
+@pytest.mark.slow
 def test_a_failure_half_way_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

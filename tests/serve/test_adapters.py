@@ -57,6 +57,7 @@ def test_all_are_listed(client: TestClient) -> None:
         assert client.get(path).status_code == 404
 
 
+@pytest.mark.slow
 def test_each_continues_as_its_merged_model_does(client: TestClient, files: dict[str, str]) -> None:
     texts = {}
     for name in ("base", "poet", "clerk"):

@@ -52,6 +52,7 @@ def test_four_forms_of_prompt(client: openai.OpenAI) -> None:
     assert texts[1] == texts[3] and len(texts[1]) == 2
 
 
+@pytest.mark.slow
 def test_stream_is_the_same_text_in_whole_characters(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "max_tokens": 60, "seed": 5, "logprobs": 1}
     options["extra_body"] = {"ignore_eos": True}
@@ -134,6 +135,7 @@ def test_stop_strings_never_leak(server: Serving, stream: bool) -> None:
     assert choices[-1]["finish_reason"] == "stop"
 
 
+@pytest.mark.slow
 def test_the_extras_reach_the_engine(server: Serving) -> None:
     def text(**body: Any) -> str:
         return server.complete(prompt=PROMPT, max_tokens=20, seed=4, **body)["choices"][0]["text"]
@@ -235,6 +237,7 @@ def test_tokenize_and_back(server: Serving) -> None:
 # --- POST /v1/next_token
 
 
+@pytest.mark.slow
 def test_the_draw_is_that_of_the_completion(server: Serving) -> None:
     """For every position and several settings, the drawn token is the one of a completion with that seed."""
     for settings in ({}, {"top_k": 7}, {"top_p": 0.6}, {"temperature": 0.0}, {"top_p": 0.9, "temperature": 1.7}):

@@ -105,6 +105,7 @@ def test_a_connection_that_is_being_answered_is_not_closed_for_a_new_one(start: 
     assert server.get("/health").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_request_that_has_come_is_not_closed_unread(start: Start) -> None:
     """It was reset: the loop accepts all connections that wait before it reads from the first (torture.py, serve)."""
     server = start(connections=ConnectionLimits(max_connections=4))

@@ -101,6 +101,7 @@ def _break(where: str, monkeypatch: pytest.MonkeyPatch, server: Serving) -> None
         monkeypatch.setattr(Generation, "__init__", init)
 
 
+@pytest.mark.slow
 def test_an_engine_that_ends_fails_the_requests_that_it_had_not_come_to(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_no_text_becomes_a_special_token(shape: str, text: str) -> None:
         assert tokenizer.decode(ids) == text  # their own files lose that space
 
 
+@pytest.mark.slow
 @EACH
 @settings(max_examples=100)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 200)))

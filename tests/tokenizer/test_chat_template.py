@@ -370,6 +370,7 @@ def test_another_program_reads_the_ids_of_a_vocabulary_with_gaps() -> None:
     assert all(theirs.token_to_id(name) == number for name, number in after.specials.items())
 
 
+@pytest.mark.slow
 def test_without_the_tag_the_same_is_written(template_of: Callable[..., ChatTemplate]) -> None:
     spaced = "{% for m in messages %}\n  {%- generation -%}\n  {{ m.content }}\n {%+ endgeneration %}\n!{% endfor %}"
     for source in (CHATML, BOS + CHATML, spaced, "{%generation%}{{ messages[0].content }} {%-endgeneration-%} x"):

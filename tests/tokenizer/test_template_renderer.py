@@ -64,6 +64,7 @@ def test_a_module_in_the_current_folder_is_not_run(
     assert not (tmp_path / "was-run").exists()
 
 
+@pytest.mark.slow
 def test_several_renderings_in_one_exchange(renderer: TemplateRenderer) -> None:
     """Marks stand for generation tags in all but the first, whose text is what the model sees."""
     source = "{% generation %}{{ x }}{% endgeneration %}!"
@@ -73,6 +74,7 @@ def test_several_renderings_in_one_exchange(renderer: TemplateRenderer) -> None:
     assert renderer.render_all("{{ x }}", [{"x": long}, {"x": 3}]) == [long, "3"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_exchange_does_not_answer_the_next(
     renderer: TemplateRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

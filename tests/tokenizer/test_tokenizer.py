@@ -195,6 +195,7 @@ SPECIALS = {"<|a|>": 300, "<|a|><|b|>": 301, "<|im_end|>": 302, "<|endoftext|>":
 NAMES = st.sampled_from([*SPECIALS, "<|", "|>", "a", " "])
 
 
+@pytest.mark.slow
 @given(text=st.lists(NAMES | st.text(max_size=3), max_size=12).map("".join))
 def test_names_of_special_tokens_are_those_tokens_only_if_asked_for(text: str) -> None:
     tokenizer = Tokenizer.build("specials", BYTE.pattern, BYTE.ranks, SPECIALS)
@@ -240,6 +241,7 @@ def test_named_encodings_are_tiktokens_own(name: str, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.slow
 @needs_cache
 def test_gpt2_is_found_under_the_name_that_has_its_ids(no_download: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(CACHE))

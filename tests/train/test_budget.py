@@ -27,6 +27,7 @@ from lit_gpt.train.schedule import ScheduleConfig
 HERE = Path(__file__).resolve().parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [

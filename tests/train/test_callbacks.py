@@ -121,6 +121,7 @@ def test_weights_that_are_no_numbers_replace_no_checkpoint(tmp_path: Path) -> No
     assert last_of(tmp_path) == (3, True)
 
 
+@pytest.mark.slow
 def test_samples_are_the_engines_and_stand_in_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lit = module()
     lit.tokenizer = get_tokenizer("byte")

@@ -153,6 +153,7 @@ def _joined(some: list[Batch]) -> Batch:
     return Batch(torch.cat([each.idx for each in some]), torch.cat([each.targets for each in some]))
 
 
+@pytest.mark.slow
 def test_a_prompt_that_the_template_refuses_stops_before_any_work(folder: Path, tmp_path: Path) -> None:
     import dataclasses
 

@@ -64,6 +64,7 @@ def test_a_name_is_a_logger_of_ours_and_its_package_is_asked_for(monkeypatch: py
         check_logger("mlflow")
 
 
+@pytest.mark.slow
 def test_a_misspelt_logger_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "settings.yaml", "--trainer.logger", "mlfow"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

@@ -52,6 +52,7 @@ def test_a_run_stopped_at_an_epochs_end_goes_on_as_if_it_had_not(tmp_path: Path,
         assert torch.equal(a, b), key
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_the_position_in_the_run(tmp_path: Path) -> None:
     def first_losses(seed: int) -> dict[int, float]:
         run = trainer(tmp_path / str(seed), max_steps=3)
@@ -67,6 +68,7 @@ def test_dropout_is_a_function_of_the_position_in_the_run(tmp_path: Path) -> Non
     assert first_losses(2) != once
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
     options = {"optimizer": OptimizerConfig(lr=1e-2), "schedule": ScheduleConfig(warmup=0, name="constant")}
     one, run = module(**options), trainer(tmp_path / "one", max_steps=6, gradient_clip_val=0.3)

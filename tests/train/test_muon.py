@@ -55,6 +55,7 @@ def matrix_of(kind: str, rows: int, columns: int, seed: int) -> Tensor:
 KINDS = ("random", "rank 1", "half rank", "decaying", "orthogonal", "two sizes", "zero")
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.sampled_from(KINDS), st.integers(1, 5), st.booleans(), st.integers(-9, 6)), min_size=1, max_size=4

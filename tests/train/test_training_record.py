@@ -25,6 +25,7 @@ def record_of(path: Path) -> TrainingRecord:
     return training_record(*open_checkpoint(path))
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_latest_validation_are_in_the_checkpoint(tmp_path: Path) -> None:
     """Also in one that is saved between two validations, by a run that was resumed."""
     options = {"enable_checkpointing": True, "val_check_interval": 3, "check_val_every_n_epoch": None}
@@ -93,6 +94,7 @@ def test_a_run_keeps_texts_to_begin_with(tmp_path: Path) -> None:
     assert record_of(fit_on_text(tmp_path, prompts=[])).sample_prompts == ("In the beginning",)
 
 
+@pytest.mark.slow
 def test_hostile_sample_prompts_are_left_out_or_refused(tmp_path: Path) -> None:
     path = fit_on_text(tmp_path)
     checkpoint = torch.load(path, weights_only=True)
