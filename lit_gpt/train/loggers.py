@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import os
+import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,13 +25,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_gpt.console.messages import note
 from lit_gpt.errors import UserError, nearest
-from lit_gpt.files.atomic import atomic_write
+from lit_gpt.files.locks import InUse, Lock
 from lit_gpt.train.callbacks.run_paths import path_from_here
 
 LoggerName = Literal["tensorboard", "mlflow", "wandb", "csv"]
 LOGGERS: tuple[str, ...] = get_args(LoggerName)
 
 _PROJECT = "lit_gpt"
+_SQLITE = "sqlite:///"
+_STORE_SECONDS = 120.0  # that MLflow may need to make its tables, on a slow disk
 _PACKAGES = {"mlflow": "MLflow", "wandb": "Weights & Biases"}
 
 
@@ -95,11 +99,40 @@ def run_id_in(folder: Path, logger: str, new: str) -> str:
 def make_mlflow_logger(folder: Path) -> MLFlowLogger:
     """MLflow's logger: its store is `$MLFLOW_TRACKING_URI`, or the file mlflow.db beside the run folders."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would send figures of use to its maker
-    local = f"sqlite:///{folder.parent.resolve() / 'mlflow.db'}"
-    address = os.environ.get("MLFLOW_TRACKING_URI") or local
+    address = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{folder.parent.resolve() / 'mlflow.db'}"
+    if not address.startswith(_SQLITE):
+        return _open_mlflow_run(folder, address, None)
+    database = Path(address.removeprefix(_SQLITE))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_with(database):
+        logger = _open_mlflow_run(folder, address, (database.resolve().parent / "mlflow_artifacts").as_uri())
+    note(f"mlflow: mlflow ui --backend-store-uri {_SQLITE}{path_from_here(database)}")
+    return logger
+
+
+@contextmanager
+def _alone_with(database: Path) -> Iterator[None]:
+    """Keep other runs from the file: MLflow makes its tables twice, and fails, where two begin at the same time."""
+    deadline = time.monotonic() + _STORE_SECONDS
+    while True:
+        try:
+            lock = Lock(database, f"{database}: another run has been making its tables for {_STORE_SECONDS:.0f} s")
+            break
+        except InUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
+
+
+def _open_mlflow_run(folder: Path, address: str, artifacts: str | None) -> MLFlowLogger:
+    """The logger of the MLflow run that the run in `folder` has, or of a new one."""
     name, file = path_from_here(folder.resolve()), folder / "mlflow_run.txt"
     options: dict[str, Any] = {"experiment_name": _PROJECT, "tracking_uri": address, "run_name": name}
-    options["artifact_location"] = (folder.parent.resolve() / "mlflow_artifacts").as_uri() if address == local else None
+    options["artifact_location"] = artifacts
     if file.is_file():
         resumed = ResumableMLFlowLogger(**options, run_id=file.read_text("utf-8").strip())
         if resumed.is_known():
@@ -108,8 +141,6 @@ def make_mlflow_logger(folder: Path) -> MLFlowLogger:
         file.unlink()
     logger = ResumableMLFlowLogger(**options)
     run_id_in(folder, "mlflow", str(logger.run_id))
-    if address == local:
-        note(f"mlflow: mlflow ui --backend-store-uri sqlite:///{path_from_here(local.removeprefix('sqlite:///'))}")
     return logger
 
 

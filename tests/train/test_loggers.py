@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import string
 import struct
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from environment import ROOT
+from fork_server import ForkServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gpt.__main__ import main
@@ -126,6 +129,21 @@ def test_mlflow_has_one_run_in_a_local_database_with_parameters_and_curves(
     assert [entry.step for entry in client.get_metric_history(run.info.run_id, "val/loss")] == [2, 4, 6]
     names = {path.name for path in folder.iterdir()}
     assert names == {"lightning_logs", "settings.yaml", "text.py", "tokens"}, "nothing elsewhere"
+
+
+@pytest.mark.slow
+def test_runs_that_begin_at_the_same_time_share_the_store_of_mlflow(folder: Path, fork_server: ForkServer) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    words = ("fit", "--config", "settings.yaml", "--trainer.logger", "mlflow", "--trainer.max_steps", 2)
+    assert main(["prepare", "text.py", "--output", "tokens", "--tokenizer", "byte", "--val_split", "tail:0.1"]) == 0
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for child in [fork_server.start("-m", "lit_gpt", *words, cwd=folder, env=env) for _ in range(3)]:
+        done = child.finish()
+        assert done.returncode == 0, done.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/lightning_logs/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'lit_gpt'")
+    names = {run.info.run_name for run in client.search_runs([experiment.experiment_id])}
+    assert names == {f"lightning_logs/version_{number}" for number in range(3)}
 
 
 @pytest.mark.slow
