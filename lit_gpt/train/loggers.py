@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_gpt.console.messages import note
 from lit_gpt.errors import UserError, nearest
+from lit_gpt.files.atomic import atomic_write
 from lit_gpt.files.locks import InUse, Lock
 from lit_gpt.train.callbacks.run_paths import path_from_here
 
