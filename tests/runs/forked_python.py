@@ -1,7 +1,7 @@
 """A Python that is ready in milliseconds, for sweeps under test: `forked_python.py ADDRESS -P -m lit_gpt.runs.child …`.
 
 It has a fork server start the module that `lit_gpt.runs.child` would become, hands on SIGTERM, and ends as that does.
-At the end of its stdin it ends at once, and the fork server kills what it has started for it.
+At the end of its stdin it kills that, and ends with it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, hand_on)
     while server not in (ready := select.select([0, server], [], [])[0]):
         if 0 in ready and not os.read(0, 64):
+            os.kill(started, signal.SIGKILL)
+            server.recv(MESSAGE_BYTES)  # what this process has inherited, a lock, it keeps until that has ended
             os._exit(1)
     status = json.loads(server.recv(MESSAGE_BYTES))["status"]
     for name, descriptor in (("out", 1), ("err", 2)):
