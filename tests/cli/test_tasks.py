@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["--tasks", "absent.jsonl"], "--tasks absent.jsonl: no such file"),
         (["--tasks", "bad.jsonl"], 'bad.jsonl: line 2: "gold" is 7, not the number of one of its 2 choices'),
-        (["--tasks", "tasks.jsonl", "--trainer.limit_val_batches", "1"], "trainer.limit_val_batches=1: --tasks scores"),
+        (["--tasks", "tasks.jsonl", "--trainer.limit_val_batches", "2"], "trainer.limit_val_batches=2"),
         (["--tasks", "tasks.jsonl", "--trainer.fast_dev_run", "true"], "trainer.fast_dev_run=True: --tasks scores"),
         (["--tasks", "long.jsonl"], "long.jsonl: line 1: the continuation has"),
         (["--tasks", "tasks.jsonl", "--ckpt_path", "bare.ckpt"], "this model came without a tokenizer"),
