@@ -54,7 +54,7 @@ def add_predict_arguments(parser: ArgumentParser, precisions: Any) -> None:
     """
     switches = {"ignore_eos": "never generate end-of-text"}
     parser.add_class_arguments(GenerationConfig, skip=set(switches))
-    switches["chat"] = "each prompt is what a user says, in the model's chat template: the answer ends with its turn"
+    switches["chat"] = "each prompt is what a user says, in the model's chat template; the answer is one turn"
     switches["resume"] = "go on with a run that was killed: what is in its .partial file is not done again"
     switches["show_ids"] = "print each prompt's ids and its tensor's shape, (1, T)"
     switches["trace"] = "show how each token was chosen: candidates, what was cut, the draw"
@@ -68,7 +68,7 @@ def add_predict_arguments(parser: ArgumentParser, precisions: Any) -> None:
     parser.add_argument("--system", type=str | None, default=None, help=text)
     text = 'NAME=PATH of an adapter over it; lines of a .jsonl may choose one: "model": NAME'
     parser.add_argument("--adapter", action="append", type=str, default=[], help=text)
-    text = "a .jsonl file for the results; until all are there its name ends in .partial. They are printed if null"
+    text = "a .jsonl file for the results (NAME.partial until all are there); null prints them"
     parser.add_argument("--output", type=str | None, default=None, help=text)
     text = "the same as a .jsonl file: a line for the initial prompt, then one for each decision"
     parser.add_argument("--trace_output", type=str | None, default=None, help=text)
