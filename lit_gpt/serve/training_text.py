@@ -37,7 +37,7 @@ class ContinuationsRequest(Body):
 
     model: str | None = None
     prompt: Text | Ids
-    generated: Ids = Field(default_factory=list)
+    generated: Ids = Field([])
     limit: int = Field(10, ge=1, le=200)
     excerpts: int = Field(3, ge=0, le=20)
 
