@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from environment import ROOT, RunProgram
-from fork_server import ADDRESS, ForkServer, Server
+from fork_server import ADDRESS, TESTED_WITH, ForkServer, Server
 from hypothesis import settings
 
 if TYPE_CHECKING:  # torch is not imported here: the process that only hands out the tests would wait for it too
@@ -29,11 +31,14 @@ settings.load_profile("lit_gpt")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the fork server that all workers share, which imports while they do."""
+    """Start the fork server that all workers share, and have them forked from it: their imports cost as much as a
+    hundred tests."""
     if "PYTEST_XDIST_WORKER" not in os.environ and config.getoption("numprocesses", None):
-        server = Server()
+        server = Server(*TESTED_WITH)
         os.environ[ADDRESS] = server.address
         config.add_cleanup(server.close)
+        worker = shlex.join([sys.executable, "-I", "-S", str(ROOT / "tests/forked_worker.py"), server.address])
+        config.option.tx = [f"popen//python={worker}"] * config.option.numprocesses
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

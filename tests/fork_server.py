@@ -43,6 +43,8 @@ MODULES = (
     "torch.utils.tensorboard",
 )
 """What the server imports."""
+TESTED_WITH = ("fastapi", "httpx", "openai", "peft", "playwright.sync_api", "scipy.stats", "transformers", "uvicorn")
+"""What it imports besides where the processes that tests run in are forked from it too."""
 READ_VARIABLES = "huggingface_hub"
 """A package that reads variables of the environment when it is imported: the children import it anew."""
 
@@ -55,7 +57,7 @@ ADDRESS = "LIT_GPT_TEST_FORK_SERVER"
 class Server:
     """The process that forks, and its socket. It ends with this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         self._folder = tempfile.mkdtemp(prefix="lit_gpt-test-")
         self.address = os.path.join(self._folder, "socket")
         paths = os.pathsep.join(filter(None, sys.path))
@@ -65,7 +67,7 @@ class Server:
             listener.bind(self.address)
             listener.listen(64)
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(listener.fileno())],
+                [sys.executable, __file__, str(listener.fileno()), *modules],
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
                 env=os.environ | fixed,
@@ -270,7 +272,7 @@ def serve(listener: socket.socket) -> dict[str, Any]:
             clients[connection.fileno()] = Client(connection)
         for descriptor in clients.keys() & set(ready):
             client = clients[descriptor]
-            received = client.connection.recv(MESSAGE_BYTES)
+            received, descriptors, *_ = socket.recv_fds(client.connection, MESSAGE_BYTES, 3)
             if not received:
                 clients.pop(descriptor).end()
                 continue
@@ -282,7 +284,9 @@ def serve(listener: socket.socket) -> dict[str, Any]:
                     os.close(open_one)
                 for other in clients.values():
                     other.connection.detach()
-                return json.loads(received)  # type: ignore[no-any-return]
+                return json.loads(received) | {"descriptors": descriptors}
+            for descriptor in descriptors:
+                os.close(descriptor)
             client.alive.add(pid)
             client.say(started=pid)
 
@@ -305,18 +309,20 @@ def become(asked: dict[str, Any]) -> None:
     """Be the process that was asked for: its exceptions and its exit are this process's."""
     os.setsid()
     os.chdir(asked["cwd"])
-    names = ((os.devnull, os.O_RDONLY), *((f"{asked['files']}/{n}", os.O_WRONLY | os.O_CREAT) for n in ("out", "err")))
-    for number, (path, mode) in enumerate(names):
-        descriptor = os.open(path, mode, 0o600)
+    for number, descriptor in enumerate(asked["descriptors"] or _open_files(asked["files"])):
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(asked["env"])
-    for name in [name for name in sys.modules if name.partition(".")[0] == READ_VARIABLES]:
-        del sys.modules[name]
     random.seed()
     importlib.import_module("numpy").random.seed()
     words = asked["words"]
+    if words[0] == "-c":  # a process that tests run in: its variables are the server's
+        sys.path[:0] = ["", *_python_path(asked["env"])]
+        exec(words[1], sys.modules["__main__"].__dict__)
+        return
+    for name in [name for name in sys.modules if name.partition(".")[0] == READ_VARIABLES]:
+        del sys.modules[name]
     is_module = words[0] == "-m"
     sys.path[:0] = filter(None, [asked["cwd"] if is_module else os.path.dirname(words[0]), *_python_path(asked["env"])])
     if is_module:
@@ -325,6 +331,11 @@ def become(asked: dict[str, Any]) -> None:
     else:
         sys.argv = words
         runpy.run_path(words[0], run_name="__main__")
+
+
+def _open_files(folder: str) -> list[int]:
+    outputs = (os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT, 0o600) for name in ("out", "err"))
+    return [os.open(os.devnull, os.O_RDONLY), *outputs]
 
 
 def end_with(main: Callable[[], None]) -> NoReturn:
@@ -355,7 +366,7 @@ def _python_path(env: Mapping[str, str]) -> Sequence[str]:
 
 
 if __name__ == "__main__":
-    for name in MODULES:
+    for name in (*MODULES, *sys.argv[2:]):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what is shared with the children stays shared
