@@ -43,7 +43,7 @@ COMMANDS = {
     "test": Command("loss of a checkpoint on test data", "lit_gpt test --ckpt_path last", "lit_gpt.cli.lightning:main"),
     "predict": Command(
         "continue prompts with a checkpoint",
-        'lit_gpt predict --ckpt_path last --start "def " --num_samples 3',
+        'lit_gpt predict --ckpt_path last --start "    def" --num_samples 3',
         "lit_gpt.cli.lightning:main",
         "lit_gpt.cli.predict_options:print_help",
     ),

@@ -31,7 +31,7 @@ _GROUPS = {
     "the options themselves": ("config", "print_config", "help"),
 }  # fmt: skip
 _EXAMPLES = {
-    "three continuations by the newest run": 'lit_gpt predict --ckpt_path last --start "def " --num_samples 3',
+    "three continuations by the newest run": 'lit_gpt predict --ckpt_path last --start "    def" --num_samples 3',
     "the likeliest text": 'lit_gpt predict --ckpt_path best --start "ROMEO:" --temperature 0 --max_new_tokens 50',
     "a model of the hub": 'lit_gpt predict --init_from openai-community/gpt2 --start "Once upon a time" --top_k 50',
     "an answer of a model for chat": 'lit_gpt predict --ckpt_path chat.ckpt --chat --start "What is a list?"',

@@ -124,7 +124,8 @@ def build_service(options: Namespace, source: str) -> Service:
 def _announce(service: Service, listener: socket.socket, has_key: bool) -> None:
     host, port = listener.getsockname()[:2]
     host = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    body = json.dumps({"model": service.name, "prompt": "Once upon a time", "max_tokens": 30})
+    prompt = (*service.sample_prompts, "Once upon a time")[0]
+    body = json.dumps({"model": service.name, "prompt": prompt, "max_tokens": 30}, ensure_ascii=False)
     key = " -H 'Authorization: Bearer KEY'" if has_key else ""
     note(
         f"serving {service.name}: context {service.config.block_size}, {service.worker.engine.slots.n_slot} slots, "

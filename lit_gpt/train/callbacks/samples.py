@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -152,7 +153,7 @@ class Samples(Callback):
         if trainer.is_global_zero:
             for number, text in enumerate(texts, 1):
                 print(f"--- sample {number} ---\n{self._prompts[0].shown}{text}\n")
-            print(next_steps(trainer), flush=True)
+            print(next_steps(trainer, self._prompts[0].shown), flush=True)
 
     def generate(
         self, trainer: L.Trainer, module: LitGPT, prompts: Sequence[SamplePrompt], num_samples: int
@@ -167,8 +168,12 @@ class Samples(Callback):
         return [[completion.text for completion in texts[index]] for index in range(len(ids))]
 
 
-def next_steps(trainer: L.Trainer) -> str:
-    """Three commands to go on with, for the run that has just ended."""
+def next_steps(trainer: L.Trainer, prompt: str) -> str:
+    """Three commands to go on with, for the run that has just ended.
+
+    Args:
+        prompt: a text that suits the model.
+    """
     best = next((saved_path(c) for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), "") or "last"
     if learns_answers(trainer):
         return (
@@ -179,7 +184,7 @@ def next_steps(trainer: L.Trainer) -> str:
         )
     return (
         "Try next:\n"
-        f'  lit_gpt predict --ckpt_path {path_from_here(best)} --start "def " --num_samples 3\n'
+        f"  lit_gpt predict --ckpt_path {path_from_here(best)} --start {shlex.quote(prompt[:40])} --num_samples 3\n"
         f"  tensorboard --logdir {path_from_here(log_root(trainer))}\n"
         "  lit_gpt fit --config configs/quickstart.yaml --data.path data/mine --data.source YOUR_TEXT.txt"
     )
