@@ -166,6 +166,7 @@ def llama_cpp_batched(model: Any, threads: int, batch: int) -> Decode:
 
     def run(rows: list[list[int]], past: int) -> None:
         """Read these tokens of every sequence, each after `past` others; logits for the last of each."""
+        assert model.model  # which is freed with the last that refers to `model`
         tokens.n_tokens = 0
         for sequence, row in enumerate(rows):
             for position, token in enumerate(row):
