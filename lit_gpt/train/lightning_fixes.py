@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as L
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -48,6 +49,17 @@ class CheckpointKeepsFlags:
 
     def _parse_ckpt_path(self) -> None:
         """Nothing, where LightningCLI would merge the checkpoint's hyperparameters over what was parsed."""
+
+
+class EpochProgressBar(RichProgressBar):
+    """A progress bar that says "Epoch 0" where steps or time end the run; Lightning's says "Epoch 0/-2".
+
+    It can go when Lightning's leaves the number of epochs out where there is none.
+    """
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        described = super()._get_train_description(current_epoch)
+        return described.replace("/-2", "").ljust(len(described)) if self.trainer.max_epochs == -1 else described
 
 
 class SaveWholeConfig(SaveConfigCallback):

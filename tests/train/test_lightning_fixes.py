@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import lightning.pytorch as L
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 
 from lit_gpt.train.lightning_fixes import (
+    EpochProgressBar,
     SaveWholeConfig,
     begin_next_epoch,
     clip_module_gradients,
@@ -77,3 +79,10 @@ def test_only_a_run_that_ended_with_its_epoch_begins_the_next(completed: int, is
     }
     begin_next_epoch(state)
     assert state["epoch_loop.batch_progress"]["current"] == {"ready": expected, "completed": expected}
+
+
+@pytest.mark.parametrize(("limits", "expected"), [({"max_steps": 3}, "Epoch 2"), ({"max_epochs": 4}, "Epoch 2/3")])
+def test_the_bar_has_a_number_of_epochs_only_where_there_is_one(limits: dict[str, int], expected: str) -> None:
+    bar = EpochProgressBar()
+    bar._trainer = L.Trainer(**limits, accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert bar._get_train_description(2).rstrip() == expected

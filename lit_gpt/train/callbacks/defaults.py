@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 
 from lit_gpt.train.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lit_gpt.train.callbacks.non_finite import NonFiniteStop
@@ -11,6 +11,7 @@ from lit_gpt.train.callbacks.run_log import RunLogWriter
 from lit_gpt.train.callbacks.run_summary import RunSummary
 from lit_gpt.train.callbacks.stop_signals import StopOnSignal
 from lit_gpt.train.callbacks.throughput import Throughput
+from lit_gpt.train.lightning_fixes import EpochProgressBar
 
 
 def default_callbacks() -> list[Callback]:
@@ -28,6 +29,6 @@ def default_callbacks() -> list[Callback]:
     ]
 
 
-def progress_bar() -> RichProgressBar:
+def progress_bar() -> EpochProgressBar:
     """Progress on stderr: stdout is for results."""
-    return RichProgressBar(refresh_rate=10, console_kwargs={"stderr": True})
+    return EpochProgressBar(refresh_rate=10, console_kwargs={"stderr": True})
