@@ -19,7 +19,7 @@ SHOWN = {
     "Add a decoding strategy": "First Citizen:",
     "Add an activation": "torch.Size([1, 3, 50])",
     "Add a Hugging Face architecture": "the same logits",
-    "Add a text reader": "second document",
+    "Add a text reader": "document 2: ",
 }
 
 
