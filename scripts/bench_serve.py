@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -73,7 +73,14 @@ def server(arguments: argparse.Namespace) -> Iterator[tuple[str, int | None]]:
             process.wait(timeout=60)
 
 
-def wait_for_server(process: subprocess.Popen[bytes], log: Path) -> str:
+class Process(Protocol):
+    """One that may have ended."""
+
+    def poll(self) -> int | None:
+        """Its exit status, None while it runs."""
+
+
+def wait_for_server(process: Process, log: Path) -> str:
     """The server's address, once `/health` answers."""
     while True:
         address = re.search(r"page: +(http://\S+)/", log.read_text())

@@ -12,14 +12,16 @@ choices must have the same "target_delimiter". A tokenizer with a token that beg
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import lit_gpt.__main__
 from lit_gpt.convert.recognise import open_source
 from lit_gpt.convert.write import write_hf
 from lit_gpt.data.tasks import DELIMITER
@@ -33,10 +35,14 @@ DTYPES = {"64-true": "float64", "32-true": "float32"}
 
 def figures_here(checkpoint: str, tasks: str, precision: str) -> dict[str, float]:
     """What the program prints: name → value, without the stage."""
-    command = [sys.executable, "-m", "lit_gpt", "validate", "--ckpt_path", checkpoint, "--tasks", tasks]
-    command += ["--trainer.precision", precision, "--trainer.accelerator", "cpu"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    pairs = (line.split() for line in done.stdout.splitlines())
+    words = ["validate", "--ckpt_path", checkpoint, "--tasks", tasks]
+    words += ["--trainer.precision", precision, "--trainer.accelerator", "cpu"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = lit_gpt.__main__.main(words)
+    if status:
+        sys.exit(status)  # it has said why
+    pairs = (line.split() for line in printed.getvalue().splitlines())
     return {name.removeprefix("val/"): float(value) for name, value in pairs}
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from environment import ROOT
+from fork_server import ForkServer
 from gguf_samples import TEXT, sample_source
 
 STUB = '''
@@ -46,32 +46,31 @@ class Llama:
 '''
 
 
-def check(folder: Path, stub: str | None) -> subprocess.CompletedProcess[str]:
-    sample_source(folder, "qwen3", block_size=80)
-    (folder / "text.txt").write_text(TEXT * 2)
+def check(folder: Path, stub: str | None, server: ForkServer) -> subprocess.CompletedProcess[str]:
+    sample_source(folder, "qwen3", block_size=16)
+    (folder / "text.txt").write_text(TEXT)
     (folder / "stub").mkdir()
     (folder / "stub/llama_cpp.py").write_text("raise ImportError" if stub is None else stub)
-    command = [sys.executable, str(ROOT / "scripts/check_export.py"), "sample.ckpt", "--text", "text.txt"]
-    command += ["--strings", "200", "--dtypes", "f32,f16", "--windows", "2"]
+    options = ["--text", "text.txt", "--strings", "40", "--dtypes", "f32,f16", "--windows", "2"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder / "stub"), str(ROOT)])}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return server.run(ROOT / "scripts/check_export.py", "sample.ckpt", *options, cwd=folder, env=env)
 
 
 @pytest.mark.slow
-def test_the_same_is_called_the_same(tmp_path: Path) -> None:
-    done = check(tmp_path, STUB.format(ids="", logits=""))
+def test_the_same_is_called_the_same(tmp_path: Path, fork_server: ForkServer) -> None:
+    done = check(tmp_path, STUB.format(ids="", logits=""), fork_server)
     assert done.returncode == 0 and done.stdout.endswith("all is the same\n"), done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_what_differs_is_noticed(tmp_path: Path) -> None:
-    done = check(tmp_path, STUB.format(ids='+ " "', logits="[:, ::-1].copy()"))
+def test_what_differs_is_noticed(tmp_path: Path, fork_server: ForkServer) -> None:
+    done = check(tmp_path, STUB.format(ids='+ " "', logits="[:, ::-1].copy()"), fork_server)
     assert done.returncode == 1, done.stdout + done.stderr
-    for fault in ("f32: 200 of 200 strings have other ids", "the continuations part at token 0", "f16: perplexity"):
+    for fault in ("f32: 40 of 40 strings have other ids", "the continuations part at token 0", "f16: perplexity"):
         assert fault in done.stdout
 
 
 @pytest.mark.slow
-def test_without_llama_cpp_there_is_one_line(tmp_path: Path) -> None:
-    done = check(tmp_path, None)
+def test_without_llama_cpp_there_is_one_line(tmp_path: Path, fork_server: ForkServer) -> None:
+    done = check(tmp_path, None, fork_server)
     assert done.returncode == 2 and done.stderr == "llama-cpp-python is not installed: pip install llama-cpp-python\n"

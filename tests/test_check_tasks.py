@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from environment import FIXTURES, ROOT
+from fork_server import ForkServer
 
 from lit_gpt.__main__ import main
 
@@ -36,7 +35,7 @@ def simple_evaluate(model, model_args, tasks, **options):
 
 @pytest.mark.slow
 def test_what_differs_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fork_server: ForkServer
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [
@@ -56,8 +55,7 @@ def test_what_differs_is_noticed(
     Path("lm_eval/__init__.py").write_text(STUB)
     Path("lm_eval/tasks/__init__.py").write_text("class TaskManager: pass\n")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, str(ROOT / "scripts/check_tasks.py"), ckpt, "tasks.jsonl"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    done = fork_server.run(ROOT / "scripts/check_tasks.py", ckpt, "tasks.jsonl", env=env)
     assert done.returncode == 1, done.stderr
     marked = [line.split()[0] for line in done.stdout.splitlines() if line.endswith("  differs")]
     assert marked == ["cloze/perplexity"] and "1 figures differ" in done.stdout

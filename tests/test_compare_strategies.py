@@ -55,16 +55,18 @@ def test_every_strategy_is_compared(script: ModuleType) -> None:
 def test_both_forms(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["compare_strategies.py", str(FIXTURES / "modern.ckpt"), "First", "--max_new_tokens", "6"]
+    words = ["compare_strategies.py", str(FIXTURES / "modern.ckpt"), "First", "--max_new_tokens", "4"]
     monkeypatch.setattr(sys, "argv", [*words, "--repeats", "1"])
     script.main()
     text = capsys.readouterr().out
     assert all(f"| {name} |" in text and f"**{name}**" in text for name, _ in script.CASES)
     monkeypatch.setattr(script, "SAMPLES", 2)
+    ends = [(title, setting, (values[0], values[-1]), beside) for title, setting, values, beside in script.SWEEPS]
+    monkeypatch.setattr(script, "SWEEPS", ends)
     monkeypatch.setattr(sys, "argv", [*words, "--sweeps", str(tmp_path / "plots")])
     script.main()
     text = capsys.readouterr().out
-    for title, _, values, _ in script.SWEEPS:
+    for title, _, values, _ in ends:
         section = text.split(f"### {title}\n")[1].split("\n### ")[0]
         assert section.count("\n| ") == len(values) + 1 and "svg" in section
     assert len(list((tmp_path / "plots").glob("*.svg"))) == len(script.SWEEPS)

@@ -6,11 +6,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from environment import ROOT
+from fork_server import ForkServer
+from forked_commands import command_folder
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 HOW_TOS = {section.split("\n", 1)[0]: section for section in re.split(r"^## ", TEXT, flags=re.MULTILINE)[2:]}
@@ -18,7 +19,7 @@ SHOWN = {
     "Add a decoding strategy": "First Citizen:",
     "Add an activation": "torch.Size([1, 3, 50])",
     "Add a Hugging Face architecture": "the same logits",
-    "Add a text reader": "second document",
+    "Add a text reader": "document 2: ",
 }
 
 
@@ -40,16 +41,17 @@ def apply(block: str, root: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("title", HOW_TOS)
-def test_each_how_to_works_as_written(title: str, tmp_path: Path) -> None:
+def test_each_how_to_works_as_written(title: str, tmp_path: Path, fork_server: ForkServer) -> None:
     shutil.copytree(ROOT / "lit_gpt", tmp_path / "lit_gpt")  # with what is compiled already
-    shutil.copytree(ROOT / "tests/fixtures", tmp_path / "tests/fixtures")
+    (tmp_path / "tests/fixtures").mkdir(parents=True)
+    shutil.copy(ROOT / "tests/fixtures/modern.ckpt", tmp_path / "tests/fixtures")
     blocks = re.findall(r"```diff\n(.*?)```", HOW_TOS[title], flags=re.DOTALL)
     assert blocks
     for block in blocks:
         apply(block, tmp_path)
     (script,) = re.findall(r"```bash\n(.*?)```", HOW_TOS[title], flags=re.DOTALL)
-    script = f'lit_gpt() {{ "{sys.executable}" -m lit_gpt "$@"; }}; python() {{ "{sys.executable}" "$@"; }}\n{script}'
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    env |= command_folder(tmp_path / "bin", fork_server)
     done = subprocess.run(
         ["bash", "-e", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200
     )

@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import pytest
 from environment import FIXTURES, ROOT
+from fork_server import ForkServer
+from forked_commands import forked
 
 from lit_gpt.inference.kernel_library import check_library
 from lit_gpt.inference.levels import LEVELS
@@ -68,10 +70,6 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     return done
 
 
-def install(wheel: Path, target: Path) -> None:
-    run("-m", "pip", "install", "--no-deps", "--quiet", "--target", target, wheel, cwd=target.parent)
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Both, from a copy of the tracked files: a build leaves folders behind, and includes what it finds in old ones.
@@ -99,7 +97,8 @@ def build(folder: Path) -> None:
         shutil.copy2(ROOT / LIBRARY, folder / "tree" / LIBRARY)
     for kind in ("--sdist", "--wheel"):
         run("-m", "build", kind, "--no-isolation", "--outdir", folder / "dist", folder / "tree", cwd=folder)
-    install(next(folder.glob("dist/*.whl")), folder / "installed")
+    command = ("-m", "pip", "install", "--no-deps", "--quiet", "--target", folder / "installed")
+    run(*command, next(folder.glob("dist/*.whl")), cwd=folder)
 
 
 @pytest.mark.slow
@@ -122,12 +121,14 @@ def test_both_have_every_file_of_the_package(built: Built) -> None:
     assert {"setup.py", "lit_gpt/inference/csrc/level.cpp", "lit_gpt/inference/csrc/abi.h"} <= files
 
 
+LOAD = "import sys, lit_gpt; print(lit_gpt.__file__, lit_gpt.load(sys.argv[1]).generate('First', max_new_tokens=2))"
+
+
 @pytest.mark.slow
 def test_the_wheel_runs_without_the_checkout(built: Built, tmp_path: Path) -> None:
     target = built.installed
-    where = "import lit_gpt.cli.shipped_configs as c; print(c.__file__, (c.SHIPPED / 'quickstart.yaml').is_file())"
-    printed = run("-c", where, cwd=tmp_path, PYTHONPATH=str(target)).stdout
-    assert printed == f"{target}/lit_gpt/cli/shipped_configs.py True\n"
+    printed = run("-c", LOAD, FIXTURES / "modern.ckpt", cwd=tmp_path, PYTHONPATH=str(target)).stdout
+    assert printed.startswith(f"{target}/lit_gpt/__init__.py ")
     assert run("-m", "lit_gpt", "--version", cwd=tmp_path, PYTHONPATH=str(target)).stdout == f"lit_gpt {VERSION}\n"
 
 
@@ -147,7 +148,9 @@ def test_the_wheel_has_the_kernels_of_all_levels(built: Built) -> None:
 
 PREDICT = """
 import sys
+import lit_gpt.cli.shipped_configs as configs
 from lit_gpt.__main__ import main
+print(configs.__file__, (configs.SHIPPED / "quickstart.yaml").is_file())
 from lit_gpt.inference.decode_kernel import FusedDecode
 original, calls = FusedDecode.__call__, []
 FusedDecode.__call__ = lambda *arguments: calls.append(1) or original(*arguments)
@@ -157,19 +160,27 @@ main(["info", "--hardware", "--format", "json"])
 """
 
 
-def predict(installed: Path, folder: Path) -> tuple[str, list[str], str]:
-    """What `predict` prints, its lines on stderr, and what `info --hardware` says of the kernels."""
-    environment = {"PYTHONPATH": str(installed), "PATH": str(folder), "HF_HUB_OFFLINE": "1"}
+def predict(installed: Path, folder: Path, server: ForkServer) -> tuple[str, list[str], str]:
+    """What `predict` prints, its lines on stderr, and what `info --hardware` says of the kernels.
+
+    Asserted is that it is the installed package which runs, with the settings that it has beside it.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(installed), "PATH": str(folder), "HF_HUB_OFFLINE": "1"}
     environment |= {"CC": "/no/such/cc", "CXX": "/no/such/c++"}
-    done = run("-c", PREDICT, FIXTURES / "modern.ckpt", cwd=folder, **environment)
-    text, _, hardware = done.stdout.partition("\n{")
+    done = server.run(*forked("-c", PREDICT, FIXTURES / "modern.ckpt"), cwd=folder, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    where, _, printed = done.stdout.partition("\n")
+    assert where == f"{installed}/lit_gpt/cli/shipped_configs.py True"
+    text, _, hardware = printed.partition("\n{")
     return text, done.stderr.splitlines(), json.loads("{" + hardware)["hardware"]["decoding kernels"]
 
 
 @pytest.mark.slow
 @with_kernels
-def test_predict_uses_the_kernels_where_there_is_no_compiler(built: Built, tmp_path: Path) -> None:
-    text, lines, kernels = predict(built.installed, tmp_path)
+def test_predict_uses_the_kernels_where_there_is_no_compiler(
+    built: Built, tmp_path: Path, fork_server: ForkServer
+) -> None:
+    text, lines, kernels = predict(built.installed, tmp_path, fork_server)
     assert text.startswith("First Citizen:") and len(text.strip()) > len("First Citizen:")
     assert kernels.split(", ")[0] == "yes" and kernels.split(", ")[1] in LEVELS[platform.machine()]
     assert lines[-1] == "0 8 calls of the kernels" and not any("kernels, slower" in line for line in lines)
@@ -178,7 +189,9 @@ def test_predict_uses_the_kernels_where_there_is_no_compiler(built: Built, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SUPPORTED, reason="no kernels for this kind of machine")
-def test_a_build_without_a_compiler_makes_a_package_that_falls_back(built: Built, tmp_path: Path) -> None:
+def test_a_build_without_a_compiler_makes_a_package_that_falls_back(
+    built: Built, tmp_path: Path, fork_server: ForkServer
+) -> None:
     """It says so once, when it is installed, and then where somebody asks or waits longer."""
     shutil.copytree(built.tree, tmp_path / "tree", symlinks=True, ignore=shutil.ignore_patterns("build", "dist"))
     (tmp_path / "tree" / LIBRARY).write_bytes(b"what an older checkout has built in place")
@@ -187,11 +200,12 @@ def test_a_build_without_a_compiler_makes_a_package_that_falls_back(built: Built
     warning = 'building extension "lit_gpt.inference.libkernels" failed: /no/such/c++ was not found.'
     assert (log.stdout + log.stderr).count(warning) == 1
     (wheel,) = tmp_path.glob("*.whl")
-    assert LIBRARY not in zipfile.ZipFile(wheel).namelist()
-    install(wheel, tmp_path / "installed")
+    with zipfile.ZipFile(wheel) as archive:
+        assert LIBRARY not in archive.namelist()
+        archive.extractall(tmp_path / "installed")  # as pip, which has installed the other one
 
     (tmp_path / "empty").mkdir()
-    text, lines, kernels = predict(tmp_path / "installed", tmp_path / "empty")
+    text, lines, kernels = predict(tmp_path / "installed", tmp_path / "empty", fork_server)
     reason = "their library was not built when lit_gpt was installed: install it again where there is a g++"
     assert kernels == f"no: {reason}"
     assert [line for line in lines if "kernels" in line] == [

@@ -85,7 +85,8 @@ def test_the_commands_of_a_guide_run(
         shutil.copy(FIXTURES / "modern.ckpt", run / f"{name}.ckpt")
     commands = re.findall(r"^\$ lit_gpt (.*)", guide.read_text("utf-8"), re.MULTILINE)
     assert len(commands) >= count
-    for command in commands:
+    forms = {re.sub(r"[\d.]+", "0", command): command for command in commands}  # they differ in numbers otherwise
+    for command in forms.values():
         assert main(shlex.split(command)) == 0, (command, capsys.readouterr().err)
         assert capsys.readouterr().out.strip()
 

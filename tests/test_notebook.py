@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from environment import ROOT
+from fork_server import ForkServer
+from forked_commands import command_folder
 from nbclient import NotebookClient
 
 NOTEBOOK = ROOT / "docs/step_by_step.ipynb"
-SHORT = "--trainer.max_steps 30 --trainer.val_check_interval 30 --data.tokenizer bpe:600"
+SHORT = (
+    "--trainer.max_steps 4 --trainer.val_check_interval 4 --trainer.limit_val_batches 2 --data.batch_size 2 "
+    "--data.tokenizer char --samples.prompts [] --trainer.precision 32-true"
+)
 
 
 def test_its_outputs_are_kept() -> None:
@@ -26,14 +29,11 @@ def test_its_outputs_are_kept() -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork_server: ForkServer) -> None:
     for name in ("scripts", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "bin").mkdir()
-    for name, words in (("python", '"$@"'), ("lit_gpt", '-m lit_gpt "$@"')):
-        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}\n')
-        (tmp_path / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name, value in command_folder(tmp_path / "bin", fork_server).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("STEP_BY_STEP_FLAGS", SHORT)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,10 @@ def write_in_place(path, mode="wb"):
     with open(path, mode) as file:
         yield file
 
-lit_gpt.files.atomic.atomic_write = write_in_place
+careful = lit_gpt.files.atomic.atomic_write
+for module in list(sys.modules.values()):  # a forked process has imported it everywhere
+    if vars(module).get("atomic_write") is careful:
+        module.atomic_write = write_in_place
 sys.argv = sys.argv[1:]
 sys.path.insert(0, {scripts!r})
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -45,12 +46,13 @@ def test_the_short_form_loses_nothing(tmp_path: Path, fork_server: ForkServer) -
 
 
 @pytest.mark.slow
-def test_half_an_output_is_noticed(tmp_path: Path) -> None:
-    careless = ("-c", CARELESS.format(scripts=str(SCRIPT.parent)))
+def test_half_an_output_is_noticed(tmp_path: Path, fork_server: ForkServer) -> None:
+    careless, temporary = tmp_path / "careless.py", tmp_path / "temporary"
+    careless.write_text(CARELESS.format(scripts=str(SCRIPT.parent)))
+    temporary.mkdir()
     kill_in_the_middle_of_a_checkpoint = ("results", "--trial", "4")
-    command = [sys.executable, *careless, str(SCRIPT), *kill_in_the_middle_of_a_checkpoint, "--short"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+    done = fork_server.run(careless, SCRIPT, *kill_in_the_middle_of_a_checkpoint, "--short", env=env, timeout=400)
     assert done.returncode == 1
     assert "half an output" in done.stderr
     assert "python scripts/torture.py SECTION --seed 0 --trial N --short" in done.stderr

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from environment import ROOT
+from fork_server import ForkServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gpt.__main__ import main
@@ -63,26 +63,19 @@ def small_command(line: str) -> list[str]:
     return words
 
 
-def serve_and_ask(words: list[str], folder: Path) -> None:
+def serve_and_ask(words: list[str], folder: Path, fork_server: ForkServer) -> None:
     """Start the server as the tutorial does and send its request."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lit_gpt", *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = fork_server.start("-m", "lit_gpt", *words, cwd=folder)
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                break
+        log = ""
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", log)):
+            assert process.wait(0.05) is None, log
+            with contextlib.suppress(FileNotFoundError):  # it has not begun to write
+                log = "".join(process.output())
         (curl,) = [line for line in commands(DOCS / "tutorial.md") if line.startswith("curl")]
         body = shlex.split(curl)[-1].encode()
-        request = urllib.request.Request(
-            f"{found[0]}/v1/completions" if found else "", body, {"Content-Type": "application/json"}
-        )
-        for _ in range(240):  # it says where it will listen before it does
+        request = urllib.request.Request(f"{found[0]}/v1/completions", body, {"Content-Type": "application/json"})
+        for _ in range(1200):  # it says where it will listen before it does
             try:
                 with urllib.request.urlopen(request, timeout=60) as answer:
                     assert json.load(answer)["choices"]
@@ -90,16 +83,16 @@ def serve_and_ask(words: list[str], folder: Path) -> None:
             except urllib.error.HTTPError:
                 raise
             except urllib.error.URLError:
-                time.sleep(0.25)
+                time.sleep(0.05)
         raise AssertionError("the server does not answer")
     finally:
         process.kill()
-        process.communicate()
+        process.finish()
 
 
 @pytest.mark.slow
 def test_every_command_of_the_tutorial_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fork_server: ForkServer
 ) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     shutil.copytree(DOCS / "tutorial", tmp_path / "docs" / "tutorial")
@@ -110,7 +103,7 @@ def test_every_command_of_the_tutorial_runs(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for line in commands(DOCS / "tutorial.md"):
         if line.startswith("lit_gpt serve"):
-            serve_and_ask(small_command(line), tmp_path)
+            serve_and_ask(small_command(line), tmp_path, fork_server)
         elif line.startswith("lit_gpt"):
             assert main(small_command(line)) == 0, f"{line}: {capfd.readouterr().err}"
         else:

@@ -137,6 +137,11 @@ class Child:
         grown = float(texts.get("grown") or 0)
         return Ended(status, texts.get("out", ""), texts.get("err", ""), time.monotonic() - self._began, grown)
 
+    def poll(self) -> int | None:
+        """Its exit status, None while it runs."""
+        ended = self.wait(0)
+        return None if ended is None else ended.status
+
     def end(self) -> Ended:
         """How it ended. Raises Wrong, having killed it, if it hangs."""
         ended = self.wait()

@@ -71,7 +71,7 @@ class DamageSection(Section):
 
     name = "damage"
     share = 13
-    short_trials = 36
+    short_trials = 20
 
     def set_up(self) -> None:
         """The good files."""

@@ -71,7 +71,7 @@ class DiskFullSection(Section):
 
     def set_up(self) -> None:
         """Undisturbed runs of all four."""
-        self.fit, self.model = tiny_fit(self.root), tiny_model(self.root)
+        self.fit, self.model = tiny_fit(self.root, self.short), tiny_model(self.root)
         self.corpus = self.folder / "corpus"
         write_corpus(self.corpus)
         for work in (preparation(self.corpus, "byte", "whole"), self.model.from_hf("whole.ckpt")):

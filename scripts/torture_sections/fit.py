@@ -8,16 +8,16 @@ from random import Random
 
 from torture_sections.children import run
 from torture_sections.faults import BYTE, STOPS, stop_once
-from torture_sections.materials import STEPS, check_readable, checkpoints, must_end, tiny_fit
+from torture_sections.materials import check_readable, checkpoints, must_end, tiny_fit
 from torture_sections.section import Section
 
-WAYS: dict[str, dict[str, int]] = {
-    "killed while a checkpoint was written": {"fsync": 24, "replace": 12, BYTE: 0},
-    "killed in a validation": {"validation step": 20},
-    "killed in a training step": {"training step": 2 * STEPS},
+WAYS: dict[str, dict[str, float]] = {
+    "killed while a checkpoint was written": {"fsync": 0.4, "replace": 0.2, BYTE: 0.0},
+    "killed in a validation": {"validation step": 0.33},
+    "killed in a training step": {"training step": 2.0},
     "killed at a random time": {},
 }
-"""Where the kills are aimed: fault points, and the calls of them among which one is chosen."""
+"""Where the kills are aimed: fault points, and how many calls of each there are to a step; one is chosen."""
 KILLS_OF_A_RUN = 14
 """After which it is left alone to its end."""
 CTRL_C_TWICE = (signal.SIGINT, signal.SIGINT)
@@ -33,9 +33,10 @@ class FitSection(Section):
 
     def set_up(self) -> None:
         """The undisturbed run."""
-        self.fit = tiny_fit(self.root)
+        self.fit = tiny_fit(self.root, self.short)
         (last,) = checkpoints(self.fit.folder / "whole")
-        self.ways = WAYS | {next(iter(WAYS)): WAYS[next(iter(WAYS))] | {BYTE: 4 * last.stat().st_size}}
+        calls = {name: {point: int(n * self.fit.steps) for point, n in points.items()} for name, points in WAYS.items()}
+        self.ways = calls | {next(iter(WAYS)): calls[next(iter(WAYS))] | {BYTE: 4 * last.stat().st_size}}
 
     def has_enough(self) -> bool:
         """A hundred kills."""

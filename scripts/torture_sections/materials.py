@@ -15,7 +15,7 @@ from torture_sections.section import check
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "tests/fixtures/text.txt"
 
-STEPS = 60
+STEPS, SHORT_STEPS = 60, 30
 SETTINGS = """
 model:
   preset: nano
@@ -45,19 +45,20 @@ class TinyFit:
     """A training run of some seconds, its final bits when nothing disturbs it, and how to run it again.
 
     Attributes:
+        steps: that it has.
         begun: a folder in which it was killed after a third of its steps.
         seconds: that it takes undisturbed.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.folder = root / "fit-materials"
+    def __init__(self, root: Path, steps: int) -> None:
+        self.folder, self.steps = root / "fit-materials", steps
         self.folder.mkdir()
         words = ("prepare", TEXT, "--output", "tokens", "--tokenizer", "byte", "--val_split", "tail:0.1")
         ended = run(self.folder, program(*words))
         check(ended.status == 0, f"the text could not be prepared: {ended}")
         self.tokens = self.folder / "tokens"
         self.settings = self.folder / "settings.yaml"
-        self.settings.write_text(SETTINGS.format(tokens=self.tokens, steps=STEPS))
+        self.settings.write_text(SETTINGS.format(tokens=self.tokens, steps=steps))
         whole = self.folder / "whole"
         whole.mkdir()
         ended = run(whole, self.work(whole))
@@ -66,7 +67,7 @@ class TinyFit:
         self.expected = final_bits(checkpoints(whole)[0].parent)
         self.begun = self.folder / "begun"
         self.begun.mkdir()
-        ended = run(self.begun, Fault("training step", 2 * STEPS // 3 + 1).within(self.work(self.begun)))
+        ended = run(self.begun, Fault("training step", 2 * steps // 3 + 1).within(self.work(self.begun)))
         check(ended.status == -9, f"the run that was to be killed was not: {ended}")
 
     def work(self, folder: Path) -> Work:
@@ -93,9 +94,9 @@ class TinyFit:
 
 
 @cache
-def tiny_fit(root: Path) -> TinyFit:
+def tiny_fit(root: Path, short: bool) -> TinyFit:
     """The run that all sections share."""
-    return TinyFit(root)
+    return TinyFit(root, SHORT_STEPS if short else STEPS)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -166,7 +167,7 @@ class TinyModel:
         predicted: what `predict` writes for those when nothing disturbs it.
     """
 
-    PROMPTS = 80
+    PROMPTS = 40
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "model-materials"

@@ -12,7 +12,7 @@ from torture_sections.faults import BYTE, size_of, stop_once
 from torture_sections.materials import must_end, tiny_model
 from torture_sections.section import Section, check
 
-KILLS_OF_A_RUN = 8
+KILLS_OF_A_RUN, SHORT_KILLS = 8, 3
 PREDICT = {"fsync": 2, "replace": 1, "unlink": 1, BYTE: 0}
 CONVERT = {"fsync": 12, "replace": 6, "rename": 1, "mkdir": 1, BYTE: 0}
 
@@ -55,7 +55,7 @@ class ResultsSection(Section):
         output = folder / "out.jsonl"
         work, points = self.model.predict("out.jsonl"), PREDICT | {BYTE: self.model.predicted.stat().st_size}
         with self.trying("predict: whole outputs, resumed to their end: each prompt once, the same texts"):
-            for _ in range(3 if self.short else KILLS_OF_A_RUN):
+            for _ in range(SHORT_KILLS if self.short else KILLS_OF_A_RUN):
                 with self.trying("predict: killed", count=0) as tally:
                     stopped = stop_once(folder, work, random, points if random.random() < 0.7 else {}, 2.0, "out.jsonl")
                     if not stopped.count(tally):
@@ -71,7 +71,7 @@ class ResultsSection(Section):
         work = self.model.from_hf(name) if name == "out.ckpt" else self.model.to_hf(name)
         points, expected = CONVERT | {BYTE: self.sizes[name]}, self.expected[name]
         what = "from Hugging Face" if name == "out.ckpt" else "to Hugging Face"
-        for _ in range(KILLS_OF_A_RUN):
+        for _ in range(SHORT_KILLS if self.short else KILLS_OF_A_RUN):
             with self.trying(f"convert {what}: killed: its output is whole or absent", count=0) as tally:
                 stopped = stop_once(folder, work, random, points if random.random() < 0.8 else {}, self.seconds)
                 if not stopped.count(tally):

@@ -8,8 +8,6 @@ import resource
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -21,8 +19,7 @@ import httpx
 from bench_serve import wait_for_server
 from request_fuzz import ROWS, TEMPLATE, requests
 
-from torture_sections.children import resident_memory, value_of
-from torture_sections.materials import ROOT
+from torture_sections.children import Child, Work, program, resident_memory, value_of
 from torture_sections.section import Section, Wrong, check, drawn
 
 JSON = {"Content-Type": "application/json"}
@@ -54,7 +51,7 @@ class ServerSection(Section):
     name = "serve"
     share = 25
     short_trials = 9
-    process: subprocess.Popen[bytes] | None = None
+    process: Child | None = None
     before: tuple[int, int] | None = None
     slowest = 0.0
 
@@ -62,11 +59,8 @@ class ServerSection(Section):
         """Start it, and learn the texts of the good requests from the Python API and from the idle server."""
         path, self.log = self.folder / "tiny.ckpt", self.folder / "log"
         value_of(lambda: make_checkpoint(path))
-        command = [sys.executable, "-m", "lit_gpt", "serve", "--ckpt_path", str(path), "--port", "0"]
-        command += ["--device", "cpu", "--precision", "fp32", "--max_slots", "4", "--max_queue", "64"]
-        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONPATH": paths})
+        self.log.touch()
+        self.process = Child(self.folder, self._serving(path))
         try:
             self.url = wait_for_server(self.process, self.log)
         except SystemExit as error:
@@ -85,6 +79,16 @@ class ServerSection(Section):
         known = value_of(generate)
         check(self.texts[0] == known, f"the server says {self.texts[0]!r}, the Python API {known!r}")
         self.variants: list[tuple[str, bytes]] = []
+
+    def _serving(self, path: Path) -> Work:
+        flags = ("--device", "cpu", "--precision", "fp32", "--max_slots", "4", "--max_queue", "64")
+
+        def work() -> int | None:
+            with open(self.log, "wb") as log:
+                os.dup2(log.fileno(), 2)
+            return program("serve", "--ckpt_path", path, "--port", "0", *flags)()
+
+        return work
 
     def _complete(self, body: dict[str, Any]) -> str:
         answer = self.http.post("/v1/completions", json=body)
@@ -255,13 +259,10 @@ class ServerSection(Section):
                 self._check_held()
         finally:
             with self.trying("the server ends well on SIGTERM, and its log has no failure of its own"):
-                self.process.send_signal(signal.SIGTERM)
-                try:
-                    status = self.process.wait(60)
-                finally:
-                    self.process.kill()
+                self.process.send(signal.SIGTERM)
+                ended = self.process.wait(60)
                 log = self.log.read_text("utf-8", "replace")
-                check(status == 0, f"it ended with {status}: {log[-300:]}")
+                check(ended is not None and ended.status == 0, f"it ended with {ended}: {log[-300:]}")
                 check("Traceback" not in log and "panicked" not in log, "a traceback in the log")
 
     def _check_held(self) -> None:

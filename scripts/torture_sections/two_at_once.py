@@ -25,7 +25,7 @@ class TwoAtOnceSection(Section):
 
     def set_up(self) -> None:
         """Undisturbed runs of what is tried."""
-        self.fit, self.model = tiny_fit(self.root), tiny_model(self.root)
+        self.fit, self.model = tiny_fit(self.root, self.short), tiny_model(self.root)
         self.corpus = self.folder / "corpus"
         write_corpus(self.corpus)
         self.prepared: dict[str, dict[str, str]] = {}

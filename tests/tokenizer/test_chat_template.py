@@ -119,9 +119,10 @@ def looks_special(tokenizer: Tokenizer, messages: Sequence[Message]) -> bool:
 def test_the_mask_is_transformers(kind: str, template_of: Callable[..., ChatTemplate]) -> None:
     ours, theirs = template_of(tuned(kind)), in_transformers(tuned(kind))
     seen = [0, 0]
+    count = 150 if kind == "qwen2" else 60  # what NFC moves takes more examples to be found
 
     @given(messages=CONVERSATIONS)
-    @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=count, suppress_health_check=[HealthCheck.too_slow])
     def same(messages: list[Message]) -> None:
         if looks_special(ours.tokenizer, messages):
             return
@@ -137,7 +138,7 @@ def test_the_mask_is_transformers(kind: str, template_of: Callable[..., ChatTemp
         seen[1] += any(counts)
 
     same()
-    assert min(seen) > 30
+    assert min(seen) > 12
 
 
 @pytest.mark.slow
@@ -148,7 +149,7 @@ def test_without_tags_the_mask_is_the_same(kind: str, template_of: Callable[...,
     plain = template_of(tuned(kind), without_generation_tags(str(tuned(kind).chat_template)))
 
     @given(messages=CONVERSATIONS)
-    @settings(max_examples=50)
+    @settings(max_examples=30)
     def same(messages: list[Message]) -> None:
         assert plain.encode(messages) == tagged.encode(messages)
 
