@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from environment import ROOT
+from fork_server import ForkServer
 
 from lit_gpt.checkpoint.format import (
     build_model,
@@ -131,14 +130,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "big.ckpt"
-    script = (
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, fork_server: ForkServer) -> None:
+    path, script = tmp_path / "big.ckpt", tmp_path / "script.py"
+    script.write_text(
         "import sys, torch\nfrom lit_gpt.checkpoint.format import save_checkpoint\nn = 0\n"
         "while True:\n    n += 1\n    save_checkpoint(sys.argv[1], {'n': n, 'x': torch.full((2_000_000,), float(n))})\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT)
+    process = fork_server.start(script, path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     while not path.exists():
+        assert process.poll() is None, process.output()
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)

@@ -24,17 +24,30 @@ TEXT = FIXTURES / "text.txt"
 NO_SAMPLES = ("--num_samples", "0")
 
 
-@pytest.fixture
-def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two configurations with five seeds each, of which B is better, and a third one that is like A."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two configurations with five seeds each, of which B is better, a third one that is like A, and runs like none."""
+    folder = tmp_path_factory.mktemp("logs")
     for seed in range(5):
         wave = 0.1 * math.sin(seed)
-        write_run(tmp_path / f"a{seed}", [3.0, 2.0 + wave], seed)
-        write_run(tmp_path / f"b{seed}", [3.0, 1.9 + wave + 0.01 * math.cos(seed)], seed, model__optimizer__lr=0.003)
+        write_run(folder / f"a{seed}", [3.0, 2.0 + wave], seed)
+        write_run(folder / f"b{seed}", [3.0, 1.9 + wave + 0.01 * math.cos(seed)], seed, model__optimizer__lr=0.003)
         like_a = 2.0 + wave + 0.01 * math.cos(2.4 * seed)
-        write_run(tmp_path / f"c{seed}", [3.0, like_a], seed, model__config__n_layer=3)
-    return tmp_path
+        write_run(folder / f"c{seed}", [3.0, like_a], seed, model__config__n_layer=3)
+    write_run(folder / "going", [3.0], finished=False, model__config__n_layer=9)
+    write_run(folder / "other_text", about={"val_sha256": "c"})
+    write_run(folder / "other_tokenizer", about={"tokenizer": "u" * 64})
+    write_run(folder / "part", trainer__limit_val_batches=1)
+    write_run(folder / "fresh", [], finished=False)
+    (folder / "short.txt").write_text("short")
+    return folder
+
+
+@pytest.fixture
+def logs(written: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of those runs, which is the current one, and to which nothing is written."""
+    monkeypatch.chdir(written)
+    return written
 
 
 def names(*letters: str) -> list[str]:
@@ -78,7 +91,6 @@ def test_one_seed_each_is_no_judgement_and_it_says_so(logs: Path, capsys: pytest
     assert any("one seed says nothing" in remark for remark in found["remarks"])
     found = as_json(capsys, "a0", "a1", *NO_SAMPLES)
     assert found["differences"] == [] and found["groups"][0]["label"] == "all runs"
-    write_run(logs / "going", [3.0], finished=False, model__config__n_layer=9)
     found = as_json(capsys, "a0", "going", *NO_SAMPLES)
     assert any(remark.startswith("not finished") and "B1" in remark for remark in found["remarks"])
     assert any("trained for different steps" in remark for remark in found["remarks"])
@@ -110,11 +122,6 @@ def test_one_seed_each_is_no_judgement_and_it_says_so(logs: Path, capsys: pytest
 def test_what_cannot_be_compared_is_one_line(
     logs: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
-    Path("short.txt").write_text("short")
-    write_run(logs / "other_text", about={"val_sha256": "c"})
-    write_run(logs / "other_tokenizer", about={"tokenizer": "u" * 64})
-    write_run(logs / "part", trainer__limit_val_batches=1)
-    write_run(logs / "fresh", [], finished=False)
     before = sorted(logs.rglob("*"))
     assert main(["compare", *argv]) == 2
     printed = capsys.readouterr()

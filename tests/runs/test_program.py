@@ -18,11 +18,11 @@ data: {{batch_size: 8, source: {FIXTURES / "text.txt"}, path: tokens, tokenizer:
 trainer:
   accelerator: cpu
   precision: 32-true
-  max_steps: 20
-  val_check_interval: 10
+  max_steps: 8
+  val_check_interval: 4
   check_val_every_n_epoch: null
   num_sanity_val_steps: 0
-  log_every_n_steps: 5
+  log_every_n_steps: 4
   enable_progress_bar: false
 samples: {{prompts: ["def "], max_new_tokens: 10}}
 """
@@ -41,8 +41,8 @@ def test_train_compare_freeze_and_validate(
             assert main(["fit", "--config", "small.yaml", *argv]) == 0
     runs = [f"lightning_logs/version_{number}" for number in range(4)]
     record = read_run(Path(runs[0]))
-    assert record.finished and [point.step for point in record.curve] == [10, 20]
-    assert record.tokens == 20 * 8 * 32 and record.about["val_sha256"] and record.about["tokenizer"]
+    assert record.finished and [point.step for point in record.curve] == [4, 8]
+    assert record.tokens == 8 * 8 * 32 and record.about["val_sha256"] and record.about["tokenizer"]
     assert record.curve[0].bits_per_byte is not None and record.seconds is not None and record.seconds > 0
     capsys.readouterr()
     text = ["--text", str(FIXTURES / "text.txt"), "--max_new_tokens", "8"]

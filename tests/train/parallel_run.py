@@ -1,4 +1,7 @@
-"""A training run for the tests of several processes: `python parallel_run.py FOLDER '{"devices": 2, …}'`."""
+"""A training run for the tests of several processes: `python parallel_run.py FOLDER '{"devices": 2, …}'`.
+
+Lightning's launch starts the other ranks by the Python `$LIT_GPT_TEST_PYTHON`, if it is set.
+"""
 
 from __future__ import annotations
 
@@ -84,4 +87,5 @@ def main(folder: Path, asked: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    sys.executable = os.environ.get("LIT_GPT_TEST_PYTHON", sys.executable)
     main(Path(sys.argv[1]), json.loads(sys.argv[2]))

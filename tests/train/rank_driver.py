@@ -7,6 +7,7 @@ status, stdout, stderr] of each rank. What is no list is one rank, in this proce
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -233,4 +234,6 @@ if __name__ == "__main__":
     asked = json.loads(sys.argv[2])
     if isinstance(asked, dict):
         sys.exit(rank(asked))
+    gc.collect()
+    gc.freeze()  # what is shared with the ranks stays shared
     main(Path(sys.argv[1]), asked)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from training import Batches, module, trainer
+from training import TINY, Batches, module, trainer
 
 from lit_gpt.train.callbacks.defaults import default_callbacks
 
@@ -60,7 +61,8 @@ def main(folder: Path, where: str = "", signals: list[int] = [], rank: int = 0, 
     for callback in run.checkpoint_callbacks if "into" in asked else ():
         callback.dirpath = str(asked["into"])  # type: ignore[attr-defined]
     rows = asked.get("rows", 32)
-    run.fit(module(), Batches(24, 4), Batches(rows, 4, seed=1) if rows else [], ckpt_path=asked.get("ckpt_path"))
+    data = Batches(24, 4), Batches(rows, 4, seed=1) if rows else []
+    run.fit(module(config=replace(TINY, n_layer=1)), *data, ckpt_path=asked.get("ckpt_path"))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from lit_gpt.tokenizer.tokenizer import get_tokenizer
 from lit_gpt.train.callbacks.defaults import default_callbacks
 from lit_gpt.train.callbacks.non_finite import NonFiniteError
 from lit_gpt.train.callbacks.samples import Samples
-from lit_gpt.train.callbacks.throughput import Throughput
+from lit_gpt.train.callbacks.throughput import Throughput, peak_flops
 from lit_gpt.train.optim import OptimizerConfig
 from lit_gpt.train.schedule import ScheduleConfig
 
@@ -176,3 +176,15 @@ def test_the_count_of_tokens_goes_on_after_a_resume() -> None:
     after = Throughput()
     after.load_state_dict(before.state_dict())
     assert after.tokens == 12_345
+
+
+@pytest.mark.parametrize(("seconds", "products"), [(0.001, 10), (0.02, 3), (4.0, 2)])
+def test_the_peak_of_a_slow_device_is_measured_with_few_products(
+    seconds: float, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten of fp16 took a CPU that does not compute in it twenty seconds, at the begin of every run."""
+    readings = (seconds * number for number in range(99))
+    monkeypatch.setattr("lit_gpt.train.callbacks.throughput.time.perf_counter", lambda: next(readings))
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1, 1))
+    assert peak_flops(torch.device("cpu"), "32-true") == pytest.approx(2 * 1024**3 / seconds)
+    assert next(readings) == pytest.approx(2 * products * seconds)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from environment import ROOT
+from fork_server import ForkServer
 
 CHILD = """
 import ctypes, sys
@@ -27,13 +28,13 @@ print((resident() - before) >> 20)  # the tensor that is left is the last of the
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_freed_tensors_are_no_longer_in_memory() -> None:
-    held = []
+def test_freed_tensors_are_no_longer_in_memory(tmp_path: Path, fork_server: ForkServer) -> None:
+    child, held = tmp_path / "child.py", []
+    child.write_text(CHILD)
     for words in ([], ["768", "32-true"], ["256", "32-true"], ["768", "bf16-mixed"]):
-        command = [sys.executable, "-c", CHILD, *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)})
+        done = fork_server.run(child, *words, env={"PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, done.stderr
         held.append(int(done.stdout))
     assert held[1] < 12
     assert [held[0], held[2], held[3]] == [pytest.approx(80, abs=4)] * 3

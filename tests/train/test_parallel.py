@@ -13,6 +13,7 @@ import pytest
 import torch
 from environment import ROOT
 from fork_server import ForkServer
+from forked_python import make_python
 from parallel_run import main
 from training import Batches
 
@@ -23,7 +24,14 @@ HERE = Path(__file__).resolve().parent
 
 def start(fork_server: ForkServer, folder: Path, **asked: Any) -> subprocess.CompletedProcess[str]:
     """With Lightning's own launch, whose processes get the signal from rank 0."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))), "OMP_NUM_THREADS": "1"}
+    folder.mkdir(exist_ok=True)
+    python = make_python(folder / "python", fork_server)
+    env = {
+        "LIT_GPT_TEST_PYTHON": str(python),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))),
+        "OMP_NUM_THREADS": "1",
+    }
     return fork_server.run(HERE / "parallel_run.py", folder, json.dumps(asked), env=env, timeout=200)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from environment import ROOT
 from fork_server import ForkServer
+from forked_python import make_python
 from jsonargparse import Namespace
 
 from lit_gpt.checkpoint.format import read_header
@@ -154,10 +155,11 @@ def test_two_nodes_by_torchrun_on_two_loopback_addresses(tmp_path: Path, fork_se
         port = listener.getsockname()[1]
     asked = {"decide": {"names": ["a", "b"], "options": {"c": 1}, "group": True}}
     launch = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=1"]
+    env = environment() | {"PYTHON_EXEC": str(make_python(tmp_path / "python", fork_server))}
     nodes = [
         fork_server.start(
             "-m", "torch.distributed.run", *launch, f"--rdzv_endpoint=127.0.0.1:{port}",
-            f"--local_addr=127.0.0.{node}", DRIVER, tmp_path, json.dumps(asked), env=environment(),
+            f"--local_addr=127.0.0.{node}", DRIVER, tmp_path, json.dumps(asked), env=env,
         )
         for node in (1, 2)
     ]  # fmt: skip
@@ -272,8 +274,9 @@ def test_all_ranks_end_and_the_run_resumes(tmp_path: Path, data: Path, fork_serv
 def test_a_killed_rank_that_the_program_started(tmp_path: Path, data: Path, fork_server: ForkServer) -> None:
     """Lightning's own observer ended rank 0 with SIGKILL: no line said why, and what was made was lost."""
     fault = ["--trainer.callbacks+=rank_driver.Fault", "--trainer.callbacks.kind=kill", "--trainer.callbacks.rank=1"]
-    words = ("-m", "lit_gpt", *flags(data, tmp_path), "--trainer.devices=2", *fault)
-    process = fork_server.start(*words, env=environment())
+    words = (ROOT / "tests/program_driver.py", *flags(data, tmp_path), "--trainer.devices=2", *fault)
+    env = environment() | {"LIT_GPT_TEST_PYTHON": str(make_python(tmp_path / "python", fork_server))}
+    process = fork_server.start(*words, env=env)
     try:
         done = process.finish(100)
         errors = done.stderr

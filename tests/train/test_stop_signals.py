@@ -52,16 +52,25 @@ def metrics(folder: Path, column: str) -> dict[int, float]:
     return found
 
 
+def stop_in_validation(folder: Path, number: int, status: int) -> None:
+    """A run that a signal ends in its second validation."""
+    with pytest.raises(SystemExit) as ended:
+        stop_driver.main(folder, "validation", [number])
+    assert ended.value.code == status
+    assert validated(folder) == [*((6, batch) for batch in range(8)), (12, 0), (12, 1)]
+    assert read_header(last_of(folder)).step == 12
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(TERM, 143), (INT, 130)])
-def test_a_run_stopped_in_a_validation_begins_it_again(number: int, status: int, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_run_in_a_validation_as_sigterm_does(tmp_path: Path) -> None:
+    stop_in_validation(tmp_path, INT, 130)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_in_a_validation_begins_it_again(tmp_path: Path) -> None:
     """It waited for the whole validation and one more step; resumed, it skipped that validation."""
     stop_driver.main(tmp_path / "whole")
-    with pytest.raises(SystemExit) as ended:
-        stop_driver.main(tmp_path / "first", "validation", [number])
-    assert ended.value.code == status
-    assert validated(tmp_path / "first") == [*((6, batch) for batch in range(8)), (12, 0), (12, 1)]
-    assert read_header(last_of(tmp_path / "first")).step == 12
+    stop_in_validation(tmp_path / "first", TERM, 143)
     stop_driver.main(tmp_path / "second", ckpt_path=str(last_of(tmp_path / "first")))
     assert validated(tmp_path / "second") == [(step, batch) for step in (12, 18) for batch in range(8)]
     whole, *parts = (tmp_path / name for name in ("whole", "first", "second"))

@@ -35,6 +35,9 @@ PEAK_FLOPS = {
 """Dense 16-bit matrix products per second by part of the device's name, from the vendors' data sheets. The first match
 counts. Sparse figures, twice as large, are reached by no training run."""
 
+_MEASURING_SECONDS = 0.05
+"""For the products that measure an unknown device: long ones, of a slow device, need no repetition."""
+
 
 class Throughput(Callback):
     """Tokens seen, tokens per second, model FLOPs utilisation, data wait and memory, at each entry of the log.
@@ -159,10 +162,10 @@ def peak_flops(device: torch.device, precision: str) -> float:
     dtype = torch.float32 if not half else torch.float16 if precision.startswith("16") else torch.bfloat16
     size = 1024 if device.type == "cpu" else 8192
     a = torch.ones(size, size, dtype=dtype, device=device)
-    best = math.inf
-    for _ in range(10):
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < 10 and sum(seconds) < _MEASURING_SECONDS):
         start = time.perf_counter()
         product = a @ a
         product[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
