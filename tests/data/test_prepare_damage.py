@@ -20,6 +20,8 @@ from lit_gpt.data.prepare import prepare
 from lit_gpt.data.prepare_state import PrepareState, _hash
 from lit_gpt.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("small_jobs")
+
 
 @pytest.fixture(scope="module")
 def unfinished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -238,7 +240,7 @@ def test_a_download_that_fails_later_throws_nothing_away(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finished shards went when the second of two addresses could not be had again."""
-    first, second = server("a.txt", CODE.encode() * 9999), server("b.txt", CODE.encode() * 20_000)
+    first, second = server("a.txt", CODE.encode() * 999), server("b.txt", CODE.encode() * 2000)
     options = {"tokenizer": "byte", "shard_tokens": 1000, "val_split": "hash:0"}
     run = partial(prepare, [first, second], **options)
 
@@ -256,7 +258,7 @@ def test_a_download_that_fails_later_throws_nothing_away(
     with pytest.raises(UserError, match=r"b\.txt: cannot be fetched .*finished shards are kept"):
         run(tmp_path / "out")
     assert all((tmp_path / "out" / name).exists() for name in finished)
-    server("b.txt", CODE.encode() * 20_001)
+    server("b.txt", CODE.encode() * 2001)
     with pytest.raises(UserError, match=r"an address gives other text than when this was begun; .* are kept"):
         run(tmp_path / "out")
     (tmp_path / "whole").mkdir()
