@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from environment import ROOT
+from fork_server import ForkServer
 from preparing import write
 
 from lit_gpt.data import remote
@@ -96,7 +95,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(remote, "READ_SECONDS", 0.4)
     server = Server(folder)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -230,15 +229,15 @@ def test_fetched_ahead(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_download_once(server: Server, tmp_path: Path) -> None:
+def test_several_processes_download_once(server: Server, tmp_path: Path, fork_server: ForkServer) -> None:
     code = (
         "import sys; from lit_gpt.data.remote import RemoteFolder\n"
         "folder = RemoteFolder(sys.argv[1], sys.argv[2])\n"
         "for shard in folder.load_index().shards: folder.locate(shard)"
     )
-    command = [sys.executable, "-c", code, server.url, str(tmp_path / "cache")]
-    processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    words = (write(tmp_path / "download.py", code), server.url, tmp_path / "cache")
+    processes = [fork_server.start(*words, cwd=ROOT) for _ in range(3)]
+    assert [process.finish(60).returncode for process in processes] == [0, 0, 0]
     assert {server.served[name] for name in NAMES} == {1}
 
 
