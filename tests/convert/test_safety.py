@@ -213,7 +213,7 @@ def test_converting_takes_little_more_memory_than_the_largest_tensor(tmp_path: P
         model = GPT(config)
     model.to_empty(device="cpu")
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)  # what was in that memory could be NaN, which differs from itself
+        torch.nn.init.uniform_(parameter)  # what was in that memory could be NaN, which differs from itself
     model.tie_weights()  # which an empty copy is not
     save_model(tmp_path / "big.ckpt", model, None)
     del model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import inspect
 import re
@@ -35,7 +36,11 @@ FORMS = re.compile(
 @cache
 def all_definitions() -> tuple[Definition, ...]:
     """Of this Python's library, parsed once."""
-    return tuple(library_definitions())
+    gc.disable()  # syntax trees hold no cycles, and to look for some in all that the tests have imported takes seconds
+    try:
+        return tuple(library_definitions())
+    finally:
+        gc.enable()
 
 
 @cache

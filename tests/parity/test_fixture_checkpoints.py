@@ -46,7 +46,7 @@ def test_a_run_of_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.copy(FIXTURES / "modern.ckpt", "old.ckpt")
     options = "--data.path tokens --data.source text.txt "
     options += "--trainer.max_steps 304 --trainer.val_check_interval 2 --trainer.check_val_every_n_epoch null "
-    options += "--trainer.limit_val_batches 2 "
+    options += "--trainer.limit_val_batches 2 --samples.max_new_tokens 10 "
     options += "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.num_sanity_val_steps 0"
     assert main(["fit", "--ckpt_path", "old.ckpt", *options.split()]) == 0
     assert read_header(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").step == 304
