@@ -29,7 +29,6 @@ def test_the_file_of_the_hash_is_read(server: Serve, tmp_path: Path) -> None:
     assert sum(shard.tokens for shard in index.shards) >= len(TEXT)
 
 
-@pytest.mark.slow
 def test_another_file_is_refused_and_not_kept(server: Serve, tmp_path: Path) -> None:
     address = server("input.txt", TEXT + b"!") + HASH_MARK + hashlib.sha256(TEXT).hexdigest()
     with pytest.raises(UserError, match=r"/input\.txt: what is there is another file than expected \(its SHA-256 is "):

@@ -81,7 +81,6 @@ def test_a_damaged_state_never_gives_another_folder(
     assert files(folder) == files(reference)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [-1, 1])
 def test_a_wrong_count_of_jobs_is_found_at_the_end(unfinished: Path, corpus: Path, jobs: int, tmp_path: Path) -> None:
     """Changing it by hand lost 800,000 tokens or doubled 1.5 million, and --check was content."""
@@ -92,7 +91,6 @@ def test_a_wrong_count_of_jobs_is_found_at_the_end(unfinished: Path, corpus: Pat
     assert not (folder / "index.json").exists()
 
 
-@pytest.mark.slow
 def test_a_finished_shard_that_was_changed_is_not_gone_on_with(unfinished: Path, corpus: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(unfinished, tmp_path / "out"))
     data = bytearray((folder / "train_000000.bin").read_bytes())
@@ -105,7 +103,6 @@ def test_a_finished_shard_that_was_changed_is_not_gone_on_with(unfinished: Path,
         prepare(str(corpus), folder, **OPTIONS)
 
 
-@pytest.mark.slow
 def test_another_tokenizer_in_the_folder_is_not_gone_on_with(unfinished: Path, corpus: Path, tmp_path: Path) -> None:
     from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
@@ -115,7 +112,6 @@ def test_another_tokenizer_in_the_folder_is_not_gone_on_with(unfinished: Path, c
         prepare(str(corpus), folder, **OPTIONS)
 
 
-@pytest.mark.slow
 def test_states_of_earlier_versions(unfinished: Path, reference: Path, corpus: Path, tmp_path: Path) -> None:
     """They have no hash: a finished folder is compared with its index, an unfinished one begins again."""
     for name, source in (("finished", reference), ("unfinished", unfinished)):
@@ -266,7 +262,6 @@ def test_a_download_that_fails_later_throws_nothing_away(
     assert overwritten == run(tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_the_first_of_two_downloads_is_kept(server: Any, tmp_path: Path) -> None:
     good, gone = server("a.txt", CODE.encode() * 99), server("b.txt", None)
     with pytest.raises(UserError, match="cannot be fetched"):
