@@ -124,20 +124,8 @@ def test_transformers_writes_the_same_tokens(shape: str, tmp_path: Path) -> None
 
 PROMPTS = [
     *("First Citizen:", "The ", "Once upon a time", "def f(x):", "In 1984, ", "Don't ", "\n\n", "What is 2 + 2?"),
-    *(
-        "你好",
-        "从前有",
-        "春天来了，",
-        "人工智能是",
-        "今天天气",
-        "北京",
-        "一二三",
-        "Ελλάδα",
-        "Привет",
-        "こんにちは",
-        "café",
-        "👍🏽",
-    ),
+    *("你好", "从前有", "春天来了，", "人工智能是", "今天天气", "北京", "一二三"),
+    *("Ελλάδα", "Привет", "こんにちは", "café", "👍🏽"),
 ]
 
 
