@@ -106,7 +106,8 @@ def sample_source(folder: Path, shape: str, kind: str | None = "bpe:400", **chan
     return open_source(str(folder / "sample.ckpt"))
 
 
-def random_texts(count: int, seed: int = 0) -> list[str]:
+@cache
+def random_texts(count: int, seed: int = 0) -> tuple[str, ...]:
     """Texts of all scripts, with the spaces, digits and contractions that tell pre-tokenizers apart."""
     draw = random.Random(seed)
     pools = [range(0x20, 0x7F), range(0x80, 0x600), range(0x900, 0xE00), range(0x2000, 0x2070), range(0x3040, 0x30FF)]
@@ -137,4 +138,4 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
         ]
         return "".join(parts)
 
-    return [text() for _ in range(count)]
+    return tuple(text() for _ in range(count))

@@ -10,8 +10,7 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
-import sys
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from environment import ROOT
+from fork_server import ForkServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OWNER = "some"
@@ -261,29 +261,32 @@ class Handler(BaseHTTPRequestHandler):
 
 
 WORKER = """
-import contextlib, io, json, os, sys, tempfile
+import contextlib, io, json, os, socket, sys, tempfile, traceback
 import huggingface_hub.constants
 from lit_gpt.__main__ import main
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 4096  # what arrives is kept in such pieces; 10 MB as published
-channel, sys.stdout = sys.stdout, sys.stderr
-for line in sys.stdin:
+channel = socket.create_connection(("127.0.0.1", int(sys.argv[1]))).makefile("rw")
+for line in channel:
     asked = json.loads(line)
     os.environ.pop("HF_TOKEN", None)
     os.environ.update(asked["environment"])
     tempfile.tempdir = None  # or the first TMPDIR would be that of all
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(asked["argv"])
+        try:
+            status = main(asked["argv"])
+        except BaseException:
+            status = traceback.print_exc()
     result = {"returncode": status, "stdout": out.getvalue(), "stderr": err.getvalue()}
     print(json.dumps(result), file=channel, flush=True)
 """  # huggingface_hub reads its variables when it is imported: one process for them all, and imports paid once
 
 
 @contextmanager
-def running_hub(cache: Path) -> Iterator[tuple[Hub, Callable[..., Any], dict[str, str]]]:
+def running_hub(cache: Path, fork_server: ForkServer) -> Iterator[tuple[Hub, Callable[..., Any], dict[str, str]]]:
     """The server, the program in a process that asks it, and the settings of that process."""
     server = Hub()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()  # how soon it sees its end
     settings = {
         "HF_ENDPOINT": server.url,
         "HF_HUB_OFFLINE": "0",
@@ -291,19 +294,21 @@ def running_hub(cache: Path) -> Iterator[tuple[Hub, Callable[..., Any], dict[str
         "HF_HOME": str(cache),
         "PYTHONPATH": str(ROOT),
     }
-    environment = {**os.environ, **settings}
-    worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    script = cache / "worker.py"
+    script.write_text(WORKER)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(300)  # for a worker that fails
+        worker = fork_server.start(script, listener.getsockname()[1], env={**os.environ, **settings})
+        connection = listener.accept()[0]
+    with connection, connection.makefile("rw") as channel:
 
-    def run(*argv: object, **environment: str) -> Any:
-        assert worker.stdin and worker.stdout
-        worker.stdin.write(json.dumps({"argv": list(map(str, argv)), "environment": environment}) + "\n")
-        worker.stdin.flush()
-        return SimpleNamespace(**json.loads(worker.stdout.readline()))
+        def run(*argv: object, **environment: str) -> Any:
+            asked = {"argv": list(map(str, argv)), "environment": environment}
+            print(json.dumps(asked), file=channel, flush=True)
+            return SimpleNamespace(**json.loads(channel.readline()))
 
-    yield server, run, settings
-    worker.communicate("")
+        yield server, run, settings
+    worker.finish()
     server.shutdown()
     server.server_close()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 
-def probe_texts() -> list[str]:
+@cache
+def probe_texts() -> tuple[str, ...]:
     """Texts that tell pre-tokenizers apart: contractions, runs of digits and of spaces, line ends, many scripts."""
     fixed = [
         "Hello world! I'll, we've, YOU'RE, 'tis 'Twas don't DON'T it's IT'S ſ'ſ K'K",
@@ -24,4 +26,4 @@ def probe_texts() -> list[str]:
         "".join(chr(draw.choice(draw.choice(pools))) + draw.choice(["", "", " ", "1", "a", "\n"]) for _ in range(24))
         for _ in range(400)
     ]
-    return fixed + mixed
+    return (*fixed, *mixed)

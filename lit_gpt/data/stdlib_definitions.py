@@ -226,12 +226,20 @@ def _signature(path: str, node: _Function, bound: bool = False) -> str:
 # Documentation ---------------------------------------------------------------------------------------------------
 
 
+_CALLED = re.compile(r"([\w.]*)\(")
+_RETURNS = re.compile(r"[^.]*->")
+_AFTER_NAME = re.compile(r"(\.py)?\s*(--?|:)\s+", flags=re.IGNORECASE)
+
+
 def _summary(node: _Scope | _Function, name: str) -> str:
     """The first paragraph of prose in the docstring, on one line and of whole sentences; "" if there is none."""
     paragraphs = re.split(r"\n\s*\n", ast.get_docstring(node) or "")
-    if len(paragraphs) > 1 and re.match(rf"[\w.]*{re.escape(name)}\(|[^.]*->", paragraphs[0]):
+    called = _CALLED.match(paragraphs[0])  # no expressions with the name in them: one for each of thousands is slow
+    if len(paragraphs) > 1 and ((called and called[1].endswith(name)) or _RETURNS.match(paragraphs[0])):
         del paragraphs[0]  # the signature by hand
-    text = re.sub(rf"^{re.escape(name)}(\.py)?\s*(--?|:)\s+", "", " ".join(paragraphs[0].split()), flags=re.IGNORECASE)
+    text = " ".join(paragraphs[0].split())
+    if text.lower().startswith(name.lower()) and (after := _AFTER_NAME.match(text, len(name))):
+        text = text[after.end() :]
     if text.startswith((">>>", "-", "*", "=")) or "::" in text:
         return ""
     if len(text) > MAX_SUMMARY or text.endswith(":"):

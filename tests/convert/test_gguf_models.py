@@ -14,6 +14,7 @@ from environment import RunProgram
 from gguf_samples import ARCHITECTURE, LLAMA, LLAMA3_SCALING, SHAPES, sample, sample_source
 
 from lit_gpt import load
+from lit_gpt.__main__ import main
 from lit_gpt.convert.gguf_architectures import ROPE_FACTORS
 from lit_gpt.convert.gguf_write import write_gguf
 from lit_gpt.convert.recognise import load_source, open_source
@@ -118,34 +119,20 @@ def test_transformers_writes_the_same_tokens(shape: str, tmp_path: Path) -> None
     wanted = theirs.generate(
         idx, attention_mask=torch.ones_like(idx), max_new_tokens=32, do_sample=False, pad_token_id=0, eos_token_id=None
     )
-    while idx.shape[1] < wanted.shape[1]:
-        idx = torch.cat([idx, ours(idx).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-    assert torch.equal(idx, wanted)
+    assert torch.equal(ours(wanted[:, :-1]).logits.argmax(-1)[:, 7:], wanted[:, 8:])  # each the likeliest here, too
 
 
 PROMPTS = [
     *("First Citizen:", "The ", "Once upon a time", "def f(x):", "In 1984, ", "Don't ", "\n\n", "What is 2 + 2?"),
-    *(
-        "你好",
-        "从前有",
-        "春天来了，",
-        "人工智能是",
-        "今天天气",
-        "北京",
-        "一二三",
-        "Ελλάδα",
-        "Привет",
-        "こんにちは",
-        "café",
-        "👍🏽",
-    ),
+    *("你好", "从前有", "春天来了，", "人工智能是", "今天天气", "北京", "一二三"),
+    *("Ελλάδα", "Привет", "こんにちは", "café", "👍🏽"),
 ]
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_text_in_transformers_from_the_file_alone_but_for_the_width_of_heads(tmp_path: Path) -> None:
-    """Model and tokenizer of one file in transformers: the same 64 tokens as ours after 20 prompts."""
+    """Model and tokenizer of one file in transformers: the same 24 tokens as ours after 20 prompts."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     transformers.logging.set_verbosity_error()
@@ -163,11 +150,10 @@ def test_text_in_transformers_from_the_file_alone_but_for_the_width_of_heads(tmp
         given = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
         ids = source.tokenizer.encode(prompt)
         assert given["input_ids"].tolist() == [ids]
-        wanted = theirs.generate(**given, max_new_tokens=64, do_sample=False, pad_token_id=0, eos_token_id=None)
-        idx = torch.tensor([ids])
-        while idx.shape[1] < wanted.shape[1]:
-            idx = torch.cat([idx, ours(idx).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-        assert torch.equal(idx, wanted), prompt
+        wanted = theirs.generate(**given, max_new_tokens=24, do_sample=False, pad_token_id=0, eos_token_id=None)
+        assert wanted.shape[1] == len(ids) + 24
+        likeliest = ours(wanted[:, :-1]).logits.argmax(-1)  # each after all before it
+        assert torch.equal(likeliest[:, len(ids) - 1 :], wanted[:, len(ids) :]), prompt
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q4_0"])
@@ -375,18 +361,24 @@ def test_the_model_answers_from_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_program(tmp_path: Path, program: RunProgram) -> None:
+def test_the_program(
+    tmp_path: Path, program: RunProgram, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     sample_source(tmp_path, "qwen3")
     done = program("convert", "sample.ckpt", "model.gguf", "--dtype", "q8_0", "--modelfile")
     assert (done.returncode, done.stdout) == (0, "model.gguf\n"), done.stderr
     assert "wrote Modelfile" in done.stderr and (tmp_path / "Modelfile").read_text().startswith("FROM ./model.gguf\n")
     done = program("convert", "model.gguf", "again.ckpt")
     assert (done.returncode, done.stdout) == (0, "again.ckpt\n"), done.stderr
+    equal_sources(open_source(str(tmp_path / "model.gguf")), open_source(str(tmp_path / "again.ckpt")))
     flags = ["--start", "The quick", "--strategy", "greedy", "--max_new_tokens", 8, "--trainer.precision", "32-true"]
-    texts = [program("predict", "--init_from", name, *flags).stdout for name in ("model.gguf", "again.ckpt")]
-    assert texts[0] == texts[1] and texts[0]
+    text = program("predict", "--init_from", "model.gguf", *flags).stdout
+    generate = load(str(tmp_path / "again.ckpt"), "fp32").generate
+    assert text == f"The quick{generate('The quick', strategy='greedy', max_new_tokens=8)}\n"
     done = program("convert", "sample.ckpt", "other", "--to", "gguf", "--dtype", "bfloat16")
     assert (done.returncode, done.stdout) == (0, "other\n"), done.stderr
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
     for arguments, message in (
         (("b.ckpt", "--dtype", "q8_0"), "--dtype q8_0 is one of GGUF"),
         (("b.gguf", "--dtype", "float64"), "--dtype float64 is none of GGUF"),
@@ -396,9 +388,9 @@ def test_the_program(tmp_path: Path, program: RunProgram) -> None:
         (("b.gguf", "--dtype", "q4_1"), '--dtype "q4_1" is unknown: did you mean "q4_0"?'),
         (("b.gguf", "--to", "ggml"), '--to "ggml" is unknown: did you mean "gguf"?'),
     ):
-        done = program("convert", "sample.ckpt", *arguments)
-        assert (done.returncode, done.stdout) == (2, "") and message in done.stderr
-        assert done.stderr.count("\n") == 1
+        assert main(["convert", "sample.ckpt", *arguments]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and message in printed.err and printed.err.count("\n") == 1
     assert not list(tmp_path.glob("b.*"))
 
 

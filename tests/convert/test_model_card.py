@@ -373,6 +373,7 @@ model: {config: {n_layer: 1, n_head: 2, n_embd: 16, block_size: 32}, optimizer: 
 data: {batch_size: 8, source: secret/text.py, path: data/tokens, tokenizer: char, val_split: "tail:0.1"}
 trainer: {accelerator: cpu, precision: 32-true, max_steps: 8, val_check_interval: 4, check_val_every_n_epoch: null,
   num_sanity_val_steps: 0, enable_progress_bar: false, accumulate_grad_batches: 2}
+samples: {max_new_tokens: 20}
 """
 
 

@@ -109,7 +109,6 @@ def test_a_public_repository_does_not_get_what_shall_be_private(push: Any, hub: 
     assert nothing_is_left(tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "environment", "message"),
     [
@@ -204,7 +203,6 @@ def test_no_hub_there(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("endpoint", ["http://[", "http://127.0.0.1:99999", "http://", "huggingface.co"])
 @pytest.mark.parametrize(
     "words", [["some/model", "a.ckpt"], ["absent.ckpt", "--push", "some/model", "--license", "mit"]]
@@ -220,7 +218,6 @@ def test_an_address_that_is_none(
     assert f"HF_ENDPOINT={endpoint} is no address" in printed and printed.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_a_server_that_is_no_hub(server: Any, hub: Hub, push: Any) -> None:
     """Its answers are of another kind: an address that was mistyped."""
     hub.answer = b"<html>"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from environment import ROOT
+from fork_server import ForkServer
 from safetensors.torch import load_file, save_file
 
 from lit_gpt.checkpoint.format import save_model
@@ -207,22 +206,20 @@ print(status("VmHWM") - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux counts it")
-def test_converting_takes_little_more_memory_than_the_largest_tensor(tmp_path: Path) -> None:
+def test_converting_takes_little_more_memory_than_the_largest_tensor(tmp_path: Path, fork_server: ForkServer) -> None:
     """A model of 76 MiB, its largest tensor 4 MiB, goes through in both directions in less than 40 MiB."""
     config = GPTConfig(vocab_size=2048, n_embd=512, n_layer=6, n_head=8, block_size=64)
     with torch.device("meta"):
         model = GPT(config)
     model.to_empty(device="cpu")
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)  # what was in that memory could be NaN, which differs from itself
+        torch.nn.init.uniform_(parameter)  # what was in that memory could be NaN, which differs from itself
     model.tie_weights()  # which an empty copy is not
     save_model(tmp_path / "big.ckpt", model, None)
     del model
     assert (tmp_path / "big.ckpt").stat().st_size > 76 * 2**20
+    (tmp_path / "measure.py").write_text(MEASURE)
     for source, output, to in (("big.ckpt", "hf", "hf"), ("hf", "again.ckpt", "lit_gpt")):
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, tmp_path / source, tmp_path / output, to],
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        )  # fmt: skip
+        done = fork_server.run(tmp_path / "measure.py", tmp_path / source, tmp_path / output, to, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         assert int(done.stdout) < 40 * 1024, f"{to}: {int(done.stdout) / 1024:.0f} MiB"

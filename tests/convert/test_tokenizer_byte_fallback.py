@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +43,30 @@ def folder_of(shape: str, folder: Path, **side: Any) -> Path:
     return folder
 
 
-def texts_of_every_script(count: int) -> list[str]:
+@cache
+def texts_of_every_script(count: int) -> tuple[str, ...]:
     """Random texts of characters from the whole of Unicode, a block or two and some ASCII at a time."""
     draw = random.Random(0)
     blocks = [range(start, start + 0x80) for start in range(0, 0x30000, 0x80) if not 0xD800 <= start < 0xE000]
     ascii_text = "the quick brown fox, 12 3.5\n\t  "
-    texts = []
+    texts: list[str] = []
     for _ in range(count):
         pool = [*map(chr, draw.choice(blocks)), *map(chr, draw.choice(blocks)), *ascii_text * 4]
         texts.append("".join(draw.choices(pool, k=draw.randrange(24))))
-    return texts
+    return tuple(texts)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
-def test_transformers_ids_on_ten_thousand_texts_of_every_script(shape: str, tmp_path: Path) -> None:
+def test_transformers_ids_on_thousands_of_texts_of_every_script(shape: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(folder_of(shape, tmp_path))
     ours = read_tokenizer(tmp_path, {}, "x")
     assert ours is not None
-    texts = texts_of_every_script(10_000)
-    wanted = theirs(texts, add_special_tokens=False)["input_ids"]
+    texts = texts_of_every_script(4000)  # each block some five times
+    wanted = theirs(list(texts), add_special_tokens=False)["input_ids"]
     assert [ours.encode(text) for text in texts] == wanted
-    assert all(ours.decode(ids) == theirs.decode(ids) for ids in wanted[:2000])
+    assert all(ours.decode(ids) == theirs.decode(ids) for ids in wanted[:1000])
     assert theirs("fox")["input_ids"] == encode_prompt(ours, "fox")  # with what stands before every text
 
 

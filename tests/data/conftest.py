@@ -8,17 +8,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from preparing import CHINESE, CODE, OPTIONS, files
+from preparing import CHINESE, CODE, OPTIONS, cut_small, files
 
 from lit_gpt.data.prepare import prepare
 
 
+@pytest.fixture(scope="module")
+def small_jobs() -> Iterator[None]:
+    """Small pieces and jobs in this process and in what it forks, for the modules that prepare the corpus."""
+    with pytest.MonkeyPatch.context() as patch:
+        cut_small(patch.setattr)
+        yield
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 40 texts, one of more than a job: about 2 MB."""
+    """A folder of 40 texts, one of more than a small job: about 130 kB."""
     folder = tmp_path_factory.mktemp("corpus")
     for number in range(40):
-        lines = (f"{CHINESE if line % 3 else CODE}{number * line}\n" for line in range(11_000 if number == 5 else 500))
+        lines = (f"{CHINESE if line % 3 else CODE}{number * line}\n" for line in range(900 if number == 9 else 30))
         (folder / f"{number:02d}.txt").write_text("".join(lines), "utf-8")
     return folder
 
@@ -27,7 +35,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus prepared in one go, in this process."""
     folder = tmp_path_factory.mktemp("reference") / "out"
-    prepare(str(corpus), folder, **OPTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        cut_small(patch.setattr)
+        prepare(str(corpus), folder, **OPTIONS)
     assert len(files(folder)) == 9  # three shards a split
     return folder
 
@@ -53,7 +63,7 @@ def server() -> Iterator[Callable[[str, bytes | None], str]]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=[0.01], daemon=True).start()  # how soon it sees its end
 
         def add(name: str, data: bytes | None) -> str:
             contents[f"/{name}"] = data

@@ -29,7 +29,6 @@ def test_the_file_of_the_hash_is_read(server: Serve, tmp_path: Path) -> None:
     assert sum(shard.tokens for shard in index.shards) >= len(TEXT)
 
 
-@pytest.mark.slow
 def test_another_file_is_refused_and_not_kept(server: Serve, tmp_path: Path) -> None:
     address = server("input.txt", TEXT + b"!") + HASH_MARK + hashlib.sha256(TEXT).hexdigest()
     with pytest.raises(UserError, match=r"/input\.txt: what is there is another file than expected \(its SHA-256 is "):
@@ -59,7 +58,8 @@ def test_shakespeare_in_two_commands(server: Serve, tmp_path: Path, program: Run
     config = (ROOT / "configs/shakespeare_char_cpu.yaml").read_text("utf-8")
     known = yaml.safe_load(config)["data"]["source"]
     (tmp_path / "config.yaml").write_text(config.replace(known, address), "utf-8")
-    short = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "4", "--model.schedule.warmup", "1")
+    short = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.schedule.warmup", "1")
+    short += ("--samples.max_new_tokens", "5")
     done = program("fit", "--config", "config.yaml", *short)
     assert done.returncode == 0, done.stderr
     done = program("predict", "--ckpt_path", "last", "--start", "First", "--max_new_tokens", "5")

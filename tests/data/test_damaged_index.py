@@ -109,7 +109,6 @@ def test_values_that_no_index_has(folder: Path, name: str) -> None:
     refused(folder, says)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_an_index_that_cannot_be_read_is_not_taken_for_none(folder: Path, kind: str) -> None:
     """The shards were read as if they had come without hashes and tokenizer."""

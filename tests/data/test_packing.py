@@ -62,6 +62,7 @@ def test_best_fit_is_best_fit_decreasing(monkeypatch: pytest.MonkeyPatch, length
     )
 
 
+@settings(max_examples=60)  # each is compared with all choices
 @given(st.dictionaries(st.integers(1, 20), st.integers(1, 3), min_size=1, max_size=5), st.integers(20, 50))
 def test_the_first_row_is_filled_as_well_as_can_be(left: dict[int, int], capacity: int) -> None:
     left = dict(sorted(left.items(), reverse=True))

@@ -27,6 +27,8 @@ from lit_gpt.data.text_source import TextSource
 from lit_gpt.data.workers import Workers
 from lit_gpt.tokenizer.tokenizer import Tokenizer, get_tokenizer
 
+pytestmark = pytest.mark.usefixtures("small_jobs")
+
 
 @pytest.mark.slow
 def test_the_shards_are_the_documents_tokens_each_with_its_end(corpus: Path, reference: Path) -> None:
@@ -126,12 +128,11 @@ def test_a_tokenizer_without_end_of_text_separates_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_workers_writes_the_same_bytes(
-    corpus: Path, reference: Path, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BYTES_PER_WORKER", 1)
-    prepare(str(corpus), tmp_path / "out", **{**OPTIONS, "workers": workers})
+    prepare(str(corpus), tmp_path / "out", **{**OPTIONS, "workers": 3})  # two: see test_prepare_resume.py
     assert files(tmp_path / "out") == files(reference)
 
 
@@ -175,7 +176,7 @@ def peak(process: str) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chinese.txt", "bytes.txt.gz", "rows.jsonl", "rows.parquet"])
 def test_memory_stays_bounded(kind: str, tmp_path: Path) -> None:
-    size, line = 6_000_000, ("x" * 9 + " ") * 100
+    size, line = 4_300_000, ("x" * 9 + " ") * 100  # more than one worker's `BYTES_PER_WORKER`
     if kind == "chinese.txt":
         points = np.random.default_rng(0).zipf(1.3, size // 3) % 9000 + 0x4E00  # without a space or line end
         points[::9] = ord("，")
@@ -187,7 +188,7 @@ def test_memory_stays_bounded(kind: str, tmp_path: Path) -> None:
     else:
         text = line * (size // 1000) if "gz" in kind else f'{{"text": "{line}"}}\n' * (size // 1000)
         write(tmp_path / kind, gzip.compress(text.encode(), 1) if "gz" in kind else text)
-    flags = ["--tokenizer=bpe:1000", "--workers=2", "--output=out"]
+    flags = ["--tokenizer=bpe:400", "--workers=2", "--output=out"]
     command = [sys.executable, "-m", "lit_gpt", "prepare", str(tmp_path / kind), *flags]
     process = subprocess.Popen(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
@@ -200,7 +201,7 @@ def test_memory_stays_bounded(kind: str, tmp_path: Path) -> None:
             children += [child for file in threads for child in file.read_text().split()]
             for number in {str(process.pid), *children}:
                 peaks[number] = max(peak(number), peaks.get(number, 0))
-        threading.Event().wait(0.02)
+        threading.Event().wait(0.05)
     assert process.communicate()[1] is not None and process.returncode == 0
     assert all(0 < value < 300 for value in peaks.values()), peaks
     assert len(peaks) == (1 if kind in ("bytes.txt.gz", "rows.parquet") else 3)  # so few bytes want no workers

@@ -20,6 +20,8 @@ from lit_gpt.data.prepare import prepare
 from lit_gpt.data.prepare_state import PrepareState, _hash
 from lit_gpt.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("small_jobs")
+
 
 @pytest.fixture(scope="module")
 def unfinished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -79,7 +81,6 @@ def test_a_damaged_state_never_gives_another_folder(
     assert files(folder) == files(reference)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [-1, 1])
 def test_a_wrong_count_of_jobs_is_found_at_the_end(unfinished: Path, corpus: Path, jobs: int, tmp_path: Path) -> None:
     """Changing it by hand lost 800,000 tokens or doubled 1.5 million, and --check was content."""
@@ -90,7 +91,6 @@ def test_a_wrong_count_of_jobs_is_found_at_the_end(unfinished: Path, corpus: Pat
     assert not (folder / "index.json").exists()
 
 
-@pytest.mark.slow
 def test_a_finished_shard_that_was_changed_is_not_gone_on_with(unfinished: Path, corpus: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(unfinished, tmp_path / "out"))
     data = bytearray((folder / "train_000000.bin").read_bytes())
@@ -103,7 +103,6 @@ def test_a_finished_shard_that_was_changed_is_not_gone_on_with(unfinished: Path,
         prepare(str(corpus), folder, **OPTIONS)
 
 
-@pytest.mark.slow
 def test_another_tokenizer_in_the_folder_is_not_gone_on_with(unfinished: Path, corpus: Path, tmp_path: Path) -> None:
     from lit_gpt.tokenizer.tokenizer import get_tokenizer
 
@@ -113,7 +112,6 @@ def test_another_tokenizer_in_the_folder_is_not_gone_on_with(unfinished: Path, c
         prepare(str(corpus), folder, **OPTIONS)
 
 
-@pytest.mark.slow
 def test_states_of_earlier_versions(unfinished: Path, reference: Path, corpus: Path, tmp_path: Path) -> None:
     """They have no hash: a finished folder is compared with its index, an unfinished one begins again."""
     for name, source in (("finished", reference), ("unfinished", unfinished)):
@@ -238,7 +236,7 @@ def test_a_download_that_fails_later_throws_nothing_away(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finished shards went when the second of two addresses could not be had again."""
-    first, second = server("a.txt", CODE.encode() * 9999), server("b.txt", CODE.encode() * 20_000)
+    first, second = server("a.txt", CODE.encode() * 999), server("b.txt", CODE.encode() * 2000)
     options = {"tokenizer": "byte", "shard_tokens": 1000, "val_split": "hash:0"}
     run = partial(prepare, [first, second], **options)
 
@@ -256,7 +254,7 @@ def test_a_download_that_fails_later_throws_nothing_away(
     with pytest.raises(UserError, match=r"b\.txt: cannot be fetched .*finished shards are kept"):
         run(tmp_path / "out")
     assert all((tmp_path / "out" / name).exists() for name in finished)
-    server("b.txt", CODE.encode() * 20_001)
+    server("b.txt", CODE.encode() * 2001)
     with pytest.raises(UserError, match=r"an address gives other text than when this was begun; .* are kept"):
         run(tmp_path / "out")
     (tmp_path / "whole").mkdir()
@@ -264,7 +262,6 @@ def test_a_download_that_fails_later_throws_nothing_away(
     assert overwritten == run(tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_the_first_of_two_downloads_is_kept(server: Any, tmp_path: Path) -> None:
     good, gone = server("a.txt", CODE.encode() * 99), server("b.txt", None)
     with pytest.raises(UserError, match="cannot be fetched"):

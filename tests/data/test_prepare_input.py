@@ -24,7 +24,6 @@ def test_an_address_is_fetched_and_prepared(server: Callable[[str, bytes], str],
     assert not (tmp_path / "fetched" / ".downloads").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["missing.txt", "short/x.txt", "empty.txt"])
 def test_an_address_that_fails_is_named_and_leaves_nothing(
     server: Callable[[str, bytes], str], name: str, tmp_path: Path

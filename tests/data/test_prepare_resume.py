@@ -8,11 +8,11 @@ import json
 import os
 import shutil
 import signal
-import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
+from environment import ROOT
 from fork_server import ForkServer
 from preparing import CODE, OPTIONS, die_at, files, in_a_child, write
 
@@ -20,6 +20,8 @@ from lit_gpt.data import prepare as module
 from lit_gpt.data.prepare import prepare
 from lit_gpt.data.shard_folder import load_index
 from lit_gpt.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("small_jobs")
 
 
 @pytest.mark.slow
@@ -53,18 +55,32 @@ def test_finished_shards_are_kept_and_not_written_again(corpus: Path, reference:
     assert files(tmp_path / "out") == files(reference)
 
 
+WITH_WORKERS = """
+import sys
+from preparing import cut_small, die_at
+from lit_gpt.__main__ import main
+from lit_gpt.data import prepare
+
+cut_small(setattr)
+prepare.BYTES_PER_WORKER = 1
+if sys.argv[1] == "die":
+    die_at(7, before=True)
+sys.exit(main(["prepare", *sys.argv[2:]]))
+"""
+
+
 @pytest.mark.slow
-def test_the_program_with_workers_is_killed_from_outside(
+def test_the_program_is_killed_while_workers_tokenize(
     corpus: Path, reference: Path, tmp_path: Path, fork_server: ForkServer
 ) -> None:
+    script = write(tmp_path / "with_workers.py", WITH_WORKERS)
     flags = [f"--{name}={value}" for name, value in {**OPTIONS, "workers": 2}.items()]
-    words = ("-m", "lit_gpt", "prepare", corpus, "--output", "out", *flags)
-    process = fork_server.start(*words, cwd=tmp_path)
-    while process.poll() is None and not (tmp_path / "out/train_000001.bin").exists():
-        threading.Event().wait(0.005)
-    process.send_signal(signal.SIGKILL)  # not its workers, which end by themselves
-    process.wait()
-    done = fork_server.run(*words, cwd=tmp_path)
+    words = (corpus, "--output", "out", *flags)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    killed = fork_server.run(script, "die", *words, cwd=tmp_path, env=environment)
+    assert killed.returncode == -signal.SIGKILL  # not its workers, which end by themselves
+    assert (tmp_path / "out/train_000000.bin").exists() and not (tmp_path / "out/index.json").exists()
+    done = fork_server.run(script, "go on", *words, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "out") == files(reference)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 from environment import ROOT, RunProgram
+from fork_server import ForkServer
 from preparing import CODE, files, write
 
 from lit_gpt.data.datamodule import TokenDataModule
@@ -19,12 +19,12 @@ from lit_gpt.data.shard_folder import load_index, open_local_split, open_tokens
 from lit_gpt.errors import UserError
 
 READ = """
-import sys
+import os, sys
 from lit_gpt.data.datamodule import TokenDataModule
 data = TokenDataModule(sys.argv[1], batch_size=1, block_size=8)
 data.setup("fit")
-print("reading", flush=True)
-input()
+os.mkdir(sys.argv[2])
+open(sys.argv[3]).close()  # waits for the pipe's other end
 """
 
 
@@ -40,12 +40,16 @@ def folder(text: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_overwrite_is_refused_while_a_run_reads(folder: Path, program: RunProgram) -> None:
+def test_overwrite_is_refused_while_a_run_reads(
+    folder: Path, program: RunProgram, fork_server: ForkServer, tmp_path: Path
+) -> None:
     before = files(folder)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", READ, str(folder)]
-    reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-    assert reader.stdout is not None and reader.stdout.readline() == b"reading\n"
+    os.mkfifo(tmp_path / "end")
+    reading = tmp_path / "reading"
+    reader = fork_server.start(write(tmp_path / "read.py", READ), folder, reading, tmp_path / "end", cwd=ROOT)
+    while not reading.exists():
+        assert reader.poll() is None, reader.output()[1]
+        time.sleep(0.02)
     arguments = ("prepare", "x.txt", "--output", str(folder), "--overwrite", "--tokenizer")
     done = program(*arguments, "char")
     assert done.returncode == 2 and "another program is reading its shards; wait for it to end" in done.stderr
@@ -53,7 +57,8 @@ def test_overwrite_is_refused_while_a_run_reads(folder: Path, program: RunProgra
     assert files(folder) == before
     same = program("prepare", "x.txt", "--output", str(folder), "--tokenizer", "byte")
     assert same.returncode == 0 and "already holds exactly this" in same.stderr  # nothing is written
-    reader.communicate(b"\n")
+    (tmp_path / "end").write_text("")
+    assert reader.finish().returncode == 0
     assert program(*arguments, "char").returncode == 0
 
 

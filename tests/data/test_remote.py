@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from environment import ROOT
+from fork_server import ForkServer
 from preparing import write
 
 from lit_gpt.data import remote
@@ -96,7 +95,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(remote, "READ_SECONDS", 0.4)
     server = Server(folder)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -166,7 +165,6 @@ def test_a_fault_that_stays(
         open_split(index, "train", server.url, folder.locate, local=False).read(0, 6000)
 
 
-@pytest.mark.slow
 def test_what_is_not_there(server: Server, tmp_path: Path) -> None:
     folder = RemoteFolder(server.url, tmp_path / "cache")
     index = folder.load_index()
@@ -179,7 +177,6 @@ def test_what_is_not_there(server: Server, tmp_path: Path) -> None:
         RemoteFolder("nonsense://x", tmp_path / "cache").load_index()
 
 
-@pytest.mark.slow
 def test_a_name_that_leaves_the_cache_is_refused(server: Server, tmp_path: Path) -> None:
     text = (server.folder / "index.json").read_text()
     (server.folder / "index.json").write_text(text.replace("train_000000.bin", "../train_000000.bin"))
@@ -187,7 +184,6 @@ def test_a_name_that_leaves_the_cache_is_refused(server: Server, tmp_path: Path)
         RemoteFolder(server.url, tmp_path / "cache").load_index()
 
 
-@pytest.mark.slow
 def test_a_public_set_without_an_index(server: Server, tmp_path: Path) -> None:
     (server.folder / "index.json").unlink()
     folder = RemoteFolder(server.url, tmp_path / "cache")
@@ -198,7 +194,6 @@ def test_a_public_set_without_an_index(server: Server, tmp_path: Path) -> None:
     assert np.array_equal(stream.read(0, 5000), whole.read(0, 5000))
 
 
-@pytest.mark.slow
 def test_the_least_recently_used_goes(server: Server, tmp_path: Path) -> None:
     folder = RemoteFolder(server.url, tmp_path / "cache", cache_gb=2.5 * 11_024 / 1e9)  # two fit
     zero, one, two = folder.load_index().shards[:3]
@@ -208,7 +203,6 @@ def test_the_least_recently_used_goes(server: Server, tmp_path: Path) -> None:
     assert cached(folder) == [zero.name, two.name]
 
 
-@pytest.mark.slow
 def test_an_open_shard_can_be_read_after_it_went(server: Server, tmp_path: Path) -> None:
     folder = RemoteFolder(server.url, tmp_path / "cache", cache_gb=1e-9)
     stream = open_split(folder.load_index(), "train", server.url, folder.locate, local=False)
@@ -218,7 +212,6 @@ def test_an_open_shard_can_be_read_after_it_went(server: Server, tmp_path: Path)
     assert cached(folder) == [NAMES[2]]
 
 
-@pytest.mark.slow
 def test_fetched_ahead(server: Server, tmp_path: Path) -> None:
     folder = RemoteFolder(server.url, tmp_path / "cache")
     folder.prefetch(list(folder.load_index().shards[1:3]))
@@ -230,15 +223,15 @@ def test_fetched_ahead(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_download_once(server: Server, tmp_path: Path) -> None:
+def test_several_processes_download_once(server: Server, tmp_path: Path, fork_server: ForkServer) -> None:
     code = (
         "import sys; from lit_gpt.data.remote import RemoteFolder\n"
         "folder = RemoteFolder(sys.argv[1], sys.argv[2])\n"
         "for shard in folder.load_index().shards: folder.locate(shard)"
     )
-    command = [sys.executable, "-c", code, server.url, str(tmp_path / "cache")]
-    processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    words = (write(tmp_path / "download.py", code), server.url, tmp_path / "cache")
+    processes = [fork_server.start(*words, cwd=ROOT) for _ in range(3)]
+    assert [process.finish(60).returncode for process in processes] == [0, 0, 0]
     assert {server.served[name] for name in NAMES} == {1}
 
 
@@ -277,7 +270,6 @@ def test_what_is_published_anew_is_fetched_anew(server: Server, tmp_path: Path, 
     assert server.served[NAMES[0]] == (2 if index else 2 + 3)  # without an index each run reads the headers
 
 
-@pytest.mark.slow
 def test_without_an_index_and_a_version_nothing_is_guessed(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,7 +292,6 @@ def test_the_version_of_a_file_is_what_the_server_tells() -> None:
     assert version_of({"size": 5}) == ""
 
 
-@pytest.mark.slow
 def test_shards_that_were_cached_by_name_are_used_if_they_are_the_right_ones(server: Server, tmp_path: Path) -> None:
     folder = RemoteFolder(server.url, tmp_path / "cache")
     zero, one = folder.load_index().shards[:2]
@@ -315,7 +306,6 @@ def test_shards_that_were_cached_by_name_are_used_if_they_are_the_right_ones(ser
     assert cached(folder) == [zero.name, one.name] and not (folder.folder / one.name).exists()
 
 
-@pytest.mark.slow
 def test_a_server_that_sends_more_than_it_promised_fills_no_disk(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +319,6 @@ def test_a_server_that_sends_more_than_it_promised_fills_no_disk(
         folder.load_index()
 
 
-@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_to_is_no_missing_index(server: Server, tmp_path: Path) -> None:
     """The PermissionError was taken for the server's: an index without hashes, and no word of it."""
     write(tmp_path / "cache", "a file where the folder should be")
@@ -337,7 +326,6 @@ def test_a_cache_that_cannot_be_written_to_is_no_missing_index(server: Server, t
         RemoteFolder(server.url, tmp_path / "cache").load_index()
 
 
-@pytest.mark.slow
 def test_an_index_that_may_not_be_read_is_not_a_missing_one(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

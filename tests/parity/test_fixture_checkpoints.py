@@ -28,7 +28,9 @@ def gpt(request: pytest.FixtureRequest) -> tuple[str, Generator]:
 def test_every_strategy_writes_the_texts_it_wrote_then(gpt: tuple[str, Generator], case: int) -> None:
     name, model = gpt
     settings: dict[str, Any] = {"max_new_tokens": 40, **EXPECTED["cases"][case]}
-    assert model.generate(EXPECTED["prompts"], **settings) == EXPECTED["results"][f"{name} fp32 {case}"]
+    count = 2 if settings.get("strategy") == "mcts" else len(EXPECTED["prompts"])  # whose search takes long
+    written = model.generate(EXPECTED["prompts"][:count], **settings)
+    assert written == EXPECTED["results"][f"{name} fp32 {case}"][:count]
 
 
 def test_log_probabilities_are_what_they_were(gpt: tuple[str, Generator]) -> None:
@@ -43,7 +45,8 @@ def test_a_run_of_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.copy(FIXTURES / "text.txt", "text.txt")
     shutil.copy(FIXTURES / "modern.ckpt", "old.ckpt")
     options = "--data.path tokens --data.source text.txt "
-    options += "--trainer.max_steps 310 --trainer.val_check_interval 5 --trainer.check_val_every_n_epoch null "
+    options += "--trainer.max_steps 304 --trainer.val_check_interval 2 --trainer.check_val_every_n_epoch null "
+    options += "--trainer.limit_val_batches 2 --samples.max_new_tokens 10 "
     options += "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.num_sanity_val_steps 0"
     assert main(["fit", "--ckpt_path", "old.ckpt", *options.split()]) == 0
-    assert read_header(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").step == 310
+    assert read_header(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").step == 304

@@ -63,12 +63,12 @@ def some_questions(harness: Harness) -> list[dict[str, Any]]:
         return text[start : start + draw.randint(1, most)]
 
     lines: list[dict[str, Any]] = []
-    for number in range(30):
+    for number in range(18):
         query = "" if number % 10 == 0 else part(400).strip() + "  " * (number % 3 == 0)
         choices = [part(8).strip() or "x" for _ in range(2 + number % 3)]
         line = {"query": query, "choices": choices, "gold": draw.randrange(len(choices))}
         lines.append(line | ({"target_delimiter": ""} if number % 6 == 0 else {}))
-    for number in range(30):
+    for number in range(18):
         context = part(30).rstrip() or "All"
         continuation = part(6) if number % 2 else harness.next_text(context)
         if harness.tokenizer.eos_token in continuation:
