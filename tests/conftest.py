@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from environment import ROOT, RunProgram
-from fork_server import ADDRESS, TESTED_WITH, ForkServer, Server
+from fork_server import ADDRESS, TESTED_WITH, ForkServer, Server, forked_python
 from hypothesis import settings
 
 if TYPE_CHECKING:  # torch is not imported here: the process that only hands out the tests would wait for it too
@@ -37,8 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         server = Server(*TESTED_WITH)
         os.environ[ADDRESS] = server.address
         config.add_cleanup(server.close)
-        worker = shlex.join([sys.executable, "-I", "-S", str(ROOT / "tests/forked_worker.py"), server.address])
-        config.option.tx = [f"popen//python={worker}"] * config.option.numprocesses
+        config.option.tx = [f"popen//python={shlex.join(forked_python(server.address))}"] * config.option.numprocesses
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

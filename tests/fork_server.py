@@ -11,11 +11,13 @@ import atexit
 import contextlib
 import gc
 import importlib
+import importlib.machinery
 import json
 import os
 import random
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -25,6 +27,7 @@ import tempfile
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,12 +49,17 @@ MODULES = (
 TESTED_WITH = ("fastapi", "httpx", "openai", "peft", "playwright.sync_api", "scipy.stats", "transformers", "uvicorn")
 """What it imports besides where the processes that tests run in are forked from it too."""
 READ_VARIABLES = "huggingface_hub"
-"""A package that reads variables of the environment when it is imported: the children import it anew."""
+"""A package that reads variables of the environment when it is imported: children with others import it anew."""
 
 # The client ----------------------------------------------------------------------------------------------------------
 
 ADDRESS = "LIT_GPT_TEST_FORK_SERVER"
 """The variable with the socket of a server that several processes share."""
+
+
+def forked_python(address: str) -> list[str]:
+    """The words of a Python that the server there forks."""
+    return [sys.executable, "-I", "-S", str(Path(__file__).resolve().with_name("forked_python.py")), address]
 
 
 class Server:
@@ -94,7 +102,7 @@ class ForkServer:
         cwd: Path | str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Child:
-        """A process as of `python WORDS`: a script with its arguments, or `-m`, a module and its arguments.
+        """A process as of `python WORDS`: a script, `-m` and a module or `-c` and code, and the arguments.
 
         Args:
             cwd: its current folder; None for this process's.
@@ -154,6 +162,19 @@ class ForkServer:
             self._receive()
         return self._ended[pid]
 
+    def write_python(self, path: Path, *words: str) -> Path:
+        """Write an executable file that is `python WORDS…` by this server, for what starts processes of its own."""
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(forked_python(self._address()))} {shlex.join(words)} "$@"\n')
+        path.chmod(0o755)
+        return path
+
+    def write_commands(self, folder: Path) -> str:
+        """Make a folder with the commands `python` and `lit_gpt`; the PATH that finds them."""
+        folder.mkdir()
+        self.write_python(folder / "python")
+        self.write_python(folder / "lit_gpt", "-m", "lit_gpt")
+        return f"{folder}:{os.environ['PATH']}"
+
     def close(self) -> None:
         """Kill the children that are left, and end the server if it is this one's own."""
         if self._socket is not None:
@@ -161,12 +182,17 @@ class ForkServer:
         if self._own is not None:
             self._own.close()
 
+    def _address(self) -> str:
+        if ADDRESS in os.environ:
+            return os.environ[ADDRESS]
+        if self._own is None:
+            self._own = Server()
+        return self._own.address
+
     def _connected(self) -> socket.socket:
         if self._socket is None:
-            if ADDRESS not in os.environ:
-                self._own = Server()
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._socket.connect(os.environ[ADDRESS] if self._own is None else self._own.address)
+            self._socket.connect(self._address())
         return self._socket
 
     def _receive(self) -> dict[str, int]:
@@ -199,7 +225,8 @@ class Child:
 
     def output(self) -> tuple[str, str]:
         """What it has written to stdout and stderr so far."""
-        out, err = ((self._files / name).read_text("utf-8", "replace") for name in ("out", "err"))
+        paths = (self._files / name for name in ("out", "err"))
+        out, err = (path.read_text("utf-8", "replace") if path.exists() else "" for path in paths)
         return out, err
 
     def finish(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -312,25 +339,49 @@ def become(asked: dict[str, Any]) -> None:
     for number, descriptor in enumerate(asked["descriptors"] or _open_files(asked["files"])):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    rereads = _read_variables(os.environ) != _read_variables(asked["env"])
     os.environ.clear()
     os.environ.update(asked["env"])
+    if rereads:
+        _forget(READ_VARIABLES)
     random.seed()
     importlib.import_module("numpy").random.seed()
     words = asked["words"]
-    if words[0] == "-c":  # a process that tests run in: its variables are the server's
-        sys.path[:0] = ["", *_python_path(asked["env"])]
-        exec(words[1], sys.modules["__main__"].__dict__)
-        return
-    for name in [name for name in sys.modules if name.partition(".")[0] == READ_VARIABLES]:
-        del sys.modules[name]
-    is_module = words[0] == "-m"
-    sys.path[:0] = filter(None, [asked["cwd"] if is_module else os.path.dirname(words[0]), *_python_path(asked["env"])])
-    if is_module:
-        sys.argv = words[1:]
+    while words[0] in ("-P", "-u"):
+        words = words[1:]
+    first = "" if words[0] == "-c" else asked["cwd"] if words[0] == "-m" else os.path.dirname(words[0])
+    sys.path[:0] = [first, *filter(None, asked["env"].get("PYTHONPATH", "").split(os.pathsep))]
+    _forget_other_package()
+    _run(words)
+
+
+def _run(words: list[str]) -> None:
+    sys.argv = words if words[0] not in ("-c", "-m") else words[1:]
+    if words[0] == "-c":
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(words[1], "<string>", "exec"), main.__dict__)
+    elif words[0] == "-m":
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = words
         runpy.run_path(words[0], run_name="__main__")
+
+
+def _read_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(("HF_", "HUGGING_FACE_"))}
+
+
+def _forget(package: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
+
+
+def _forget_other_package() -> None:
+    """Forget lit_gpt, and where it was found, unless it is the one that is found now: PYTHONPATH may lead to a copy."""
+    found, here = importlib.machinery.PathFinder.find_spec("lit_gpt"), sys.modules["lit_gpt"].__file__
+    assert found is not None and here is not None
+    if found.origin != here:
+        _forget("lit_gpt")
+        sys.path[:] = [entry for entry in sys.path if Path(entry) != Path(here).parent.parent]
 
 
 def _open_files(folder: str) -> list[int]:
@@ -359,10 +410,6 @@ def end_with(main: Callable[[], None]) -> NoReturn:
         with contextlib.suppress(ValueError, OSError):
             stream.flush()
     os._exit(status)
-
-
-def _python_path(env: Mapping[str, str]) -> Sequence[str]:
-    return env.get("PYTHONPATH", "").split(os.pathsep)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from environment import ROOT
 from fork_server import ForkServer
-from forked_commands import command_folder
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 HOW_TOS = {section.split("\n", 1)[0]: section for section in re.split(r"^## ", TEXT, flags=re.MULTILINE)[2:]}
@@ -50,8 +49,8 @@ def test_each_how_to_works_as_written(title: str, tmp_path: Path, fork_server: F
     for block in blocks:
         apply(block, tmp_path)
     (script,) = re.findall(r"```bash\n(.*?)```", HOW_TOS[title], flags=re.DOTALL)
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    env |= command_folder(tmp_path / "bin", fork_server)
+    path = fork_server.write_commands(tmp_path / "bin")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": path}
     done = subprocess.run(
         ["bash", "-e", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200
     )

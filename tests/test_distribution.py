@@ -23,7 +23,6 @@ from typing import NamedTuple
 import pytest
 from environment import FIXTURES, ROOT
 from fork_server import ForkServer
-from forked_commands import forked
 
 from lit_gpt.inference.kernel_library import check_library
 from lit_gpt.inference.levels import LEVELS
@@ -167,7 +166,7 @@ def predict(installed: Path, folder: Path, server: ForkServer) -> tuple[str, lis
     """
     environment = {**os.environ, "PYTHONPATH": str(installed), "PATH": str(folder), "HF_HUB_OFFLINE": "1"}
     environment |= {"CC": "/no/such/cc", "CXX": "/no/such/c++"}
-    done = server.run(*forked("-c", PREDICT, FIXTURES / "modern.ckpt"), cwd=folder, env=environment)
+    done = server.run("-c", PREDICT, FIXTURES / "modern.ckpt", cwd=folder, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     where, _, printed = done.stdout.partition("\n")
     assert where == f"{installed}/lit_gpt/cli/shipped_configs.py True"

@@ -9,7 +9,6 @@ import nbformat
 import pytest
 from environment import ROOT
 from fork_server import ForkServer
-from forked_commands import command_folder
 from nbclient import NotebookClient
 
 NOTEBOOK = ROOT / "docs/step_by_step.ipynb"
@@ -32,8 +31,7 @@ def test_its_outputs_are_kept() -> None:
 def test_it_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork_server: ForkServer) -> None:
     for name in ("scripts", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for name, value in command_folder(tmp_path / "bin", fork_server).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", fork_server.write_commands(tmp_path / "bin"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("STEP_BY_STEP_FLAGS", SHORT)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))

@@ -16,7 +16,6 @@ import pytest
 import yaml
 from environment import ROOT
 from fork_server import Child, ForkServer
-from forked_python import make_python
 
 SETTINGS = """
 model: {preset: nano, config: {n_layer: 1, n_head: 2, n_embd: 16, block_size: 16}, schedule: {warmup: 0}}
@@ -40,7 +39,7 @@ def start_sweep(tmp_path: Path, fork_server: ForkServer) -> StartSweep:
     """`start_sweep("--set", …)` starts `lit_gpt sweep --config base.yaml --set …` in `tmp_path`."""
     (tmp_path / "text.py").write_text(Path(str(string.__file__)).read_text("utf-8"), "utf-8")
     (tmp_path / "base.yaml").write_text(SETTINGS)
-    python = make_python(tmp_path / "python", fork_server)
+    python = fork_server.write_python(tmp_path / "python")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     env["LIT_GPT_TEST_PYTHON"] = str(python)
 

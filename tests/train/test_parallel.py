@@ -13,7 +13,6 @@ import pytest
 import torch
 from environment import ROOT
 from fork_server import ForkServer
-from forked_python import make_python
 from parallel_run import main
 from training import Batches
 
@@ -25,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 def start(fork_server: ForkServer, folder: Path, **asked: Any) -> subprocess.CompletedProcess[str]:
     """With Lightning's own launch, whose processes get the signal from rank 0."""
     folder.mkdir(exist_ok=True)
-    python = make_python(folder / "python", fork_server)
+    python = fork_server.write_python(folder / "python")
     env = {
         "LIT_GPT_TEST_PYTHON": str(python),
         **os.environ,

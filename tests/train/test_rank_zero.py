@@ -15,7 +15,6 @@ import pytest
 import torch
 from environment import ROOT
 from fork_server import ForkServer
-from forked_python import make_python
 from jsonargparse import Namespace
 
 from lit_gpt.checkpoint.format import read_header
@@ -155,7 +154,7 @@ def test_two_nodes_by_torchrun_on_two_loopback_addresses(tmp_path: Path, fork_se
         port = listener.getsockname()[1]
     asked = {"decide": {"names": ["a", "b"], "options": {"c": 1}, "group": True}}
     launch = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=1"]
-    env = environment() | {"PYTHON_EXEC": str(make_python(tmp_path / "python", fork_server))}
+    env = environment() | {"PYTHON_EXEC": str(fork_server.write_python(tmp_path / "python"))}
     nodes = [
         fork_server.start(
             "-m", "torch.distributed.run", *launch, f"--rdzv_endpoint=127.0.0.1:{port}",
@@ -275,7 +274,7 @@ def test_a_killed_rank_that_the_program_started(tmp_path: Path, data: Path, fork
     """Lightning's own observer ended rank 0 with SIGKILL: no line said why, and what was made was lost."""
     fault = ["--trainer.callbacks+=rank_driver.Fault", "--trainer.callbacks.kind=kill", "--trainer.callbacks.rank=1"]
     words = (ROOT / "tests/program_driver.py", *flags(data, tmp_path), "--trainer.devices=2", *fault)
-    env = environment() | {"LIT_GPT_TEST_PYTHON": str(make_python(tmp_path / "python", fork_server))}
+    env = environment() | {"LIT_GPT_TEST_PYTHON": str(fork_server.write_python(tmp_path / "python"))}
     process = fork_server.start(*words, env=env)
     try:
         done = process.finish(100)
