@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,6 +23,10 @@ FLAGS = [
     "--disable-sync",
 ]
 """Of the browser."""
+
+
+Routes = Mapping[str, Callable[[Any], None]]
+"""Of requests that are not to reach the server: a pattern → what answers them."""
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +64,15 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """`visit(server, …)`: the page, loaded. At the end nothing may have been written to the console."""
+    """`visit(server, …)`: the page, loaded. At the end nothing may have been written to the console.
+
+    A page costs a second of a processor: one is for all that a visitor can do in one visit.
+    """
     contexts, messages = [], []
 
-    def open_page(server: Serving, wait: str = ".bar", quiet: bool = True, **options: Any) -> Any:
+    def open_page(
+        server: Serving, wait: str = ".bar", quiet: bool = True, routes: Routes | None = None, **options: Any
+    ) -> Any:
         options = {"locale": "en-US", "reduced_motion": "reduce", "viewport": {"width": 1200, "height": 900}} | options
         context = browser.new_context(**options)
         contexts.append(context)
@@ -72,6 +81,8 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: messages.append(str(error)))
         if quiet:
             page.on("console", lambda message: messages.append(message.text))
+        for path, answer in (routes or {}).items():
+            page.route(path, answer)
         page.goto(server.url)
         page.wait_for_selector(wait)
         return page
