@@ -53,7 +53,7 @@ def ids(text: str) -> list[int]:
     return [(ord(letter) - 32) % 256 for letter in text]
 
 
-def test_choosing_another_token_and_stepping_back(words: Serving, visit: Callable[..., Any]) -> None:
+def test_choosing_another_token_stepping_back_and_sliders(words: Serving, visit: Callable[..., Any]) -> None:
     page = visit(words)
     prompt(page, "HELLO")
     flip(page, 3)
@@ -74,11 +74,7 @@ def test_choosing_another_token_and_stepping_back(words: Serving, visit: Callabl
     assert generated(page) == first[:2]  # the same seed draws the same token
     page.click("#restart")
     playwright.expect(page.locator(".token")).to_have_count(0)
-
-
-def test_sliders_reshape_and_show_what_is_cut(words: Serving, visit: Callable[..., Any]) -> None:
-    page = visit(words)
-    prompt(page, "HELLO")
+    # The sliders reshape, and show what is cut.
     assert page.locator(".bar.out").count() == 0
     page.fill("#top-k", "2")  # the third step: 3
     playwright.expect(page.locator(".bar.out")).to_have_count(9)
