@@ -1,8 +1,8 @@
-"""A Python that is ready in milliseconds: `forked_python.py ADDRESS WORDS…` is `python WORDS…`, forked by a fork server.
+"""A Python ready in milliseconds: `forked_python.py ADDRESS WORDS…` is `python WORDS…`, forked by a fork server.
 
-It stands in for what starts `python`: shell scripts, notebooks, sweeps, Lightning's launcher, torchrun, pytest-xdist. It
-needs no package, hands its stdin, stdout and stderr to the process and SIGINT and SIGTERM on to it, and ends as it does.
-Killed, it takes that process with it.
+It stands in for what starts `python`: shell scripts, notebooks, sweeps, Lightning's launcher, torchrun, pytest-xdist.
+It needs no package, hands its stdin, stdout and stderr to the process and SIGINT and SIGTERM on to it, and ends as it
+does. Killed, it takes that process with it.
 """
 
 from __future__ import annotations

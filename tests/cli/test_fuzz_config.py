@@ -16,7 +16,7 @@ from lit_gpt.__main__ import main
 from lit_gpt.cli.lightning import Program
 
 CONFIG = ROOT / "configs" / "quickstart.yaml"
-fewer = settings(fuzz, max_examples=max(1, EXAMPLES // 2))
+fewer = settings(fuzz, max_examples=max(1, EXAMPLES // 4))
 """Each example builds the parser of `fit` anew, a quarter of a second."""
 
 

@@ -189,7 +189,7 @@ def test_bad_input_is_one_line_before_any_work(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true", "64-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_the_precision_of_training_is_refused(ckpt: Path, inside: Any, tmp_path: Path, precision: str) -> None:
     run = inside(
         "predict", "--ckpt_path", ckpt, "--start", "a", "--output", "out.jsonl", "--trainer.precision", precision

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
+from fork_server import ForkServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -28,7 +26,6 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.kv_cache import KVCache
 
-ROOT = Path(__file__).parents[2]
 GUARD = 4096 + 8
 """Bytes on each side; so that tensors are not aligned to what a vector register holds."""
 
@@ -203,7 +200,7 @@ LINEAR = (
 
 @pytest.mark.slow
 @pytest.mark.kernels
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(*LINEAR)
 def test_a_linear_layer_stays_within_its_memory(
     level: str, n_row: int, n_in: int, n_out: int, kind: str, bias: bool, seed: int
@@ -248,7 +245,7 @@ def check_step(
 
 @pytest.mark.slow
 @pytest.mark.kernels
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(*STEP)
 @torch.inference_mode()
 def test_the_fused_step_stays_within_its_memory(
@@ -269,13 +266,11 @@ EXACT: dict[str, Callable[[int], None]] = {  # here the scratch is used to its l
 @pytest.mark.slow
 @pytest.mark.kernels
 @torch.inference_mode()
-def test_scratch_that_is_too_small_by_four_bytes_is_noticed() -> None:
+def test_scratch_that_is_too_small_by_four_bytes_is_noticed(fork_server: ForkServer) -> None:
     """In a process of its own: memory is overwritten there."""
     for check in EXACT.values():
         check(0)
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, __file__, "4"], env=environment, capture_output=True, text=True)
+    run = fork_server.run(__file__, 4)
     noticed = [f"{name}: a guard byte after scratch was overwritten" for name in EXACT]
     assert run.stdout.splitlines() == noticed, run.stderr
 

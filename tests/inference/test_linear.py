@@ -168,7 +168,7 @@ def test_layers_of_another_dtype_stay(no_kernels: None) -> None:
 
 @needs_vnni
 @both
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 80), st.integers(2, 200), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
 def test_int8_is_the_exact_product_of_rounded_rows(
     level: str, kind: str, n_row: int, n_in: int, n_out: int, bias: bool, seed: int
@@ -190,7 +190,7 @@ def test_int8_is_the_exact_product_of_rounded_rows(
 
 
 @pytest.mark.kernels
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 100), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
 def test_fp32_is_the_product(level: str, n_row: int, n_in: int, n_out: int, bias: bool, seed: int) -> None:
     torch.manual_seed(seed)
@@ -282,7 +282,7 @@ def test_blocks_in_one_call_are_the_blocks(
     for slot, n, ids in zip(slots, lengths, idx):
         fast(ids[None, :n], cache=store.step([slot], n))
         store.extend([slot], n)
-    for _ in range(20):
+    for _ in range(9):  # past 16 positions: so many keys are fetched ahead
         positions = [store.lengths[slot] for slot in slots]
         got = fast(idx[range(3), positions][:, None], cache=store.step(slots, 1)).logits[:, 0]
         store.extend(slots, 1)
@@ -340,14 +340,14 @@ def trained() -> tuple[GPT, Tensor]:
     split = len(data) * 9 // 10
     model = GPT(GPTConfig(vocab_size=256, block_size=64, n_layer=2, n_head=2, n_embd=64, position="rope"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for step in range(120):
+    for step in range(60):
         starts = torch.randint(split - 65, (12,)).tolist()
         rows = torch.stack([data[start : start + 65] for start in starts])
         output = model(rows[:, :-1], rows[:, 1:])
         optimizer.zero_grad()
         (output.loss_sum / output.n_targets).backward()
         for group in optimizer.param_groups:
-            group["lr"] = 4e-3 * min(1, (step + 1) / 20) * (1 - step / 120)
+            group["lr"] = 4e-3 * min(1, (step + 1) / 10) * (1 - step / 60)
         optimizer.step()
     return model.eval(), data[split:]
 
@@ -398,7 +398,7 @@ def test_int4_is_what_the_rounded_groups_give() -> None:
 
 
 @pytest.mark.kernels
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 8), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
 def test_int4_is_the_exact_product_of_rounded_rows(
     level: str, n_row: int, n_group: int, n_out: int, bias: bool, seed: int

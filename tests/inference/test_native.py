@@ -7,13 +7,12 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
-from environment import ROOT
+from fork_server import ForkServer
 from torch import nn
 
 from lit_gpt.errors import UserError
@@ -173,10 +172,11 @@ def test_without_an_openmp_of_pytorchs_there_is_one_thread(fresh: None, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.kernels
-def test_the_threads_are_pytorchs() -> None:
+def test_the_threads_are_pytorchs(fork_server: ForkServer, tmp_path: Path) -> None:
     """One pool: what the kernels start serves PyTorch's operations, and the other way round."""
-    script = """
-import os, torch
+    script = tmp_path / "threads.py"
+    script.write_text("""
+import os, re, torch
 from lit_gpt.inference.kernel_linear import KernelLinear
 torch.set_num_threads(3)
 count = lambda: len(os.listdir("/proc/self/task"))
@@ -189,12 +189,13 @@ counts.append(count())
 layer(x)
 counts.append(count())
 lines = open("/proc/self/maps").read().splitlines()
-print(*counts, len({line.split()[-1] for line in lines if "omp" in line.rsplit("/", 1)[-1]}))
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    first, *later, libraries = map(int, done.stdout.split())
+print(*counts, *{line.split()[-1] for line in lines if re.match("lib[gi]?omp", line.rsplit("/", 1)[-1])})
+""")
+    done = fork_server.run(script)
+    assert done.returncode == 0, done.stderr
+    first, *later = map(int, done.stdout.split()[:4])
     assert later == [first + 2] * 3
-    assert libraries == 1
+    assert len(done.stdout.split()[4:]) == 1, done.stdout
 
 
 @pytest.mark.kernels

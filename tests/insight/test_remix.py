@@ -60,7 +60,7 @@ text = st.lists(runs, max_size=4).map(lambda parts: [token for part in parts for
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(text, max_size=4), st.lists(text, max_size=4), st.integers(1, 30))
 @pytest.mark.parametrize("collide", [False, True])
 def test_lengths_and_positions_equal_brute_force(
@@ -148,7 +148,7 @@ def test_a_model_that_remembers_and_one_that_does_not(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reports = {}
-    for name, steps in (("overfitted", 150), ("fresh", 0)):
+    for name, steps in (("overfitted", 90), ("fresh", 0)):
         path = checkpoint(corpus, tmp_path / f"{name}.ckpt", steps)
         arguments: list[Any] = ["--ckpt_path", path, "--data.path", corpus, "--num_samples", 2]
         arguments += ["--max_new_tokens", 120, "--output", tmp_path / f"{name}.json"]

@@ -56,7 +56,7 @@ def assert_right(answer: dict[str, Any], good: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,

@@ -11,7 +11,7 @@ from fuzzing import EXAMPLES, fuzz
 from serving import Serving, serving
 
 MODES = ("POSITIVE", "NEGATIVE")
-SHARE = 0.4
+SHARE = 0.2
 """Of the examples of other fuzz tests, for each path."""
 
 

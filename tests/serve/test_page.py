@@ -25,7 +25,10 @@ def generated(page: Any, lane: int = 0) -> str:
 
 
 def test_flips_write_the_completion_of_that_seed(words: Serving, visit: Callable[..., Any]) -> None:
-    """Flipping five times writes what a completion with the same seed writes; bars and line are the server's."""
+    """Flipping five times writes what a completion with the same seed writes; bars and line are the server's.
+
+    Clicking on a token shows the draw that chose it: at the server's random number, in that token's interval.
+    """
     page = visit(words)
     prompt(page, "HELLO")
     flip(page, 5)
@@ -38,17 +41,6 @@ def test_flips_write_the_completion_of_that_seed(words: Serving, visit: Callable
     lefts = page.locator(".segment").evaluate_all("all => all.map(one => [one.dataset.id, parseFloat(one.style.left)])")
     starts = {str(each["id"]): 100 * each["start"] for each in answer["candidates"] if each["probability"] > 0}
     assert len(lefts) == len(starts) and all(abs(starts[i] - left) < 1e-3 for i, left in lefts)
-
-
-def ids(text: str) -> list[int]:
-    return [(ord(letter) - 32) % 256 for letter in text]
-
-
-def test_the_coin_is_at_the_servers_draw(words: Serving, visit: Callable[..., Any]) -> None:
-    """Clicking on a token shows the draw that chose it: at the server's random number, in that token's interval."""
-    page = visit(words)
-    prompt(page, "HELLO")
-    flip(page, 2)
     page.locator(".token").first.click()
     page.wait_for_selector(".coin:not([hidden])")
     draw = words.post("/v1/next_token", {"prompt": "HELLO", "seed": 1}).json()["draw"]
@@ -57,7 +49,11 @@ def test_the_coin_is_at_the_servers_draw(words: Serving, visit: Callable[..., An
     assert page.locator(".segment.hit").get_attribute("data-id") == str(draw["token"]["id"])
 
 
-def test_choosing_another_token_and_stepping_back(words: Serving, visit: Callable[..., Any]) -> None:
+def ids(text: str) -> list[int]:
+    return [(ord(letter) - 32) % 256 for letter in text]
+
+
+def test_choosing_another_token_stepping_back_and_sliders(words: Serving, visit: Callable[..., Any]) -> None:
     page = visit(words)
     prompt(page, "HELLO")
     flip(page, 3)
@@ -78,11 +74,7 @@ def test_choosing_another_token_and_stepping_back(words: Serving, visit: Callabl
     assert generated(page) == first[:2]  # the same seed draws the same token
     page.click("#restart")
     playwright.expect(page.locator(".token")).to_have_count(0)
-
-
-def test_sliders_reshape_and_show_what_is_cut(words: Serving, visit: Callable[..., Any]) -> None:
-    page = visit(words)
-    prompt(page, "HELLO")
+    # The sliders reshape, and show what is cut.
     assert page.locator(".bar.out").count() == 0
     page.fill("#top-k", "2")  # the third step: 3
     playwright.expect(page.locator(".bar.out")).to_have_count(9)
@@ -185,35 +177,33 @@ def test_keyboard_alone(words: Serving, visit: Callable[..., Any]) -> None:
     assert nameless == 0 and page.locator("[role=status]").text_content()
 
 
-def test_a_phone_needs_no_horizontal_scrolling(words: Serving, visit: Callable[..., Any]) -> None:
+def test_a_phone_needs_no_horizontal_scrolling_and_markup_in_a_prompt_stays_text(
+    words: Serving, visit: Callable[..., Any]
+) -> None:
     page = visit(words, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
     flip(page, 2)
     page.click("#compare")
     page.wait_for_selector(".lane:nth-child(2) .bar")
     assert page.evaluate("() => document.documentElement.scrollWidth") == 360
-
-
-def test_markup_in_a_prompt_stays_text(words: Serving, visit: Callable[..., Any]) -> None:
-    page = visit(words)
+    page.click("#compare")
     prompt(page, "<IMG SRC=X ONERROR=ALERT(1)>")
     assert page.locator(".given").first.text_content() == "<IMG SRC=X ONERROR=ALERT(1)>"
     assert page.locator(".sheet img").count() == 0
 
 
-def test_a_key_is_asked_for_and_an_error_is_shown(start: Callable[..., Serving], visit: Callable[..., Any]) -> None:
-    locked = start(model=ascii_model(3), tokenizer=byte_tokenizer(), api_key="sesame")
+def test_a_key_is_asked_for_another_checkpoint_has_other_bars_and_an_error_is_shown(
+    words: Serving, start: Callable[..., Serving], visit: Callable[..., Any]
+) -> None:
+    locked = start(model=ascii_model(4), tokenizer=byte_tokenizer(), api_key="sesame")
     page = visit(locked, wait="dialog[open]", quiet=False)  # a refused request is in the console by itself
     page.fill("#key", "sesame")
     page.keyboard.press("Enter")
     page.wait_for_selector(".bar")
+    shown = page.locator(".bar").evaluate_all("all => all.map(bar => Number(bar.dataset.id))")
+    headers = {"Authorization": "Bearer sesame"}
+    answers = [each.post("/v1/next_token", {"prompt": "The"}, headers=headers).json() for each in (locked, words)]
+    first, other = ([each["id"] for each in answer["candidates"][:12]] for answer in answers)
+    assert shown == first != other
     page.fill("#prompt", "A" * 200)
     page.wait_for_selector("#error:visible")
     assert "exceed" in page.locator("#error").text_content()
-
-
-def test_another_checkpoint_other_bars(
-    words: Serving, start: Callable[..., Serving], visit: Callable[..., Any]
-) -> None:
-    other = start(model=ascii_model(4), tokenizer=byte_tokenizer())
-    shown = [visit(each).locator(".bar").all_text_contents() for each in (words, other)]
-    assert shown[0] != shown[1]

@@ -71,6 +71,7 @@ def written(page: Any, number: int = -1) -> str:
 def test_a_conversation_is_what_the_server_answers(talker: Serving, visit: Visit) -> None:
     page = open_chat(visit, talker)
     assert not page.locator("#start").is_visible()
+    assert not page.locator("#chat-models").is_visible()  # there is one only
     requests = sent(page)
     page.fill("#chat-system", "Be brief.")
     say(page, "hello")
@@ -186,27 +187,21 @@ def test_where_there_are_several_models_one_is_chosen(talker: Serving, visit: Vi
     def without_template(route: Any) -> None:
         route.fulfill(json={**talker.get("/tokenizer_info").json(), "chat_template": None})
 
-    def open_routed(**routes: Any) -> Any:
-        page = visit(talker, quiet=False)
-        for path, handler in routes.items():
-            page.route(f"**/{path}", handler)
-        page.reload()
-        page.wait_for_selector(".bar")
-        page.click("#tab-chat")
-        page.fill("#chat-length", "3")
-        return page
-
-    page = open_routed(models=two_models)
+    page = visit(talker, quiet=False, routes={"**/models": two_models})
+    page.click("#tab-chat")
+    page.fill("#chat-length", "3")
     assert page.input_value("#chat-model") == "tiny" and page.locator("#chat-model option").count() == 2
     say(page, "hello")
     assert written(page)
     page.select_option("#chat-model", "poet")
     say(page, "hello")
     assert "no such model here" in page.locator("#error").text_content()  # it was asked for by its name
-    page = open_routed(models=two_models, tokenizer_info=without_template)
+    page.route("**/tokenizer_info", without_template)
+    page.select_option("#chat-model", "tiny")
+    page.reload()
+    page.wait_for_selector(".bar")
+    page.click("#tab-chat")
     assert page.input_value("#chat-model") == "poet" and page.is_enabled("#chat-message")
-    page = open_chat(visit, talker)
-    assert not page.locator("#chat-models").is_visible()
 
 
 def test_the_tab_in_chinese_on_a_phone_by_keyboard(talker: Serving, visit: Visit) -> None:

@@ -70,8 +70,9 @@ def test_it_opens_with_a_beginning_that_the_checkpoint_has_kept(learner: Serving
 
 
 def test_without_one_it_opens_with_a_text_for_any_model(server: Serving, visit: Visit) -> None:
-    assert visit(server).input_value("#prompt") == "The"
-    page = visit(server, locale="zh-CN")
+    page = visit(server)
+    assert page.input_value("#prompt") == "The"
+    page.click("#language")
     assert page.input_value("#prompt") == "今天" and not page.locator("#beginning").is_visible()
     assert not page.locator(".training").is_visible()  # nor is there training text
 
@@ -210,17 +211,15 @@ def test_each_token_of_a_stream_lights_the_parts_of_the_loop(start: Callable[...
     assert page.locator("[data-part=append] span").text_content() == "+ " + last.replace(" ", "␣")
 
 
-def test_flipping_lights_the_loop_too(learner: Serving, visit: Visit) -> None:
+def test_flipping_lights_the_loop_too_and_the_drawing_in_the_guides_is_that_of_the_page(
+    learner: Serving, visit: Visit
+) -> None:
     page = visit(learner)
     assert page.locator("#loop").get_attribute("data-at") == "distribution"
     page.evaluate(WATCH)
     flip(page, 2)
     assert page.evaluate(LIT) == [*["draw", "append", "text", "tokens", "model", "distribution"] * 2]
     assert page.locator("[data-part=tokens] span").text_content() == "7 read"
-
-
-def test_the_drawing_in_the_guides_is_that_of_the_page(learner: Serving, visit: Visit) -> None:
-    page = visit(learner)
     drawing = (ROOT / "docs/loop.svg").read_text("utf-8")
     for kind in ("part", "part-zh"):
         drawn = re.findall(rf'class="{kind}"[^>]*>([^<]+)<', drawing)
@@ -402,10 +401,12 @@ def test_on_a_phone_in_chinese(learner: Serving, visit: Visit) -> None:
     assert page.evaluate("() => document.documentElement.scrollWidth") == 360
 
 
-def test_both_languages_say_the_same_with_the_same_values(learner: Serving, visit: Visit) -> None:
-    page = visit(learner)
+def test_both_languages_say_the_same_with_the_same_values(learner: Serving, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto(f"{learner.url}/health")  # of the same origin, and nothing to draw
     words = page.evaluate("async () => (await import('/page/words_learning.js')).LEARNING")
     values = [{key: sorted(re.findall(r"{(\w+)}", text)) for key, text in words[name].items()} for name in ("en", "zh")]
+    page.close()
     assert values[0] == values[1] and len(values[0]) > 60
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import resource
 import sys
@@ -160,7 +161,16 @@ def peak_flops(device: torch.device, precision: str) -> float:
             if part in name:
                 return known
     dtype = torch.float32 if not half else torch.float16 if precision.startswith("16") else torch.bfloat16
-    size = 1024 if device.type == "cpu" else 8192
+    return _measured_flops(device, dtype, torch.get_num_threads())
+
+
+@functools.cache
+def _measured_flops(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    """FLOP/s of the fastest of ten products, or of fewer where they are slow: once in a process, since it takes time.
+
+    One core is at its peak with a smaller product than many are.
+    """
+    size = 8192 if device.type != "cpu" else 512 if threads <= 4 else 1024
     a = torch.ones(size, size, dtype=dtype, device=device)
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < 10 and sum(seconds) < _MEASURING_SECONDS):
