@@ -86,7 +86,14 @@ class SaveWholeConfig(SaveConfigCallback):
             file.write(text)
 
 
-_UNWANTED = ("litlogger", "litmodels", "TPU available", "Detected KeyboardInterrupt", "An SIGTERMException was raised")
+_UNWANTED = (
+    "litlogger",
+    "litmodels",
+    "TPU available",
+    "Seed set to",  # before a refusal, too, which is to be one line; the seed is in config.yaml
+    "Detected KeyboardInterrupt",
+    "An SIGTERMException was raised",
+)
 
 
 class _WithoutUnwanted(logging.Filter):
@@ -102,7 +109,7 @@ def silence_lightning() -> None:
     The warnings: PyTorch's deprecation of a class that Lightning itself uses (`LeafSpec`), and that a checkpoint was
     made with other callbacks, which is so whenever `validate` reads one. Each can go when Lightning no longer says it.
     """
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(_WithoutUnwanted())
     for message in (".*LeafSpec.*", ".*callbacks used to create the checkpoint.*"):
         warnings.filterwarnings("ignore", message=message)
