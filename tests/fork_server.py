@@ -378,8 +378,8 @@ def _forget(package: str) -> None:
 def _forget_other_package() -> None:
     """Forget lit_gpt, and where it was found, unless it is the one that is found now: PYTHONPATH may lead to a copy."""
     found, here = importlib.machinery.PathFinder.find_spec("lit_gpt"), sys.modules["lit_gpt"].__file__
-    assert found is not None and here is not None
-    if found.origin != here:
+    assert here is not None
+    if found is not None and found.origin != here:  # an editable installation is not on the path
         _forget("lit_gpt")
         sys.path[:] = [entry for entry in sys.path if Path(entry) != Path(here).parent.parent]
 
