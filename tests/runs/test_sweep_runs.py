@@ -70,7 +70,7 @@ def said(sweep: Child) -> str:
 
 
 @pytest.mark.slow
-def test_a_grid_that_is_killed_four_times_gives_the_table_of_one_that_was_not(
+def test_a_grid_that_is_killed_five_times_gives_the_table_of_one_that_was_not(
     tmp_path: Path, start_sweep: StartSweep
 ) -> None:
     grid = ["--set", "samples.held_out=0,-1", "--seeds", 3, "--budget", "steps:12", "--jobs", 2, "--output"]
@@ -83,7 +83,7 @@ def test_a_grid_that_is_killed_four_times_gives_the_table_of_one_that_was_not(
     assert {row[2] for row in rows[1:4]} == {"1337", "1338", "1339"}
 
     output = tmp_path / "killed"
-    amid = [(1, True, signal.SIGTERM), (1, True, signal.SIGKILL), (3, True, signal.SIGKILL)]
+    amid = [(1, True, signal.SIGTERM), (1, True, signal.SIGKILL), (3, True, signal.SIGKILL), (5, True, signal.SIGKILL)]
     for number, amid_a_run, stop in (*amid, (6, False, signal.SIGKILL)):
         sweep = start_sweep(*grid, "killed")
         deadline = time.monotonic() + LIMIT
