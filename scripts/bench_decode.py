@@ -389,7 +389,7 @@ TARGETS = [
     ("batch 1", "lit_gpt fp32", ("llama.cpp F32",), 1.0),
     ("batch 16", "lit_gpt int8", ("CTranslate2 int8", "llama.cpp Q8_0"), 1.3),
     ("prefill 512", "lit_gpt int8", ("CTranslate2", "llama.cpp", "transformers"), 1.0),
-    ("prefill 512", "lit_gpt fp32", ("CTranslate2 float32", "llama.cpp F32", "transformers"), 1.0),
+    ("prefill 512", "lit_gpt fp32", ("CTranslate2 float32", "llama.cpp F32", "transformers fp32"), 1.0),
 ]
 """Work, one of our forms, the peers (whose names begin so) of which the fastest counts, the ratio aimed at."""
 

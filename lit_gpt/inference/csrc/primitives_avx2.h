@@ -17,7 +17,7 @@ const long PART = 8;
 const long TILE = 4;
 const long FLOAT_ROWS = 3;  // 12 sums, and 4 registers for what they are made of
 const long FLOAT_CHUNK = 512;
-const long FETCH_AHEAD = 2048;
+const long FETCH_AHEAD = 256;
 
 typedef __m256 Part;
 typedef __m256i IntPart;

@@ -21,7 +21,7 @@ const long PART = 16;
 const long TILE = 4;           // rows of W in a tile of fp32 or bf16
 const long FLOAT_ROWS = 4;     // rows of x in such a tile: 16 sums
 const long FLOAT_CHUNK = 1024; // inputs of such a tile that stay in the first-level cache
-const long FETCH_AHEAD = 2048; // bytes
+const long FETCH_AHEAD = 256;  // bytes: the processor's own prefetching does the rest
 
 typedef __m512 Part;
 typedef __m512i IntPart;
