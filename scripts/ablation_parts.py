@@ -1,8 +1,8 @@
 """Parts of the speed runs' models and optimizers that `bench_ablation.py` tries and the package does not have.
 
-They are written to be measured: for training without a cache, on one device. What earns its place moves to the package.
-Sources: https://github.com/KellerJordan/modded-nanogpt and https://github.com/karpathy/nanochat as of 2026, and the
-papers named below.
+They are written to be measured: for training without a cache, on one device. What lowers the loss at equal time moves
+to the package. Sources: https://github.com/KellerJordan/modded-nanogpt and https://github.com/karpathy/nanochat as of
+2026, and the papers named below.
 """
 
 from __future__ import annotations

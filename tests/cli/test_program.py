@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from environment import FIXTURES, ROOT, RunProgram
 
-from lit_gpt.__main__ import COMMANDS, main
+from lit_gpt.__main__ import COMMANDS, _import, main
 
 
 def test_help_names_every_command_with_an_example_and_imports_nothing_heavy() -> None:
@@ -25,6 +26,15 @@ def test_help_names_every_command_with_an_example_and_imports_nothing_heavy() ->
         assert f"  {name} " in done.stdout
         assert command.summary in done.stdout
         assert command.example in done.stdout
+
+
+def test_dead_objects_are_sought_again_after_a_first_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    before = gc.get_freeze_count()
+    assert _import("colorsys:rgb_to_hsv")(1, 1, 1) == (0, 0, 1)
+    assert gc.isenabled() and (kept := gc.get_freeze_count()) > before
+    _import("colorsys:rgb_to_hsv")
+    assert gc.get_freeze_count() == kept, "only what a first import brings is left out"
 
 
 FIRST = {

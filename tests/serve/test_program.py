@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -60,6 +63,15 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/health").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_the_curl_line_has_a_text_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    service = mock.Mock(sample_prompts=("它's\nso", "other"), adapters=())
+    service.name = "small"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serve_main._announce(service, listener, has_key=False)
+    *_, body = shlex.split(capsys.readouterr().err.splitlines()[-1])
+    assert json.loads(body) == {"model": "small", "prompt": "它's\nso", "max_tokens": 30}
 
 
 @pytest.mark.slow

@@ -137,6 +137,7 @@ def test_samples_are_the_engines_and_stand_in_tensorboard(tmp_path: Path, capsys
     assert f"--- sample 1 ---\nab{first.text}\n" in printed
     assert f"--- sample 2 ---\nab{second.text}\n" in printed
     assert printed.index("Try next:") > printed.index("--- sample 2 ---")
+    assert " --start ab --num_samples 3\n" in printed
     events = EventAccumulator(str(next(tmp_path.rglob("events.out.*")))).Reload()
     for index, prompt in enumerate(["ab", "c"]):
         entries = events.Tensors(f"samples/{index}/text_summary")

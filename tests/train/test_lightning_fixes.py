@@ -50,6 +50,9 @@ def test_advertisements_are_dropped_and_all_else_is_logged(caplog: pytest.LogCap
         logger.info("Tip: install litmodels")
         logger.info("TPU available: False, using: 0 TPU cores")
         logger.info("GPU available: False")
+    seeds = logging.getLogger("lightning.fabric.utilities.seed")
+    with caplog.at_level(logging.INFO, seeds.name):
+        seeds.info("Seed set to 1337")
     assert caplog.messages == ["GPU available: False"]
 
 

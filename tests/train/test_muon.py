@@ -80,7 +80,7 @@ def test_fp32_is_within_a_thousandth_of_float64(asked: list[tuple[str, int, bool
 def test_fp32_is_within_a_thousandth_of_float64_at_the_quickstarts_size(kind: str, shape: tuple[int, int]) -> None:
     matrix = matrix_of(kind, *shape, seed=1)
     (found,) = newton_schulz([matrix], COEFFICIENTS, STEPS, EPS)
-    assert error(found, matrix) < 1e-3
+    assert error(found, matrix) < 2e-4  # 3e-4 and more, of rank 1, without a new Gram matrix half-way
 
 
 def test_float64_is_computed_in_float64_and_bf16_where_it_is_asked_for() -> None:
