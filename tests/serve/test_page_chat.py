@@ -187,12 +187,11 @@ def test_where_there_are_several_models_one_is_chosen(talker: Serving, visit: Vi
     def without_template(route: Any) -> None:
         route.fulfill(json={**talker.get("/tokenizer_info").json(), "chat_template": None})
 
-    page = visit(talker, quiet=False, routes={"**/models": two_models})
-    page.click("#tab-chat")
+    page = open_chat(visit, talker, quiet=False, routes={"**/models": two_models})
     page.fill("#chat-length", "3")
     assert page.input_value("#chat-model") == "tiny" and page.locator("#chat-model option").count() == 2
     say(page, "hello")
-    assert written(page)
+    assert written(page) == reply(talker, ("user", "hello"), max_tokens=3)["message"]["content"] != ""
     page.select_option("#chat-model", "poet")
     say(page, "hello")
     assert "no such model here" in page.locator("#error").text_content()  # it was asked for by its name
