@@ -14,6 +14,9 @@ from torch.optim import Muon
 _MAX_ELEMENTS = 2**23
 """Of the matrices that are orthogonalised at once, unless a single one has more: 32 MiB in fp32."""
 
+_TINY = 1e-10
+"""In place of the root of a mean square that is 0."""
+
 Coefficients = tuple[float, float, float]
 
 
@@ -23,16 +26,27 @@ class BatchedMuon(Muon):
     PyTorch's takes them one by one and in bf16, which a CPU without bf16 units emulates. Sharded parameters (FSDP2) are
     gathered for the orthogonalisation, a few at a time, and each rank keeps its share of the result.
 
+    With a `beta2` it is NorMuon (arXiv 2510.05491): each row of an orthogonalised update (column, where there are more
+    of those) is divided by the root of its mean square so far, and the whole brought back to the norm that it had.
+
     Attributes:
         arithmetic: dtype of the products: float32, or bfloat16, which rounds the update by about a hundredth.
+        beta2: decay of the mean squares; 0 for Muon as it is, without them.
         found_inf: set by who steps it, as a fused AdamW has it: above 0, () float, the next step changes nothing.
     """
 
     found_inf: Tensor | None = None
 
-    def __init__(self, groups: list[dict[str, Any]], momentum: float, arithmetic: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        momentum: float,
+        arithmetic: torch.dtype = torch.float32,
+        beta2: float = 0.0,
+    ) -> None:
         super().__init__(groups, momentum=momentum)
         self.arithmetic = arithmetic
+        self.beta2 = beta2
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -60,6 +74,8 @@ class BatchedMuon(Muon):
         updates = newton_schulz(whole, group["ns_coefficients"], group["ns_steps"], group["eps"], self.arithmetic)
         del whole
         for parameter, momentum, update in zip(parameters, momenta, updates):
+            if self.beta2:
+                update = self._normalized(update, self.state[parameter]["mean_square"], skip)
             weight, (rows, columns) = _local(parameter), parameter.shape
             moved = weight * (1 - group["lr"] * group["weight_decay"])
             moved.add_(_share_of(update, momentum), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
@@ -69,6 +85,19 @@ class BatchedMuon(Muon):
         if "momentum_buffer" not in self.state[parameter]:
             zeros = torch.zeros_like(parameter.grad, memory_format=torch.preserve_format)  # type: ignore[arg-type]
             self.state[parameter]["momentum_buffer"] = zeros
+        if self.beta2 and "mean_square" not in self.state[parameter]:  # whole on each rank: one number for each row
+            rows, columns = parameter.shape
+            size = (rows, 1) if rows >= columns else (1, columns)
+            self.state[parameter]["mean_square"] = torch.zeros(size, dtype=parameter.dtype, device=parameter.device)
+
+    def _normalized(self, update: Tensor, mean_square: Tensor, skip: Tensor | None) -> Tensor:
+        """The update, (rows, columns), with rows or columns of equal weight. Moves their mean squares."""
+        update = update.float()
+        along = 1 if update.size(0) >= update.size(1) else 0
+        moved = mean_square.float().lerp(update.square().mean(along, keepdim=True), 1 - self.beta2)
+        _write(mean_square, moved, skip)
+        scaled = update / moved.sqrt().clamp(min=_TINY)
+        return scaled * (update.norm() / scaled.norm().clamp(min=_TINY))
 
     def _momentum(self, parameter: Tensor, group: dict[str, Any], skip: Tensor | None) -> Tensor:
         """The parameter's momentum, moved by its gradient; where Nesterov's is asked for, one step ahead of it."""

@@ -31,6 +31,7 @@ class OptimizerConfig:
         muon_lr: peak learning rate of Muon; an update's spectral norm is about muon_lr · √max(1, rows / columns).
         muon_momentum: Muon's momentum (Nesterov).
         muon_weight_decay: decoupled decay of the matrices under Muon.
+        muon_beta2: NorMuon's decay of the mean squares of an update's rows, which it evens out; 0 for plain Muon.
     """
 
     name: OptimizerName = "adamw"
@@ -42,6 +43,7 @@ class OptimizerConfig:
     muon_lr: float = 0.02
     muon_momentum: float = 0.95
     muon_weight_decay: float = 0.0
+    muon_beta2: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every value. Raises UserError, naming it and the remedy."""
@@ -50,7 +52,7 @@ class OptimizerConfig:
         for name in ("lr", "weight_decay", "muon_lr", "muon_weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
-        for name in ("beta1", "beta2", "muon_momentum"):
+        for name in ("beta1", "beta2", "muon_momentum", "muon_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must lie in [0, 1)")
         if self.eps <= 0:
@@ -98,7 +100,7 @@ def make_optimizer(
         return AdamW(groups, betas=betas, eps=config.eps, fused=fused)
     muon = [group for group in groups if group["name"] == "muon"]
     rest = [group for group in groups if group["name"] != "muon"]
-    parts: list[Optimizer] = [BatchedMuon(muon, config.muon_momentum, muon_arithmetic)]
+    parts: list[Optimizer] = [BatchedMuon(muon, config.muon_momentum, muon_arithmetic, config.muon_beta2)]
     if rest:  # an adapter may be nothing but matrices of the blocks
         parts.append(AdamW(rest, betas=betas, eps=config.eps, fused=fused))
     return CompositeOptimizer(*parts)

@@ -75,7 +75,7 @@ def main(folder: Path, asked: dict[str, Any]) -> None:
         folder, **options | {key: asked[key] for key in ("devices", "precision", "max_steps") if key in asked}
     )
     lit = module(
-        optimizer=OptimizerConfig(name=asked.get("optimizer", "adamw"), lr=1e-2),
+        optimizer=OptimizerConfig(name=asked.get("optimizer", "adamw"), lr=1e-2, muon_beta2=0.95),
         schedule=ScheduleConfig(warmup=0, name=asked.get("schedule", "constant")),
     )
     lit.tokenizer = get_tokenizer("byte")

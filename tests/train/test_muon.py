@@ -106,8 +106,8 @@ def give_gradients(weights: list[nn.Parameter], seed: int) -> None:
         weight.grad = torch.randn(weight.shape, generator=generator)
 
 
-def make(weights: list[nn.Parameter]) -> BatchedMuon:
-    return BatchedMuon([{"params": weights, "lr": 0.05, "weight_decay": 0.1}], momentum=0.9)
+def make(weights: list[nn.Parameter], beta2: float = 0.0) -> BatchedMuon:
+    return BatchedMuon([{"params": weights, "lr": 0.05, "weight_decay": 0.1}], momentum=0.9, beta2=beta2)
 
 
 def test_the_step_is_torchs_but_for_bf16s_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +136,42 @@ def test_a_state_that_torchs_muon_saved_is_gone_on_with() -> None:
         assert torch.equal(optimizer.state[weight]["momentum_buffer"], torchs.state[weight]["momentum_buffer"])
 
 
-def test_a_reload_changes_no_bit() -> None:
+def test_normuon_divides_each_neuron_by_its_root_mean_square_and_keeps_the_norm() -> None:
+    """Row by row in float64, as the paper has it; the norm is that of Muon's own step."""
+    even, plain = parameters(), parameters()
+    optimizer, muon_itself = make(even, beta2=0.8), make(plain)
+    squares: list[list[float]] = [[0.0] * max(weight.shape) for weight in even]
+    for step in range(4):
+        before = [weight.detach().clone() for weight in even]
+        for weight, other in zip(even, plain):
+            other.data.copy_(weight.data)
+        for weights in (even, plain):
+            give_gradients(weights, step)
+        optimizer.step()
+        muon_itself.step()
+        for weight, other, start, mean_squares in zip(even, plain, before, squares):
+            kept = start.double() * (1 - 0.05 * 0.1)
+            moved, update = (each.detach().double() - kept for each in (weight, other))
+            scale = 0.05 * math.sqrt(max(1, weight.size(0) / weight.size(1)))
+            neurons = list(update if weight.size(0) >= weight.size(1) else update.T)
+            for index, neuron in enumerate(neurons):
+                mean = float((neuron / scale).square().mean())
+                mean_squares[index] = 0.8 * mean_squares[index] + 0.2 * mean
+                neurons[index] = neuron / math.sqrt(mean_squares[index])
+            wanted = torch.stack(neurons, 0 if weight.size(0) >= weight.size(1) else 1)
+            wanted = wanted * update.norm() / wanted.norm()
+            torch.testing.assert_close(moved, wanted, rtol=1e-3, atol=1e-6)
+            assert not torch.allclose(moved, update, rtol=1e-2)
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.9])
+def test_a_reload_changes_no_bit(beta2: float) -> None:
     straight, reloaded = parameters(), parameters()
-    one, other = make(straight), make(reloaded)
+    one, other = make(straight, beta2), make(reloaded, beta2)
     for step in range(6):
         if step == 3:
             state = other.state_dict()
-            other = make(reloaded)
+            other = make(reloaded, beta2)
             other.load_state_dict(state)
         for weights in (straight, reloaded):
             give_gradients(weights, step)
@@ -155,7 +184,7 @@ def test_a_reload_changes_no_bit() -> None:
 def test_a_device_that_is_not_asked_skips_a_step_all_the_same(skip: bool | None) -> None:
     """What a GPU runs: the condition stays a tensor."""
     weights, plain = parameters(), parameters()
-    optimizer, other = make(weights), make(plain)
+    optimizer, other = make(weights, beta2=0.9), make(plain, beta2=0.9)
     for step in range(2):
         give_gradients(weights, step)
         give_gradients(plain, step)
@@ -166,13 +195,13 @@ def test_a_device_that_is_not_asked_skips_a_step_all_the_same(skip: bool | None)
         assert weight.grad is not None
         weight.grad[0, 0] = math.inf if skip else 1.0
     before = [weight.detach().clone() for weight in weights]
-    momenta = [optimizer.state[weight]["momentum_buffer"].clone() for weight in weights]
+    states = [(state, state.clone()) for weight in weights for state in optimizer.state[weight].values()]
     condition = None if skip is None else torch.tensor(skip)
     with torch.no_grad():
         for together in muon._together(optimizer.param_groups[0]["params"]):
             optimizer._step(together, optimizer.param_groups[0], condition)
     same = [torch.equal(a, b) for a, b in zip(weights, before)]
-    same += [torch.equal(optimizer.state[weight]["momentum_buffer"], b) for weight, b in zip(weights, momenta)]
+    same += [torch.equal(state, b) for state, b in states]
     assert all(same) if skip else not any(same)
     assert all(weight.isfinite().all() for weight in weights)
 
