@@ -124,11 +124,12 @@ LOAD = "import sys, lit_gpt; print(lit_gpt.__file__, lit_gpt.load(sys.argv[1]).g
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_without_the_checkout(built: Built, tmp_path: Path) -> None:
+def test_the_wheel_runs_without_the_checkout(built: Built, tmp_path: Path, fork_server: ForkServer) -> None:
     target = built.installed
-    printed = run("-c", LOAD, FIXTURES / "modern.ckpt", cwd=tmp_path, PYTHONPATH=str(target)).stdout
-    assert printed.startswith(f"{target}/lit_gpt/__init__.py ")
     assert run("-m", "lit_gpt", "--version", cwd=tmp_path, PYTHONPATH=str(target)).stdout == f"lit_gpt {VERSION}\n"
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    done = fork_server.run("-c", LOAD, FIXTURES / "modern.ckpt", cwd=tmp_path, env=environment)
+    assert done.returncode == 0 and done.stdout.startswith(f"{target}/lit_gpt/__init__.py "), done.stderr
 
 
 @pytest.mark.slow
