@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from environment import FIXTURES, ROOT
 
+from lit_gpt.generation.generation_config import GenerationConfig
 from lit_gpt.generation.strategy_table import STRATEGIES
 
 
@@ -47,6 +48,12 @@ def test_the_guides_have_every_sweep_and_its_picture(script: ModuleType, name: s
         assert f"`--{setting}`" in section and (ROOT / "docs/decoding" / picture).is_file()
 
 
+def test_every_sweep_is_of_a_setting_that_takes_its_values(script: ModuleType) -> None:
+    for _, setting, values, beside in script.SWEEPS:
+        for value in values:
+            assert GenerationConfig.from_dict({**beside, setting: value}).check() == []
+
+
 def test_every_strategy_is_compared(script: ModuleType) -> None:
     assert {settings.get("strategy", "sample") for _, settings in script.CASES} >= set(STRATEGIES)
 
@@ -61,7 +68,8 @@ def test_both_forms(
     text = capsys.readouterr().out
     assert all(f"| {name} |" in text and f"**{name}**" in text for name, _ in script.CASES)
     monkeypatch.setattr(script, "SAMPLES", 2)
-    ends = [(title, setting, (values[0], values[-1]), beside) for title, setting, values, beside in script.SWEEPS]
+    of_each_strategy = {sweep[3].get("strategy"): sweep for sweep in script.SWEEPS}  # the others differ in numbers
+    ends = [(*sweep[:2], (sweep[2][0], sweep[2][-1]), sweep[3]) for sweep in of_each_strategy.values()]
     monkeypatch.setattr(script, "SWEEPS", ends)
     monkeypatch.setattr(sys, "argv", [*words, "--sweeps", str(tmp_path / "plots")])
     script.main()

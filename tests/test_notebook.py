@@ -35,8 +35,14 @@ def test_it_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, f
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("STEP_BY_STEP_FLAGS", SHORT)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    argv = [str(tmp_path / "bin/python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel = {"argv": argv, "display_name": "Forked", "language": "python"}
+    (tmp_path / "jupyter/kernels/forked").mkdir(parents=True)
+    (tmp_path / "jupyter/kernels/forked/kernel.json").write_text(json.dumps(kernel))
     notebook = nbformat.read(NOTEBOOK, 4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, kernel_name="forked", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(output.get("text", "") for output in outputs)
     assert "6 blocks, 4 heads, width 80" in text and "蒙牛" in text

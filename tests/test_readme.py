@@ -22,11 +22,10 @@ def shell_lines() -> list[str]:
 
 
 def summary(path: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-    return " ".join(docstring.split("\n\n")[0].split())
+    docstring = re.match(r'""".*?"""', path.read_text("utf-8"), re.DOTALL)  # to parse all files would take a second
+    return " ".join(ast.literal_eval(docstring[0]).split("\n\n")[0].split()) if docstring else ""
 
 
-@pytest.mark.slow
 def test_the_map_has_every_file_with_the_first_line_of_its_docstring() -> None:
     sections = re.split(r"^## ", (ROOT / "docs/map.md").read_text("utf-8"), flags=re.MULTILINE)
     rows = {section.split("\n", 1)[0].rstrip("/"): section for section in sections}

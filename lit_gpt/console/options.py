@@ -7,16 +7,59 @@ import json
 import re
 import sys
 import textwrap
-from argparse import SUPPRESS
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import SUPPRESS, _SubParsersAction
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+import jsonargparse._core
+import jsonargparse._subcommands
 from jsonargparse import ArgumentParser
 
 from lit_gpt.errors import UserError
+
+Find = Callable[..., tuple[Any, str | None]]
+
+
+def found_once(find: Find) -> Find:
+    """jsonargparse's search for the action of a key, each result kept until the parser has other actions.
+
+    It looks at every action each time, and a start of `fit` asks three thousand times for some hundred keys. What a
+    parser with subcommands finds may lie in one of theirs, and is not kept: it has few actions of its own.
+    """
+
+    def find_once(parser: Any, dest: str, exclude: Any = None) -> tuple[Any, str | None]:
+        actions = parser._actions
+        state = len(actions), actions[-1] if actions else None
+        known = vars(parser).get("_found")
+        if known is None or known[0] != state:
+            keeps = not any(isinstance(action, _SubParsersAction) for action in actions)
+            known = parser._found = state, keeps, {}
+        _, keeps, found = known
+        if (dest, exclude) in found:
+            return found[dest, exclude]
+        result = find(parser, dest, exclude)
+        if keeps:
+            found[dest, exclude] = result
+        return result
+
+    return find_once
+
+
+def _find_faster() -> None:
+    """Replace the search where jsonargparse has it; a release that has it elsewhere keeps its own."""
+    name = "find_action_and_subcommand"
+    find: Find | None = getattr(jsonargparse._subcommands, name, None)
+    if find is not None:
+        faster = found_once(find)
+        for module in (jsonargparse._subcommands, jsonargparse._core):
+            if getattr(module, name, None) is find:
+                setattr(module, name, faster)
+
+
+_find_faster()
 
 
 class OneLineErrors:

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Any, ClassVar
 
 import numpy as np
@@ -127,8 +127,8 @@ class ByteLevelTokenizer(Tokenizer):
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Ids to bytes; specials and ids outside the vocabulary give none."""
-        values = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        return b"".join([self._bytes_of.get(int(value), b"") for value in values])
+        values = ids.tolist() if isinstance(ids, np.ndarray) else map(int, ids)
+        return b"".join(map(self._bytes_of.get, values, repeat(b"")))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one id; b"" for specials and ids outside the vocabulary."""

@@ -116,8 +116,8 @@ class DiskFullSection(Section):
     def _attempt(
         self, folder: Path, work: Callable[[], Work], most: int, on_disk: bool, random: Random, *statuses: int
     ) -> None:
-        """The command on a full disk, and again with a little more room; it says so and leaves with one of these."""
-        for _ in range(2):
+        """The command on a full disk, twice but in the short form; it says so and leaves with one of these."""
+        for _ in range(1 if self.short else 2):
             room = random.randint(1, random.choice([8_000, most]))  # the first files are small
             must_end(self._on_full_disk(folder, work(), room, on_disk), 0, *statuses)
 

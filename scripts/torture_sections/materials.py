@@ -15,7 +15,7 @@ from torture_sections.section import check
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "tests/fixtures/text.txt"
 
-STEPS, SHORT_STEPS = 60, 30
+STEPS, SHORT_STEPS = 60, 15
 SETTINGS = """
 model:
   preset: nano
