@@ -31,6 +31,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 
 CONVERSATIONS = some_conversations(60)
+FEW = CONVERSATIONS[:24]
 
 
 def open_marks(folder: Path, split: str) -> TokenStream:
@@ -109,8 +110,7 @@ def test_the_same_conversation_in_two_forms_is_in_one_split(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_killed_at_every_file_it_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_shards, "JOB_CHARACTERS", 500)
-    options: dict[str, Any] = {"shard_tokens": 1500}
-    prepare_chat(tmp_path / "reference", CONVERSATIONS, **options)
+    prepare_chat(tmp_path / "reference", FEW, shard_tokens=1500)
     (tmp_path / "reference.jsonl").rename(tmp_path / "out.jsonl")
     source = tmp_path / "out.jsonl"
 

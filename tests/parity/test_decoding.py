@@ -121,9 +121,7 @@ def test_greedy_ids_are_identical_for_200_tokens(pair: tuple[Any, GPT], penalty:
     theirs, ours = pair
     prompts = PROMPTS[1:]
     results = run(ours, prompts, strategy="greedy", max_new_tokens=200, repetition_penalty=penalty)
-    expected = generate(
-        theirs, prompts, max_new_tokens=200, eos_token_id=None, num_beams=1, repetition_penalty=penalty
-    )
+    expected = generate(theirs, prompts, max_new_tokens=200, eos_token_id=None, num_beams=1, repetition_penalty=penalty)
     assert [one.ids for (one,) in results] == expected.sequences[:, WIDTH:].tolist()
 
 
