@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from chatting import as_openai, chat_bytes, prepare_chat, some_conversations, write_lines
-from environment import RunProgram
 from preparing import CODE, die_at, files, in_a_child, write
 
+from lit_gpt.__main__ import main
 from lit_gpt.data import prepare as module
 from lit_gpt.data import write_shards
 from lit_gpt.data.datamodule import TokenDataModule
@@ -358,16 +358,19 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_inputs_of_other_formats(name: str, tmp_path: Path, program: RunProgram) -> None:
+def test_inputs_of_other_formats(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "c.jsonl", [as_openai(CONVERSATIONS[0])])
     write(tmp_path / "a.json", "[]")
     write(tmp_path / "texts/a.txt", "text")
     words, says = REFUSED[name]
     words = words if "--tokenizer" in words else [*words, "--tokenizer", "byte"]
-    done = program("prepare", *words, "--format", "chat", "--output", "out")
-    assert done.returncode == 2 and done.stdout == ""
-    assert "Traceback" not in done.stderr
-    assert re.search(says, done.stderr.splitlines()[-1]), done.stderr  # after a bar, where files were read
+    assert main(["prepare", *words, "--format", "chat", "--output", "out"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "Traceback" not in printed.err
+    assert re.search(says, printed.err.splitlines()[-1]), printed.err  # after a bar, where files were read
     assert not (tmp_path / "out").exists()
 
 

@@ -19,6 +19,7 @@ import pytest
 from environment import ROOT, RunProgram
 from preparing import CHINESE, CODE, OPTIONS, files, write
 
+from lit_gpt.__main__ import main
 from lit_gpt.data import prepare as module
 from lit_gpt.data.prepare import prepare
 from lit_gpt.data.readers import read_texts
@@ -72,7 +73,9 @@ def test_one_file_of_ones_own_always_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tables_folders_and_the_standard_library_from_the_command_line(program: RunProgram, tmp_path: Path) -> None:
+def test_tables_folders_and_the_standard_library_from_the_command_line(
+    program: RunProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = "".join(json.dumps({"body": text}) + "\n" for text in [CHINESE, CODE, "<|endoftext|>"])
     write(tmp_path / "texts" / "rows.jsonl", rows)
     write(tmp_path / "texts" / "rows.csv", 'body,x\n"a,\nb",1\n')
@@ -84,12 +87,16 @@ def test_tables_folders_and_the_standard_library_from_the_command_line(program: 
     tokens = len(CHINESE + CODE + "<|endoftext|>" + "a,\nb") + documents
     assert done.stdout.splitlines()[-1].split() == ["all", "4", str(size), str(tokens), f"{size / tokens:.3f}"]
     assert "no document fell into validation" in done.stderr and "MB/s" in done.stderr
-    checked = program("prepare", "--check", "out")
-    assert checked.returncode == 0 and "all right" in checked.stdout
-    shown = program("prepare", "--show", "out")
-    assert shown.returncode == 0 and CHINESE in shown.stdout and "document 3" in shown.stdout
-    again = program("prepare", "texts", "--output=out", "--tokenizer=char", "--text_field=body", "--val_split=hash:0")
-    assert again.stdout == done.stdout and "already holds exactly this" in again.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "--check", "out"]) == 0
+    assert "all right" in capsys.readouterr().out
+    assert main(["prepare", "--show", "out"]) == 0
+    shown = capsys.readouterr().out
+    assert CHINESE in shown and "document 3" in shown
+    again = ["texts", "--output=out", "--tokenizer=char", "--text_field=body", "--val_split=hash:0"]
+    assert main(["prepare", *again]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == done.stdout and "already holds exactly this" in printed.err
 
 
 def test_auto_counts_documents_it_has_to_read(tmp_path: Path) -> None:
@@ -148,20 +155,22 @@ def test_workers_answer_in_the_order_of_the_jobs() -> None:
 
 @pytest.mark.slow
 def test_check_finds_a_foreign_tokenizer_and_a_flipped_bit(
-    reference: Path, program: RunProgram, tmp_path: Path
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(reference, tmp_path / "other")
     get_tokenizer("byte").save(tmp_path / "other" / "tokenizer.json")
-    done = program("prepare", "--check", "other")
-    assert done.returncode == 2 and "not the tokenizer that made the shards (bpe:500)" in done.stderr
+    assert main(["prepare", "--check", "other"]) == 2
+    assert "not the tokenizer that made the shards (bpe:500)" in capsys.readouterr().err
     shutil.copytree(reference, tmp_path / "flipped")
     with (tmp_path / "flipped" / "train_000001.bin").open("r+b") as file:
         file.seek(5000)
         byte = file.read(1)[0]
         file.seek(5000)
         file.write(bytes([byte ^ 1]))
-    done = program("prepare", "--check", "flipped")
-    assert done.returncode == 2 and "train_000001.bin" in done.stderr and "sha256" in done.stderr
+    assert main(["prepare", "--check", "flipped"]) == 2
+    printed = capsys.readouterr().err
+    assert "train_000001.bin" in printed and "sha256" in printed
 
 
 # ---------------------------------------------------------------- memory
