@@ -372,17 +372,17 @@ def test_the_program(
     done = program("convert", "sample.ckpt", "model.gguf", "--dtype", "q8_0", "--modelfile")
     assert (done.returncode, done.stdout) == (0, "model.gguf\n"), done.stderr
     assert "wrote Modelfile" in done.stderr and (tmp_path / "Modelfile").read_text().startswith("FROM ./model.gguf\n")
-    done = program("convert", "model.gguf", "again.ckpt")
-    assert (done.returncode, done.stdout) == (0, "again.ckpt\n"), done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "model.gguf", "again.ckpt"]) == 0
+    assert capsys.readouterr().out == "again.ckpt\n"
     equal_sources(open_source(str(tmp_path / "model.gguf")), open_source(str(tmp_path / "again.ckpt")))
     flags = ["--start", "The quick", "--strategy", "greedy", "--max_new_tokens", 8, "--trainer.precision", "32-true"]
     text = program("predict", "--init_from", "model.gguf", *flags).stdout
     generate = load(str(tmp_path / "again.ckpt"), "fp32").generate
     assert text == f"The quick{generate('The quick', strategy='greedy', max_new_tokens=8)}\n"
-    done = program("convert", "sample.ckpt", "other", "--to", "gguf", "--dtype", "bfloat16")
-    assert (done.returncode, done.stdout) == (0, "other\n"), done.stderr
-    monkeypatch.chdir(tmp_path)
     capsys.readouterr()
+    assert main(["convert", "sample.ckpt", "other", "--to", "gguf", "--dtype", "bfloat16"]) == 0
+    assert capsys.readouterr().out == "other\n"
     for arguments, message in (
         (("b.ckpt", "--dtype", "q8_0"), "--dtype q8_0 is one of GGUF"),
         (("b.gguf", "--dtype", "float64"), "--dtype float64 is none of GGUF"),

@@ -153,7 +153,6 @@ def test_workers_answer_in_the_order_of_the_jobs() -> None:
     assert answers[0] == answers[1]
 
 
-@pytest.mark.slow
 def test_check_finds_a_foreign_tokenizer_and_a_flipped_bit(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
