@@ -153,6 +153,7 @@ def test_a_finished_mask_that_was_changed_is_not_gone_on_with(tmp_path: Path, mo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_any_number_of_workers_writes_the_same_bytes(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BYTES_PER_WORKER", 1)
     monkeypatch.setattr(write_shards, "JOB_CHARACTERS", 500)

@@ -135,6 +135,7 @@ def test_a_tokenizer_without_end_of_text_separates_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_any_number_of_workers_writes_the_same_bytes(
     corpus: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +145,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_answer_in_the_order_of_the_jobs() -> None:
     jobs = [[(f"{number} " * (2000 if number % 5 == 0 else 1), number % 3 > 0, "train")] for number in range(40)]
     answers = []
