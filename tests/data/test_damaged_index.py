@@ -152,7 +152,7 @@ SOME_INDEX = json.loads(ShardIndex("uint16", (Shard(**GOOD),), "byte", "abc", 25
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_fuzz_of_values(data: st.DataObject) -> None:
     """Any value anywhere: an index whose counts hold, or one line."""
@@ -166,7 +166,7 @@ def test_fuzz_of_values(data: st.DataObject) -> None:
     check_index(json.dumps(values).encode("utf-8", "surrogatepass"))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 255), st.booleans())
 def test_fuzz_of_bytes(position: int, value: int, cut: bool) -> None:
     good = json.dumps(SOME_INDEX).encode()
@@ -187,7 +187,7 @@ def check_index(data: bytes) -> None:
         )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=1030), st.integers(0, 1 << 40), st.sampled_from(["train.bin", "x_train_0.bin"]))
 def test_fuzz_of_headers(head: bytes, size: int, name: str) -> None:
     for start in (b"", np.array([20240520, 1], "<i4").tobytes(), np.array([20240801, 7], "<i4").tobytes()):
