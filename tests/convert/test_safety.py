@@ -15,6 +15,7 @@ from environment import ROOT
 from fork_server import ForkServer
 from safetensors.torch import load_file, save_file
 
+from lit_gpt.__main__ import main
 from lit_gpt.checkpoint.format import save_model
 from lit_gpt.convert.recognise import load_source, open_source
 from lit_gpt.convert.write import write_hf, write_lit_gpt
@@ -159,7 +160,13 @@ def test_a_streamed_checkpoint_is_what_torch_would_have_saved(checkpoint: Path, 
 
 
 @pytest.mark.slow
-def test_the_program(checkpoint: Path, tmp_path: Path, program: RunProgram) -> None:
+def test_the_program(
+    checkpoint: Path,
+    tmp_path: Path,
+    program: RunProgram,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     done = program("convert", checkpoint, "hf", "--to", "hf", "--dtype", "bfloat16")
     assert (done.returncode, done.stdout) == (0, "hf\n"), done.stderr
     assert {t.dtype for t in load_file(tmp_path / "hf" / "model.safetensors").values()} == {torch.bfloat16}
@@ -167,15 +174,18 @@ def test_the_program(checkpoint: Path, tmp_path: Path, program: RunProgram) -> N
     assert (done.returncode, done.stdout) == (0, "again.ckpt\n"), done.stderr
     rounded, original = load_source(str(tmp_path / "again.ckpt"))[0], load_source(str(checkpoint))[0]
     assert torch.equal(rounded.wte.weight, original.wte.weight.bfloat16().float())
+    done = program("convert", "some/model", "b.ckpt", HF_HOME=str(tmp_path / "cache"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "neither a file here nor in the hub's cache" in done.stderr
+    monkeypatch.chdir(tmp_path)
     for arguments, message in (
         (("hf", "again.ckpt"), "again.ckpt exists already"),
         (("nowhere.pt", "b.ckpt"), "nowhere.pt does not exist"),
         (("hf", "b.ckpt", "--dtype", "int3"), "int3"),
-        (("some/model", "b.ckpt"), "neither a file here nor in the hub's cache"),
     ):
-        done = program("convert", *arguments, HF_HOME=str(tmp_path / "cache"))
-        assert done.returncode == 2 and message in done.stderr
-        assert done.stderr.count("\n") == 1 and done.stdout == ""
+        assert main(["convert", *arguments]) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
 
 
 def test_a_surplus_head_in_a_tied_safetensors_file(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ STYLES = ["gpt2", "llama3", "qwen", "smollm2", "neox"]
 
 def hub_tokenizer(style: str) -> HubTokenizer:
     """A byte-level BPE tokenizer as that family's `tokenizer.json` has it, trained here."""
+    return HubTokenizer.from_str(_trained(style))
+
+
+@cache
+def _trained(style: str) -> str:
     tokenizer = HubTokenizer(models.BPE(ignore_merges=style == "llama3"))
     if style in ("qwen", "neox"):
         tokenizer.normalizer = normalizers.NFC()
@@ -67,7 +73,7 @@ def hub_tokenizer(style: str) -> HubTokenizer:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|im_start|> $A", pair="<|im_start|> $A $B", special_tokens=[("<|im_start|>", number)]
         )
-    return tokenizer
+    return tokenizer.to_str()
 
 
 def write_folder(folder: Path, tokenizer: HubTokenizer, **side: Any) -> None:
@@ -116,7 +122,7 @@ TEXTS = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_si
 
 @pytest.mark.slow
 @given(text=TEXTS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_same_ids_on_any_text(both: tuple[Any, Tokenizer], text: str) -> None:
     theirs, ours = both
     ids = theirs(text, add_special_tokens=False)["input_ids"]
@@ -135,9 +141,9 @@ def test_digits_that_are_digits_to_one_library_only() -> None:
     hub.pre_tokenizer = pre_tokenizers.Sequence(steps)
     details = {"eos": None, "eos_id": None, "bos": None, "chat_template": None}
     ours = convert_tokenizer(json.loads(hub.to_str()), details, "tokenizer.json", "x")
-    for code in range(0x10000, 0x20000):
-        text = f" {chr(code)}"
-        assert ours.encode(text) == hub.encode(text).ids, hex(code)
+    for start in range(0x10000, 0x20000, 256):
+        text = "".join(f" {chr(code)}" for code in range(start, start + 256))  # each cut off by the next one's space
+        assert ours.encode(text) == hub.encode(text).ids, hex(start)
 
 
 def test_details_are_carried(tmp_path: Path) -> None:
@@ -257,7 +263,7 @@ def test_ours_in_transformers_and_back(spec: str, tmp_path: Path) -> None:
     assert theirs.chat_template == ours.chat_template
 
     @given(text=TEXTS)
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     def same_ids(text: str) -> None:
         ids = ours.encode(text)
         assert theirs(text, add_special_tokens=False)["input_ids"] == ids

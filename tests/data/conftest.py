@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 from preparing import CHINESE, CODE, OPTIONS, cut_small, files
 
 from lit_gpt.data.prepare import prepare
@@ -19,6 +21,15 @@ def small_jobs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         cut_small(patch.setattr)
         yield
+
+
+@pytest.fixture
+def forked_workers(
+    fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes that tokenize are forked: where they are not started anew, their imports are not the point."""
+    python = fork_server.write_python(tmp_path_factory.mktemp("bin") / "python")
+    monkeypatch.setattr(sys, "executable", str(python))
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from chatting import as_openai, chat_bytes, prepare_chat, some_conversations, write_lines
-from environment import RunProgram
 from preparing import CODE, die_at, files, in_a_child, write
 
+from lit_gpt.__main__ import main
 from lit_gpt.data import prepare as module
 from lit_gpt.data import write_shards
 from lit_gpt.data.datamodule import TokenDataModule
@@ -31,6 +31,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 
 CONVERSATIONS = some_conversations(60)
+FEW = CONVERSATIONS[:24]
 
 
 def open_marks(folder: Path, split: str) -> TokenStream:
@@ -109,8 +110,7 @@ def test_the_same_conversation_in_two_forms_is_in_one_split(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_killed_at_every_file_it_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_shards, "JOB_CHARACTERS", 500)
-    options: dict[str, Any] = {"shard_tokens": 1500}
-    prepare_chat(tmp_path / "reference", CONVERSATIONS, **options)
+    prepare_chat(tmp_path / "reference", FEW, shard_tokens=1500)
     (tmp_path / "reference.jsonl").rename(tmp_path / "out.jsonl")
     source = tmp_path / "out.jsonl"
 
@@ -153,6 +153,7 @@ def test_a_finished_mask_that_was_changed_is_not_gone_on_with(tmp_path: Path, mo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_any_number_of_workers_writes_the_same_bytes(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BYTES_PER_WORKER", 1)
     monkeypatch.setattr(write_shards, "JOB_CHARACTERS", 500)
@@ -358,16 +359,19 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_inputs_of_other_formats(name: str, tmp_path: Path, program: RunProgram) -> None:
+def test_inputs_of_other_formats(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "c.jsonl", [as_openai(CONVERSATIONS[0])])
     write(tmp_path / "a.json", "[]")
     write(tmp_path / "texts/a.txt", "text")
     words, says = REFUSED[name]
     words = words if "--tokenizer" in words else [*words, "--tokenizer", "byte"]
-    done = program("prepare", *words, "--format", "chat", "--output", "out")
-    assert done.returncode == 2 and done.stdout == ""
-    assert "Traceback" not in done.stderr
-    assert re.search(says, done.stderr.splitlines()[-1]), done.stderr  # after a bar, where files were read
+    assert main(["prepare", *words, "--format", "chat", "--output", "out"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "Traceback" not in printed.err
+    assert re.search(says, printed.err.splitlines()[-1]), printed.err  # after a bar, where files were read
     assert not (tmp_path / "out").exists()
 
 

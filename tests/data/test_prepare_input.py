@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from environment import RunProgram
 from preparing import CHINESE, CODE, write
 
+from lit_gpt.__main__ import main
 from lit_gpt.data.prepare import prepare
 from lit_gpt.errors import UserError
 
@@ -63,7 +63,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
         prepare(good, tmp_path / "good.txt" / "out", tokenizer="byte")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -75,9 +74,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_the_program_says_it_in_one_line_with_status_2(
-    program: RunProgram, arguments: list[str], says: str, tmp_path: Path
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "x.txt", CODE)
-    done = program("prepare", *arguments)
-    assert done.returncode == 2 and says in done.stderr and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
+    assert main(["prepare", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert says in printed.err and printed.out == "" and len(printed.err.splitlines()) == 1

@@ -11,6 +11,7 @@ from environment import ROOT, RunProgram
 from fork_server import ForkServer
 from preparing import CODE, files, write
 
+from lit_gpt.__main__ import main
 from lit_gpt.data.datamodule import TokenDataModule
 from lit_gpt.data.inspect_shards import check
 from lit_gpt.data.prepare import prepare
@@ -41,8 +42,14 @@ def folder(text: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_overwrite_is_refused_while_a_run_reads(
-    folder: Path, program: RunProgram, fork_server: ForkServer, tmp_path: Path
+    folder: Path,
+    program: RunProgram,
+    fork_server: ForkServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     before = files(folder)
     os.mkfifo(tmp_path / "end")
     reading = tmp_path / "reading"
@@ -55,11 +62,11 @@ def test_overwrite_is_refused_while_a_run_reads(
     assert done.returncode == 2 and "another program is reading its shards; wait for it to end" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert files(folder) == before
-    same = program("prepare", "x.txt", "--output", str(folder), "--tokenizer", "byte")
-    assert same.returncode == 0 and "already holds exactly this" in same.stderr  # nothing is written
+    assert main(["prepare", "x.txt", "--output", str(folder), "--tokenizer", "byte"]) == 0
+    assert "already holds exactly this" in capsys.readouterr().err  # nothing is written
     (tmp_path / "end").write_text("")
     assert reader.finish().returncode == 0
-    assert program(*arguments, "char").returncode == 0
+    assert main([*arguments, "char"]) == 0
 
 
 def test_a_reader_is_refused_while_prepare_writes(folder: Path) -> None:

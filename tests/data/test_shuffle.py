@@ -14,7 +14,7 @@ from lit_gpt.data.shuffle import Shuffle
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     samples=st.integers(2, 150),
     block=st.integers(1, 9),

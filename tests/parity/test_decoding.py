@@ -16,6 +16,7 @@ from lit_gpt.model.gpt import GPT
 
 V, BLOCK, EOS = 97, 256, 5
 PROMPTS = [[1, 2, 3], [7], [9, 8, 7, 6, 5, 4, 3, 2]]
+WIDTH = max(map(len, PROMPTS))
 
 
 def sharpen(model: torch.nn.Module) -> None:
@@ -98,10 +99,14 @@ def run(model: GPT, prompts: list[list[int]], **settings: Any) -> list[Any]:
 
 
 @torch.no_grad()
-def generate(model: Any, prompt: list[int], **settings: Any) -> Any:
+def generate(model: Any, prompts: list[list[int]], **settings: Any) -> Any:
+    """What they write after all prompts at once, each behind copies of its first id, which are masked.
+
+    An id of the prompt, since a penalty is for all that stands there, masked or not.
+    """
     return model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        torch.tensor([[prompt[0]] * (WIDTH - len(prompt)) + prompt for prompt in prompts]),
+        attention_mask=torch.tensor([[0] * (WIDTH - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
         do_sample=False,
         pad_token_id=EOS,
         return_dict_in_generate=True,
@@ -116,11 +121,8 @@ def test_greedy_ids_are_identical_for_200_tokens(pair: tuple[Any, GPT], penalty:
     theirs, ours = pair
     prompts = PROMPTS[1:]
     results = run(ours, prompts, strategy="greedy", max_new_tokens=200, repetition_penalty=penalty)
-    for prompt, (one,) in zip(prompts, results):
-        expected = generate(
-            theirs, prompt, max_new_tokens=200, eos_token_id=None, num_beams=1, repetition_penalty=penalty
-        )
-        assert one.ids == expected.sequences[0, len(prompt) :].tolist()
+    expected = generate(theirs, prompts, max_new_tokens=200, eos_token_id=None, num_beams=1, repetition_penalty=penalty)
+    assert [one.ids for (one,) in results] == expected.sequences[:, WIDTH:].tolist()
 
 
 @pytest.mark.slow
@@ -131,13 +133,14 @@ def test_beam_search_results_and_scores_are_identical(
     theirs, ours = pair
     settings = {"num_beams": num_beams, "length_penalty": length_penalty, "max_new_tokens": 24}
     results = run(ours, PROMPTS, strategy="beam", num_samples=num_beams, stop_token_ids=[EOS], **settings)
-    for prompt, completions in zip(PROMPTS, results):
-        expected = generate(
-            theirs, prompt, eos_token_id=EOS, early_stopping="never", num_return_sequences=num_beams, **settings
-        )
-        for one, ids, score in zip(completions, expected.sequences, expected.sequences_scores):
-            assert one.ids == trimmed(ids[len(prompt) :].tolist())
-            assert one.score == pytest.approx(score.item(), rel=1e-5)
+    expected = generate(
+        theirs, PROMPTS, eos_token_id=EOS, early_stopping="never", num_return_sequences=num_beams, **settings
+    )
+    completions = [one for of_prompt in results for one in of_prompt]
+    assert len(completions) == len(expected.sequences) == 3 * num_beams
+    for one, ids, score in zip(completions, expected.sequences, expected.sequences_scores):
+        assert one.ids == trimmed(ids[WIDTH:].tolist())
+        assert one.score == pytest.approx(score.item(), rel=1e-5)
 
 
 def trimmed(ids: list[int]) -> list[int]:

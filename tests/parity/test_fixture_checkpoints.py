@@ -28,7 +28,7 @@ def gpt(request: pytest.FixtureRequest) -> tuple[str, Generator]:
 def test_every_strategy_writes_the_texts_it_wrote_then(gpt: tuple[str, Generator], case: int) -> None:
     name, model = gpt
     settings: dict[str, Any] = {"max_new_tokens": 40, **EXPECTED["cases"][case]}
-    count = 2 if settings.get("strategy") == "mcts" else len(EXPECTED["prompts"])  # whose search takes long
+    count = 1 if settings.get("strategy") == "mcts" else len(EXPECTED["prompts"])  # whose search takes long
     written = model.generate(EXPECTED["prompts"][:count], **settings)
     assert written == EXPECTED["results"][f"{name} fp32 {case}"][:count]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +73,18 @@ def ids() -> torch.Tensor:
     return torch.randint(97, (2, 11), generator=torch.Generator().manual_seed(2))
 
 
+@cache
+def _loaded(hf: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
+
+
+def theirs(hf: Path) -> Any:
+    """The base in transformers, loaded once: PEFT and more rows change the copy."""
+    return copy.deepcopy(_loaded(hf))
+
+
 def logits_of_peft(hf: Path, adapter: Path) -> torch.Tensor:
-    model = transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
-    model = peft.PeftModel.from_pretrained(model, adapter).eval()
+    model = peft.PeftModel.from_pretrained(theirs(hf), adapter).eval()
     with torch.no_grad():
         return model(ids()).logits
 
@@ -109,7 +121,6 @@ def test_peft_loads_ours_and_we_load_what_it_saves(
 def test_we_load_what_peft_makes(base: tuple[SourceCheckpoint, Path], tmp_path: Path) -> None:
     source, hf = base
     torch.manual_seed(3)
-    model = transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
     config = peft.LoraConfig(
         r=4,
         lora_alpha=10,
@@ -120,7 +131,7 @@ def test_we_load_what_peft_makes(base: tuple[SourceCheckpoint, Path], tmp_path: 
         init_lora_weights=False,
         task_type="CAUSAL_LM",
     )
-    model = peft.get_peft_model(model, config).eval()
+    model = peft.get_peft_model(theirs(hf), config).eval()
     with torch.no_grad():
         expected = model(ids()).logits
     model.save_pretrained(tmp_path / "theirs")
@@ -142,7 +153,7 @@ def test_rows_of_new_tokens(base: tuple[SourceCheckpoint, Path], tmp_path: Path)
     grown = replace(source.config, vocab_size=100)
     adapter = replace(adapter, config=grown, weights=AdapterWeights(adapter.weights.factors, rows, 97))
     write_peft(adapter, source, tmp_path / "peft")
-    model = transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
+    model = theirs(hf)
     model.resize_token_embeddings(100, mean_resizing=False)
     model = peft.PeftModel.from_pretrained(model, tmp_path / "peft").eval()
     x = torch.cat([ids(), torch.tensor([[97, 98, 99]] * 2)], 1)
@@ -164,8 +175,8 @@ def test_merged_checkpoints_of_both_formats(base: tuple[SourceCheckpoint, Path],
     model, _ = load_source(str(tmp_path / "merged.ckpt"))
     with torch.no_grad():
         expected = model(ids()).logits
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-        found = theirs.eval()(ids()).logits
+        exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+        found = exported.eval()(ids()).logits
     torch.testing.assert_close(ours(both), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -190,28 +201,34 @@ def _edited(folder: Path, **values: Any) -> Path:
         ({"r": 0, "rank_pattern": {"c_fc": -1}}, "a rank below 1"),
     ],
 )
-def test_what_is_more_than_lora_is_refused(values: dict[str, Any], message: str, tmp_path: Path) -> None:
-    source, folder = _gpt2(tmp_path)
+def test_what_is_more_than_lora_is_refused(
+    values: dict[str, Any], message: str, small: tuple[SourceCheckpoint, Path], tmp_path: Path
+) -> None:
+    source, folder = small
+    shutil.copytree(folder, tmp_path / "peft")
     with pytest.raises(UserError, match=message):
-        open_adapter(str(_edited(folder, **values)), source)
+        open_adapter(str(_edited(tmp_path / "peft", **values)), source)
 
 
-def _gpt2(tmp_path: Path) -> tuple[SourceCheckpoint, Path]:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[SourceCheckpoint, Path]:
+    """A GPT-2, and an adapter of it; not to be changed."""
     from lit_gpt.checkpoint.format import save_model
     from lit_gpt.model.config import GPTConfig
 
+    folder = tmp_path_factory.mktemp("small")
     torch.manual_seed(0)
-    save_model(tmp_path / "base.ckpt", GPT(GPTConfig(**SIZE)), None)
-    source = open_source(str(tmp_path / "base.ckpt"))
-    write_peft(random_adapter(source, LoRAConfig(rank=2)), source, tmp_path / "peft")
-    return source, tmp_path / "peft"
+    save_model(folder / "base.ckpt", GPT(GPTConfig(**SIZE)), None)
+    source = open_source(str(folder / "base.ckpt"))
+    write_peft(random_adapter(source, LoRAConfig(rank=2)), source, folder / "peft")
+    return source, folder / "peft"
 
 
-def test_damaged_weights_and_another_base_are_refused(tmp_path: Path) -> None:
+def test_damaged_weights_and_another_base_are_refused(small: tuple[SourceCheckpoint, Path], tmp_path: Path) -> None:
     from lit_gpt.checkpoint.format import save_model
     from lit_gpt.model.config import GPTConfig
 
-    source, folder = _gpt2(tmp_path)
+    source, folder = small[0], Path(shutil.copytree(small[1], tmp_path / "peft"))
     file = folder / "adapter_model.safetensors"
     good, key = load_file(file), "base_model.model.transformer.h.0.mlp.c_fc.lora_A.weight"
     for change, message in [
