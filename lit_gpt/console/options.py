@@ -10,12 +10,11 @@ import textwrap
 from argparse import SUPPRESS, _SubParsersAction
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-import jsonargparse._core
-import jsonargparse._subcommands
 from jsonargparse import ArgumentParser
 
 from lit_gpt.errors import UserError
@@ -50,13 +49,13 @@ def found_once(find: Find) -> Find:
 
 def _find_faster() -> None:
     """Replace the search where jsonargparse has it; a release that has it elsewhere keeps its own."""
-    name = "find_action_and_subcommand"
-    find: Find | None = getattr(jsonargparse._subcommands, name, None)
-    if find is not None:
-        faster = found_once(find)
-        for module in (jsonargparse._subcommands, jsonargparse._core):
-            if getattr(module, name, None) is find:
-                setattr(module, name, faster)
+    name, find = "find_action_and_subcommand", None
+    for module_name in ("jsonargparse._subcommands", "jsonargparse._core"):
+        with suppress(ImportError):
+            module = import_module(module_name)
+            find = find or getattr(module, name, None)
+            if find is not None and getattr(module, name, None) is find:
+                setattr(module, name, found_once(find))
 
 
 _find_faster()
