@@ -195,7 +195,7 @@ def refuse_missing_groups(options: Namespace, defaults: Namespace, within: str =
     """Refuse `model: null` and the like in a config file, which jsonargparse lets through.
 
     Args:
-        options: as parsed.
+        options: as parsed; what was not asked for may be missing.
         defaults: of the same parser.
         within: the dotted name of the group that both are, and a dot.
 
@@ -204,7 +204,7 @@ def refuse_missing_groups(options: Namespace, defaults: Namespace, within: str =
     """
     for name, default in vars(defaults).items():
         if isinstance(default, Namespace):
-            group = options.get(name)
+            group = options.get(name, Namespace())
             if not isinstance(group, Namespace):
                 shown = "null" if group is None else repr(group)
                 raise UserError(f"{within}{name}: {shown} is no group of options: leave it out, or name its options")

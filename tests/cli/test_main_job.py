@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import string
 from pathlib import Path
 
@@ -36,9 +37,33 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine can 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("text.py").write_text(Path(str(string.__file__)).read_text("utf-8") * 2 + "你好，世界🙂", "utf-8")
-    Path("small.yaml").write_text(SMALL)
+    write_inputs(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of ten steps; not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_inputs(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0
+    return folder
+
+
+@pytest.fixture
+def after_ten_steps(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, which is the current folder."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_inputs(folder: Path) -> None:
+    text = Path(str(string.__file__)).read_text("utf-8") + "你好，世界🙂"
+    (folder / "text.py").write_text(text, "utf-8")
+    (folder / "small.yaml").write_text(SMALL)
 
 
 def figures(printed: str) -> dict[str, float]:
@@ -80,18 +105,20 @@ def test_fit_alone_prepares_trains_validates_samples_and_leaves_a_checkpoint_tha
 
 
 @pytest.mark.slow
-def test_a_checkpoint_fixes_the_model_but_not_the_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0
-    last = folder / "lightning_logs/version_0/checkpoints/last.ckpt"
+def test_a_checkpoint_fixes_the_model_but_not_the_training(
+    after_ten_steps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = after_ten_steps / "lightning_logs"
+    last = logs / "version_0/checkpoints/last.ckpt"
     assert read_header(last).config.n_embd == 32
     capsys.readouterr()
     assert main(["fit", "--config", "small.yaml", "--ckpt_path", "last", "--model.config.n_layer", "3"]) == 2
     assert "model.config.n_layer=3 differs from the checkpoint's 2" in capsys.readouterr().err
     assert main(["fit", "--config", "small.yaml", "--ckpt_path", "last", "--trainer.precision", "bf16-mixed"]) == 2
     assert "trainer.precision=bf16-mixed differs from the run's 32-true" in capsys.readouterr().err
-    assert main(["fit", "--config", "small.yaml", "--ckpt_path", "last", "--trainer.max_steps", "20"]) == 0
-    assert read_header(last).step == 20
-    assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["version_0"], "it goes on in its folder"
+    assert main(["fit", "--config", "small.yaml", "--ckpt_path", "last", "--trainer.max_steps", "12"]) == 0
+    assert read_header(last).step == 12
+    assert [path.name for path in logs.iterdir()] == ["version_0"], "it goes on in its folder"
 
 
 @pytest.mark.slow
@@ -123,16 +150,15 @@ def test_what_the_machine_or_the_batch_cannot_do_is_refused_before_any_work(
 
 @pytest.mark.slow
 def test_fine_tuning_has_the_weights_shape_and_tokenizer_and_starts_anew(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    after_ten_steps: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0
-    first = folder / "lightning_logs/version_0/checkpoints/last.ckpt"
+    first = after_ten_steps / "lightning_logs/version_0/checkpoints/last.ckpt"
     Path("other.txt").write_text("import string\n你好\n" * 100, "utf-8")
     tuned = ["--init_from", str(first), "--data.path", "other", "--data.source", "other.txt"]
     rest = "--model.optimizer.lr 0 --trainer.max_steps 2 --trainer.val_check_interval 2 --trainer.precision 32-true"
     shown = "--trainer.enable_progress_bar false --trainer.check_val_every_n_epoch null --data.batch_size 4"
     assert main(["fit", *tuned, *f"{rest} {shown} --trainer.accelerator cpu --model.schedule.warmup 0".split()]) == 0
-    second = folder / "lightning_logs/version_1/checkpoints/last.ckpt"
+    second = after_ten_steps / "lightning_logs/version_1/checkpoints/last.ckpt"
     before, after = read_header(first), read_header(second)
     assert (after.config, after.step) == (before.config, 2)
     assert after.tokenizer == before.tokenizer
@@ -154,8 +180,7 @@ def test_validate_writes_to_no_folder_that_only_the_checkpoint_names(
 
 
 @pytest.mark.slow
-def test_data_of_another_tokenizer_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--config", "small.yaml", "--trainer.max_steps", "10"]) == 0
+def test_data_of_another_tokenizer_is_refused(after_ten_steps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "text.py", "--output", "other", "--tokenizer", "byte"]) == 0
     capsys.readouterr()
     assert main(["validate", "--ckpt_path", "last", "--data.path", "other"]) == 2
