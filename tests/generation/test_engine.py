@@ -49,11 +49,18 @@ def finals(engine: Engine) -> dict[int, Output]:
 def test_greedy_equals_the_uncached_loop_past_the_context(overrides: dict[str, Any]) -> None:
     model = random_gpt(**overrides)
     engine = Engine(model, model.config, max_slots=4, prefill_chunk=5)
-    prompts = [[1, 2, 3], [5] * 40, [7, 7, 7, 9, 11, 4], [1, 2, 3, 4, 5, 6, 7, 8], [60], [1, 2, 3, 4]]
-    requests = [engine.submit(prompt, greedy(BLOCK + 10)) for prompt in prompts]
+    asked = [  # prompts, and how much is written: of all but the last one beyond the context
+        ([1, 2, 3], BLOCK + 4),
+        ([5] * 40, 6),
+        ([7, 7, 7, 9, 11, 4], BLOCK),
+        ([1, 2, 3, 4, 5, 6, 7, 8], BLOCK - 4),
+        ([60], BLOCK + 2),
+        ([1, 2, 3, 4], 4),
+    ]
+    requests = [engine.submit(prompt, greedy(n)) for prompt, n in asked]
     ids = collect(engine)
-    for request, prompt in zip(requests, prompts):
-        assert ids[request, 0] == uncached_greedy(model, prompt, BLOCK + 10)
+    for request, (prompt, n) in zip(requests, asked):
+        assert ids[request, 0] == uncached_greedy(model, prompt, n)
 
 
 @pytest.mark.slow
@@ -69,14 +76,14 @@ def test_greedy_equals_the_uncached_loop_past_the_context(overrides: dict[str, A
 )
 def test_a_seed_gives_the_same_text_alone_and_in_company(settings: dict[str, Any]) -> None:
     model = random_gpt()
-    generation_config = GenerationConfig(max_new_tokens=30, seed=5, num_samples=2, **settings)
+    generation_config = GenerationConfig(max_new_tokens=16, seed=5, num_samples=2, **settings)
     alone = Engine(model, model.config)
     request = alone.submit([3, 1, 4], generation_config)
     expected = {index: ids for (_, index), ids in collect(alone).items()}
     assert expected[0] != expected[1]
 
     company = Engine(model, model.config, max_slots=5, prefill_chunk=4)
-    others = [GenerationConfig(max_new_tokens=12, seed=i, top_k=9 if i % 2 else None) for i in range(4)]
+    others = [GenerationConfig(max_new_tokens=8, seed=i, top_k=9 if i % 2 else None) for i in range(4)]
     for other in others:
         company.submit([9, 9, other.seed or 0], other)
     for _ in range(3):

@@ -96,4 +96,4 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 TestEngine = pytest.mark.slow(EngineMachine.TestCase)
-TestEngine.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+TestEngine.settings = settings(max_examples=12, stateful_step_count=16, deadline=None)
