@@ -21,9 +21,15 @@ BLOCK, V = 12, 13
 
 @lru_cache
 def random_gpt(position: Any) -> GPT:
+    """One whose likeliest token changes from step to step: a bias, or the last token's own row, would fix it."""
     kv_head = 1 if position == "rope" else None
     shape = {"vocab_size": V, "block_size": BLOCK, "n_head": 2, "n_kv_head": kv_head, "n_embd": 16}
-    return tiny_gpt(std=0.4, position=position, **shape)
+    model = tiny_gpt(std=0.6, tie_embeddings=False, position=position, **shape)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    return model
 
 
 @cache
@@ -96,4 +102,4 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 TestEngine = pytest.mark.slow(EngineMachine.TestCase)
-TestEngine.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+TestEngine.settings = settings(max_examples=12, stateful_step_count=16, deadline=None)

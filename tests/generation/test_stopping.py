@@ -52,7 +52,7 @@ def first_stop(data: bytes, stops: list[bytes], ends: list[int]) -> tuple[int, i
 
 @pytest.mark.slow
 @given(cut(), STOPS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_text_ends_before_the_first_stop_string(made: tuple[list[int], bytes], stops: list[str]) -> None:
     ids, data = made
     ending = Ending(GenerationConfig(stop=stops), len(ids) + 1, frozenset([256]))

@@ -263,7 +263,7 @@ def test_speculative_samples_have_the_models_distribution(draft: str) -> None:
     """Chi-square over all texts of three tokens; the prompt repeats itself, which look-up needs."""
     model, poor = random_table(3), random_table(4)
     engine = model.engine(draft=Draft(poor, poor.config))
-    prompt, n = [0, 1, 2, 0, 1], 700
+    prompt, n = [0, 1, 2, 0, 1], 400
     settings = {"strategy": "speculative", "draft": draft, "num_draft_tokens": 2, "max_new_tokens": 3, "top_p": 0.95}
     counts: dict[tuple[int, ...], int] = {}
     (completions,) = run(engine, [prompt], num_samples=n, seed=1, **settings)

@@ -60,6 +60,7 @@ struct Layer {
 
     Layer(long I, long O, long format) {
         const long blocks = (O + 15) / 16, quads = (I + 3) / 4;
+        state = 1000 * I + O;
         bias = floats(O);
         offset.assign(blocks * 16, 0);
         if (format == FP32 || format == BF16) {
@@ -84,23 +85,32 @@ struct Layer {
     }
 };
 
-static void linear_case(long B, long I, long O, long format) {
+static void linear_case(const Layer &layer, long B) {
+    const Linear &l = layer.layout;
     state = 1;
-    Layer layer(I, O, format);
-    std::vector<float> x = floats(B * I, 3), y(B * O);
-    std::vector<uint8_t> scratch(linear_scratch_bytes(&layer.layout, B) + 1);
-    linear_forward(&layer.layout, x.data(), y.data(), scratch.data(), B, threads);
-    printf("%s %ldx%ldx%ld %016llx\n", FORMATS[format], B, I, O, (unsigned long long)hash(y.data(), y.size() * 4));
+    std::vector<float> x = floats(B * l.I, 3), y(B * l.O);
+    std::vector<uint8_t> scratch(linear_scratch_bytes(&l, B) + 1);
+    linear_forward(&l, x.data(), y.data(), scratch.data(), B, threads);
+    printf("%s %ldx%ldx%ld %016llx\n", FORMATS[l.format], B, l.I, l.O, (unsigned long long)hash(y.data(), y.size() * 4));
 }
 
-static void decode_case(long activation, long format, bool bf16_cache) {
-    const long B = 3, C = 64, H = 4, K = 2, D = 32, F = 96, S = 40;
+static const long C = 64, H = 4, K = 2, D = 32, F = 96;
+
+// The layers of a block. To make weights takes longer than to use them once, so all cases of a format share them.
+struct Layers {
+    Layer c_attn, attn, fc, proj;
+
+    explicit Layers(long format)
+        : c_attn(C, (H + 2 * K) * D, format), attn(H * D, C, format), fc(C, F, format), proj(F, C, format) {}
+};
+
+static void decode_case(const Layers &layers, long activation, bool bf16_cache) {
+    const long B = 3, S = 40;
     state = 2;
-    Layer c_attn(C, (H + 2 * K) * D, format), attn(H * D, C, format), fc(C, F, format), proj(F, C, format);
     std::vector<float> norm = floats(C), bias = floats(C), head = floats(D), rotation = floats(S * D), x = floats(B * C);
     BlockLayout block = {norm.data(), bias.data(), norm.data(), 0, head.data(), head.data(),
-                         c_attn.layout, attn.layout, fc.layout, {}, proj.layout};
-    if (activation == SWIGLU) block.c_gate = fc.layout;
+                         layers.c_attn.layout, layers.attn.layout, layers.fc.layout, {}, layers.proj.layout};
+    if (activation == SWIGLU) block.c_gate = block.c_fc;
     const BlockLayout blocks[] = {block, block};
     const Stack stack = {blocks, rotation.data(), 2, C, H, K, D, F, activation, activation % 2, 1e-5f};
     std::vector<float> keys = floats(2 * B * K * S * D), values = floats(2 * B * K * S * D);
@@ -110,7 +120,7 @@ static void decode_case(long activation, long format, bool bf16_cache) {
     if (bf16_cache) cache.keys = half_keys.data(), cache.values = half_values.data();
     std::vector<uint8_t> scratch(decode_scratch_bytes(&stack, lengths, B, threads));
     decode(&stack, &cache, x.data(), slots, lengths, scratch.data(), B, threads);
-    printf("decode %s %s %d %016llx\n", ACTIVATIONS[activation], FORMATS[format], bf16_cache,
+    printf("decode %s %s %d %016llx\n", ACTIVATIONS[activation], FORMATS[layers.fc.layout.format], bf16_cache,
            (unsigned long long)hash(x.data(), x.size() * 4));
 }
 
@@ -124,12 +134,15 @@ int main(int count, char **arguments) {
         if (!level_is_here(level) || (count > 2 && strcmp(arguments[2], level_name(level)))) continue;
         printf("level %s\n", level_name(level));
         use_level(level);
-        for (long format = 0; format < N_FORMATS; format++)
-            for (long B : {1, 2, 7, 70})
-                for (long I : {32, 96, 1056})
-                    if (B * I < 10000) linear_case(B, format == INT4 ? I : I + 5, 50, format);
-        for (long activation = 0; activation < N_ACTIVATIONS; activation++)
-            for (long format = 0; format < N_FORMATS; format++)
-                for (bool bf16_cache : {false, true}) decode_case(activation, format, bf16_cache);
+        for (long format = 0; format < N_FORMATS; format++) {
+            for (long I : {32, 96, 1056}) {
+                const Layer layer(format == INT4 ? I : I + 5, 50, format);
+                for (long B : {1, 2, 7, 70})
+                    if (B * I < 10000) linear_case(layer, B);
+            }
+            const Layers layers(format);
+            for (long activation = 0; activation < N_ACTIVATIONS; activation++)
+                for (bool bf16_cache : {false, true}) decode_case(layers, activation, bf16_cache);
+        }
     }
 }

@@ -24,7 +24,9 @@ def generated(page: Any, lane: int = 0) -> str:
     return "".join(page.locator(".lane").nth(lane).locator(".token").all_text_contents())
 
 
-def test_flips_write_the_completion_of_that_seed(words: Serving, visit: Callable[..., Any]) -> None:
+def test_flips_write_the_completion_of_that_seed_and_another_token_can_be_chosen(
+    words: Serving, visit: Callable[..., Any]
+) -> None:
     """Flipping five times writes what a completion with the same seed writes; bars and line are the server's.
 
     Clicking on a token shows the draw that chose it: at the server's random number, in that token's interval.
@@ -47,19 +49,19 @@ def test_flips_write_the_completion_of_that_seed(words: Serving, visit: Callable
     assert abs(float(page.locator(".coin").evaluate("coin => parseFloat(coin.style.left)")) - 100 * draw["u"]) < 1e-3
     assert f"{draw['u']:.4f}" in page.locator(".fell").text_content()
     assert page.locator(".segment.hit").get_attribute("data-id") == str(draw["token"]["id"])
+    check_another_token(page)
+    check_sliders(page, words)
 
 
 def ids(text: str) -> list[int]:
     return [(ord(letter) - 32) % 256 for letter in text]
 
 
-def test_choosing_another_token_stepping_back_and_sliders(words: Serving, visit: Callable[..., Any]) -> None:
-    page = visit(words)
-    prompt(page, "HELLO")
-    flip(page, 3)
+def check_another_token(page: Any) -> None:
+    """One can be chosen in the place of the second one, and taken back."""
     first = generated(page)
     page.locator(".token").nth(1).click()
-    page.wait_for_selector(".token.here")
+    playwright.expect(page.locator(".token").nth(1)).to_contain_class("here")
     other = next(
         bar for bar in page.locator(".bar").all() if bar.locator(".name").text_content() not in (first[1], "␣")
     )
@@ -74,7 +76,10 @@ def test_choosing_another_token_stepping_back_and_sliders(words: Serving, visit:
     assert generated(page) == first[:2]  # the same seed draws the same token
     page.click("#restart")
     playwright.expect(page.locator(".token")).to_have_count(0)
-    # The sliders reshape, and show what is cut.
+
+
+def check_sliders(page: Any, words: Serving) -> None:
+    """They reshape, and show what is cut."""
     assert page.locator(".bar.out").count() == 0
     page.fill("#top-k", "2")  # the third step: 3
     playwright.expect(page.locator(".bar.out")).to_have_count(9)
@@ -88,9 +93,14 @@ def test_choosing_another_token_stepping_back_and_sliders(words: Serving, visit:
     assert generated(page) == greedy
 
 
-def test_two_seeds_side_by_side_and_running(words: Serving, visit: Callable[..., Any]) -> None:
+def test_two_seeds_side_by_side_running_and_writing(words: Serving, visit: Callable[..., Any]) -> None:
     page = visit(words)
     prompt(page, "HELLO")
+    check_two_seeds(page, words)
+    check_writing(page, words)
+
+
+def check_two_seeds(page: Any, words: Serving) -> None:
     page.click("#compare")
     playwright.expect(page.locator(".lane")).to_have_count(2)
     page.wait_for_selector(".lane:nth-child(2) .bar")
@@ -105,9 +115,8 @@ def test_two_seeds_side_by_side_and_running(words: Serving, visit: Callable[...,
     playwright.expect(page.locator(".lane")).to_have_count(1)
 
 
-def test_writing_streams_and_opens_in_a_lane(words: Serving, visit: Callable[..., Any]) -> None:
-    page = visit(words)
-    prompt(page, "HELLO")
+def check_writing(page: Any, words: Serving) -> None:
+    """It streams, and opens in a lane."""
     page.click("#tab-write")
     page.fill("#length", "20")
     page.fill("#temperature", "0")
@@ -155,7 +164,7 @@ def test_both_languages_and_themes(words: Serving, visit: Callable[..., Any]) ->
     assert page.locator("html").get_attribute("data-theme") == "dark"
 
 
-def test_keyboard_alone(words: Serving, visit: Callable[..., Any]) -> None:
+def test_keyboard_alone_and_markup_in_a_prompt_stays_text(words: Serving, visit: Callable[..., Any]) -> None:
     page = visit(words)
     page.focus("#flip")
     page.keyboard.press("Enter")
@@ -175,17 +184,7 @@ def test_keyboard_alone(words: Serving, visit: Callable[..., Any]) -> None:
         "all => all.filter(one => !(one.textContent.trim() || one.labels?.length || one.ariaLabel)).length"
     )
     assert nameless == 0 and page.locator("[role=status]").text_content()
-
-
-def test_a_phone_needs_no_horizontal_scrolling_and_markup_in_a_prompt_stays_text(
-    words: Serving, visit: Callable[..., Any]
-) -> None:
-    page = visit(words, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
-    flip(page, 2)
-    page.click("#compare")
-    page.wait_for_selector(".lane:nth-child(2) .bar")
-    assert page.evaluate("() => document.documentElement.scrollWidth") == 360
-    page.click("#compare")
+    page.click("#tab-next-token")
     prompt(page, "<IMG SRC=X ONERROR=ALERT(1)>")
     assert page.locator(".given").first.text_content() == "<IMG SRC=X ONERROR=ALERT(1)>"
     assert page.locator(".sheet img").count() == 0

@@ -9,7 +9,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from unittest import mock
 import httpx
 import pytest
 from environment import ROOT
+from fork_server import Child, ForkServer
 from serving import make_model, wait_for
 
 from lit_gpt.checkpoint.format import save_model
@@ -36,26 +36,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def running(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+def running(server: ForkServer, *arguments: object, **environment: str) -> Iterator[tuple[Child, str, list[str]]]:
     """The process, its address, and its lines on stderr until it was ready."""
-    command = [sys.executable, "-m", "lit_gpt", "serve", "--port", "0", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    process = server.start("-m", "lit_gpt", "serve", "--port", "0", *arguments, env=env)
+
+    def lines() -> list[str]:
+        return process.output()[1].splitlines(keepends=True)
+
+    def is_ready() -> bool:
+        assert process.poll() is None, lines()
+        return bool(re.search(r"^try:.*\n", process.output()[1], re.MULTILINE))
+
     try:
-        lines: list[str] = []
-        assert process.stderr is not None
-        while not lines or not lines[-1].startswith("try:"):
-            line = process.stderr.readline()
-            assert line, lines
-            lines.append(line)
-        address = re.search(r"page: +(http://\S+)/\n", lines[-2])
+        wait_for(is_ready)
+        address = re.search(r"page: +(http://\S+)/\n", lines()[-2])
         assert address is not None
         wait_for(lambda: _answers(address[1]))
-        yield process, address[1], lines
+        yield process, address[1], lines()
     finally:
         process.kill()
         process.wait()
-        process.stderr.close()  # type: ignore[union-attr]
 
 
 def _answers(url: str) -> bool:
@@ -75,9 +76,10 @@ def test_the_curl_line_has_a_text_of_the_checkpoint(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_from_start_to_sigterm(checkpoint: Path) -> None:
+def test_from_start_to_sigterm(checkpoint: Path, fork_server: ForkServer) -> None:
     """It prints a curl line that works; at SIGTERM it finishes what runs, accepts nothing new, and exits with 0."""
-    with running("--ckpt_path", checkpoint, "--max_slots", 3, LIT_GPT_SERVE__API_KEY="sesame") as (process, url, lines):
+    options = ("--ckpt_path", checkpoint, "--max_slots", 3)
+    with running(fork_server, *options, LIT_GPT_SERVE__API_KEY="sesame") as (process, url, lines):
         assert "small-one" in lines[1] and "3 slots" in lines[1]
         assert "curl" in lines[3] and "Authorization: Bearer KEY" in lines[3]
         curl = lines[3].removeprefix("try:").replace("KEY", "sesame")
@@ -100,7 +102,7 @@ def test_from_start_to_sigterm(checkpoint: Path) -> None:
             assert process.poll() is None or answer.done()
             assert answer.result().json()["usage"]["completion_tokens"] == 700
         assert process.wait(timeout=20) == 0
-        assert "Traceback" not in process.stderr.read()  # type: ignore[union-attr]
+        assert "Traceback" not in process.output()[1]
 
 
 @pytest.mark.parametrize(
