@@ -28,6 +28,7 @@ from lit_gpt.cli.adapters import (
     refuse_changed_adapter,
     refuse_unfit_lora,
 )
+from lit_gpt.cli.auto_preset import AUTO, auto_defaults
 from lit_gpt.cli.defaults import (
     ExistingWeights,
     find_weights,
@@ -186,7 +187,7 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         refuse_missing_groups(asked, options)
         options.update(asked)
         self.weights = find_weights(self.name, options)
-        own_parser.set_defaults(parser_defaults(self.weights, options.model.preset, parser_keys(own_parser)))
+        own_parser.set_defaults(self._implied_defaults(options))
         if shown:
             parser.parse_args(argv)  # prints, and ends the program
         self.config = Namespace(subcommand=self.name)
@@ -197,6 +198,12 @@ class Program(CheckpointKeepsFlags, LightningCLI):
         refuse_changed_run(self.name, self.options, self.weights)
         refuse_changed_adapter(self.name, self.options, self.weights.header)
         refuse_unfit_lora(self.options, self.weights.source, self.weights.base)
+
+    def _implied_defaults(self, options: Namespace) -> dict[str, Any]:
+        preset = options.model.preset if "model" in options else None
+        if preset == AUTO and self.name == "fit" and self.weights.config is None:
+            return auto_defaults(options)
+        return parser_defaults(self.weights, preset, parser_keys(self._parser(self.name)))
 
     # Resolving what must be known before the Trainer is built ---------------------------------------------------------
 

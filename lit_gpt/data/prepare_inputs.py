@@ -68,7 +68,7 @@ def check_same_sources(folder: str, source: str, data_format: str) -> None:
         return
     check_format([source], data_format, "text")
     try:
-        found = sources_of([source], Path(folder) / DOWNLOADS, "text", MASKED_FORMATS[data_format])
+        found = sources_of([source], Path(folder) / DOWNLOADS, "text", MASKED_FORMATS.get(data_format))
         now = sources_hash([each.fingerprint for each in found])
     except UserError:
         return

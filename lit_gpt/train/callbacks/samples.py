@@ -186,5 +186,5 @@ def next_steps(trainer: L.Trainer, prompt: str) -> str:
         "Try next:\n"
         f"  lit_gpt predict --ckpt_path {path_from_here(best)} --start {shlex.quote(prompt[:40])} --num_samples 3\n"
         f"  tensorboard --logdir {path_from_here(log_root(trainer))}\n"
-        "  lit_gpt fit --config configs/quickstart.yaml --data.path data/mine --data.source YOUR_TEXT.txt"
+        "  lit_gpt fit --config configs/own_text.yaml --data.path data/mine --data.source YOUR_TEXT.txt"
     )

@@ -1,0 +1,80 @@
+"""Shape, vocabulary and dropout for a text of one's own: from its length, the time that there is, and the machine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lit_gpt.model.config import GPTConfig, preset_values
+
+BASE = "nano"
+"""The preset that is made smaller or larger."""
+HEAD = 64
+SHAPES = ((4, 128), (4, 192), (6, 192), (6, 256), (6, 384), (8, 512))
+"""Layers and widths: each has about twice the weights of the one before."""
+_REACHED = 0.35
+"""Of the rate of large products, by the training of a small model; 31 to 45 % was measured."""
+_WEIGHTS_PER_ROOT = 0.27
+"""Weights = this · √FLOP: the best of the sizes that were tried, at 1.5e13 FLOP of training."""
+_BYTES_PER_TOKEN = 3.0
+"""Of text in a vocabulary of its own, about: to tell how often the text will be read."""
+_MANY_EPOCHS = 8
+"""From so many on a model learns single sentences by heart, and dropout lowers the loss of others."""
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """What `model.preset: auto` stands for.
+
+    Attributes:
+        config: fields of the model's configuration, all but the vocabulary's size.
+        vocabulary: tokens of the byte pair encoding to train on the text.
+        reason: one line about the choice.
+    """
+
+    config: dict[str, Any]
+    vocabulary: int
+    reason: str
+
+
+def plan_for_text(text_bytes: int, seconds: float, flops: float) -> TextPlan:
+    """The shape whose loss is lowest after a run of this length, of those in `SHAPES`.
+
+    For a given number of operations there is a best number of weights, which grows as their root (Hoffmann et al.,
+    arXiv 2203.15556): a larger model sees too little text, a smaller one cannot hold what it sees.
+
+    Args:
+        text_bytes: UTF-8 bytes of the text to train on.
+        seconds: for training.
+        flops: FLOP/s that large matrix products reach.
+    """
+    vocabulary = vocabulary_for(text_bytes)
+    operations = _REACHED * flops * seconds
+    wanted = _WEIGHTS_PER_ROOT * math.sqrt(operations)
+    known = [_config(*shape, vocabulary) for shape in SHAPES]
+    config = min(known, key=lambda one: abs(math.log(one.least_weights() / wanted)))
+    tokens = operations / (3 * config.forward_flops_per_token(config.block_size))
+    epochs = tokens * _BYTES_PER_TOKEN / text_bytes
+    dropout = 0.1 if epochs >= _MANY_EPOCHS else 0.0
+    fields = {**preset_values(BASE), "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
+    reason = (
+        f"{text_bytes / 1e6:.2g} MB of text, {seconds:.0f} s at {_REACHED * flops / 1e9:.0f} GFLOP/s: "
+        f"{config.n_layer} layers × {config.n_embd} ({config.least_weights() / 1e6:.1f} M weights, about "
+        f"{tokens / 1e6:.1f} M tokens or {epochs:.2g} epochs of training), a vocabulary of {vocabulary}, "
+        f"dropout {dropout}"
+    )
+    return TextPlan({**fields, "dropout": dropout}, vocabulary, reason)
+
+
+def vocabulary_for(text_bytes: int) -> int:
+    """Tokens of a byte pair encoding for so much text: about half the root of its bytes, a power of two.
+
+    Longer tokens make rows of more text, but each is seen less often.
+    """
+    return min(8192, max(512, 2 ** round(math.log2(math.sqrt(max(1, text_bytes)) / 2))))
+
+
+def _config(n_layer: int, n_embd: int, vocabulary: int) -> GPTConfig:
+    values = {**preset_values(BASE), "n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // HEAD}
+    return GPTConfig.from_dict({**values, "vocab_size": vocabulary})

@@ -1,0 +1,43 @@
+"""What `model.preset: auto` makes of a text, a time and a machine."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_gpt.model.config import GPTConfig
+from lit_gpt.train.plan import SHAPES, TextPlan, plan_for_text, vocabulary_for
+
+SIZES, SECONDS, RATES = st.integers(1, 10**10), st.floats(1, 1e6), st.floats(1e9, 1e15)
+
+
+def weights(planned: TextPlan) -> int:
+    return GPTConfig.from_dict({**planned.config, "vocab_size": planned.vocabulary}).least_weights()
+
+
+@given(SIZES, SECONDS, RATES, st.floats(1, 100))
+def test_more_time_never_makes_a_smaller_model_nor_less_dropout(
+    size: int, seconds: float, rate: float, factor: float
+) -> None:
+    before, after = plan_for_text(size, seconds, rate), plan_for_text(size, seconds * factor, rate)
+    assert weights(after) >= weights(before) and after.vocabulary == before.vocabulary
+    assert (
+        after.config == plan_for_text(size, seconds, rate * factor).config
+    )  # a faster machine is as good as more time
+
+
+@given(SIZES, SIZES)
+def test_a_longer_text_never_has_a_smaller_vocabulary(one: int, other: int) -> None:
+    few, many = (vocabulary_for(size) for size in sorted((one, other)))
+    assert 257 < few <= many and few & (few - 1) == many & (many - 1) == 0
+
+
+def test_every_shape_is_some_times_best() -> None:
+    found = {tuple(plan_for_text(10**6, 2.0**e, 1e11).config[key] for key in ("n_layer", "n_embd")) for e in range(30)}
+    assert found == set(SHAPES)
+
+
+@pytest.mark.parametrize(("size", "seconds", "rate"), [(1, 1.0, 1.0), (10**12, 1e7, 1e17)])
+def test_the_extremes_are_models_too(size: int, seconds: float, rate: float) -> None:
+    assert weights(plan_for_text(size, seconds, rate)) > 0
