@@ -49,7 +49,8 @@ def found_once(find: Find) -> Find:
 
 def _find_faster() -> None:
     """Replace the search where jsonargparse has it; a release that has it elsewhere keeps its own."""
-    name, find = "find_action_and_subcommand", None
+    name = "find_action_and_subcommand"
+    find: Find | None = None
     for module_name in ("jsonargparse._subcommands", "jsonargparse._core"):
         with suppress(ImportError):
             module = import_module(module_name)
