@@ -49,14 +49,14 @@ def found_once(find: Find) -> Find:
 
 def _find_faster() -> None:
     """Replace the search where jsonargparse has it; a release that has it elsewhere keeps its own."""
-    name = "find_action_and_subcommand"
-    find: Find | None = None
-    for module_name in ("jsonargparse._subcommands", "jsonargparse._core"):
+    name, modules = "find_action_and_subcommand", []
+    for module in ("jsonargparse._subcommands", "jsonargparse._core"):
         with suppress(ImportError):
-            module = import_module(module_name)
-            find = find or getattr(module, name, None)
-            if find is not None and getattr(module, name, None) is find:
-                setattr(module, name, found_once(find))
+            modules.append(import_module(module))
+    if len(modules) == 2 and all(hasattr(module, name) for module in modules):
+        faster = found_once(getattr(modules[0], name))
+        for each in modules:
+            setattr(each, name, faster)
 
 
 _find_faster()
