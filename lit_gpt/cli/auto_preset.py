@@ -40,18 +40,20 @@ def auto_defaults(options: Namespace) -> dict[str, Any]:
         raise UserError("model.preset=auto goes by the time that there is: give --trainer.max_time 00:00:10:00, say")
     seconds = parse_duration(trainer.max_time).total_seconds()
     connect_ranks(trainer)
-    decided = decide_once(
-        "plan", lambda: json.dumps(asdict(plan_for_text(_text_bytes(options.data), seconds, _flops(trainer))))
-    )
-    chosen = TextPlan(**json.loads(decided))
+
+    def decide() -> str:
+        size, vocabulary = _text_size(options.data)
+        return json.dumps(asdict(plan_for_text(size, seconds, _flops(trainer), vocabulary)))
+
+    chosen = TextPlan(**json.loads(decide_once("plan", decide)))
     if is_rank_zero():
         note(f"preset auto: {chosen.reason}")
     config = {f"model.config.{key}": value for key, value in chosen.config.items()}
-    return {**config, "data.tokenizer": f"bpe:{chosen.vocabulary}"}
+    return config if is_prepared(options.data.path) else {**config, "data.tokenizer": f"bpe:{chosen.vocabulary}"}
 
 
-def _text_bytes(data: Namespace) -> int:
-    """UTF-8 bytes of the text to train on, about a hundredth more where it is not prepared yet."""
+def _text_size(data: Namespace) -> tuple[int, int | None]:
+    """UTF-8 bytes of the text, and the size of its vocabulary, if it is prepared: then those of training only."""
     path, source = data.path, data.source
     if data.format != TEXT or data.mixture is not None or path is None or is_remote(path):
         raise UserError(
@@ -60,14 +62,15 @@ def _text_bytes(data: Namespace) -> int:
     if is_prepared(path):
         if source is not None:
             check_same_sources(path, source, TEXT)
-        return sum(shard.text_bytes for shard in load_index(path).shards if shard.split == "train")
+        index = load_index(path)
+        return sum(shard.text_bytes for shard in index.shards if shard.split == "train"), index.vocab_size
     if source is None:
         raise UserError(f"{path} has no token shards: give --data.source TEXT to make them, or another --data.path")
     sources = sources_of([source], Path(path) / DOWNLOADS, "text", None)
     away = [each.url for each in sources if each.url and not each.path.exists()]
     if away:
         raise UserError(f"model.preset=auto cannot tell the length of {away[0]}: fetch it, and name the file")
-    return sum(each.size for each in sources)
+    return sum(each.size for each in sources), None
 
 
 def _flops(trainer: Namespace) -> float:

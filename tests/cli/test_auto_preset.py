@@ -32,11 +32,15 @@ def test_a_prepared_folder_and_its_source_make_the_same_plan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = auto_defaults(options(tmp_path, precision="32-true"))
-    assert before["data.tokenizer"] == "bpe:512" and before["model.config.n_embd"] % 64 == 0
+    assert before["data.tokenizer"] == "bpe:1024" and before["model.config.n_embd"] % 64 == 0
     assert "preset auto: 0.15 MB of text, 180 s" in capsys.readouterr().err
-    prepare(str(tmp_path / "own.txt"), tmp_path / "shards", "bpe:512", val_split="tail:0.1")
-    assert auto_defaults(options(tmp_path))["data.tokenizer"] == "bpe:512"
-    assert auto_defaults(options(tmp_path, source=None))["data.tokenizer"] == "bpe:512"
+    prepare(str(tmp_path / "own.txt"), tmp_path / "shards", "bpe:1024", val_split="tail:0.1")
+    for source in (str(tmp_path / "own.txt"), None):
+        after = auto_defaults(options(tmp_path, source=source))  # the folder's tokenizer is as it is
+        assert after.keys() == before.keys() - {"data.tokenizer"}
+        assert (
+            "0.14 MB of text" in (said := capsys.readouterr().err) and "a vocabulary of 287" in said
+        )  # all that it has
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_what_has_no_plan_is_refused(tmp_path: Path, changed: dict[str, object],
 
 def test_another_text_is_not_trained_on_under_the_name_of_the_first(tmp_path: Path) -> None:
     first = options(tmp_path)
-    prepare(first.data.source, first.data.path, "bpe:512")
+    prepare(first.data.source, first.data.path, "bpe:1024")
     other = tmp_path / "other.txt"
     other.write_text("something else\n" * 400)
     with pytest.raises(UserError, match=r"shards holds shards of other files than .*other.txt"):
