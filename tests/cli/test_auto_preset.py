@@ -39,7 +39,7 @@ def test_a_prepared_folder_and_its_source_make_the_same_plan(
         after = auto_defaults(options(tmp_path, source=source))  # the folder's tokenizer is as it is
         assert after.keys() == before.keys() - {"data.tokenizer"}
         assert (
-            "0.14 MB of text" in (said := capsys.readouterr().err) and "a vocabulary of 287" in said
+            "0.13 MB of text" in (said := capsys.readouterr().err) and "a vocabulary of 287" in said
         )  # all that it has
 
 
