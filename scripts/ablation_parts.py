@@ -91,38 +91,24 @@ class ValueEmbedding(nn.Module):
         return torch.cat([output[..., :-width], output[..., -width:] + values.flatten(-2).to(output.dtype)], -1)
 
 
-class ExtendedMuon(BatchedMuon):
-    """Muon with some of these parts, by name.
+class CautiousMuon(BatchedMuon):
+    """Muon whose weight decay is cautious (arXiv 2510.12402).
 
-    - `NorMuon` (arXiv 2510.05491): each row of an update (column, where there are more of them) is divided by the root
-      of its mean square so far, and the whole scaled back to its norm.
-    - `cautious decay` (arXiv 2510.12402): only weights that the update moves towards zero too decay, and the decay
-      falls to zero with the learning rate once more.
+    Only weights that the update moves towards zero too decay, and the decay falls to zero with the learning rate once
+    more.
+
+    Attributes:
+        factor: of the learning rate, to be set before each step.
     """
 
-    BETA2 = 0.95
-
-    def __init__(self, groups: list[dict[str, Any]], momentum: float, arithmetic: torch.dtype, parts: Sequence[str]):
-        super().__init__(groups, momentum=momentum, arithmetic=arithmetic)
-        self.parts = parts
-        self.factor = 1.0
+    factor = 1.0
 
     def _step(self, parameters: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
         momenta = [self._momentum(parameter, group, skip) for parameter in parameters]
         updates = newton_schulz(momenta, group["ns_coefficients"], group["ns_steps"], group["eps"], self.arithmetic)
         for weight, update in zip(parameters, updates):
-            update = update.float()
-            if "NorMuon" in self.parts:
-                update = self._normalized(update, self.state[weight])
-            decay = group["lr"] * group["weight_decay"]
-            if "cautious decay" in self.parts:
-                decay = decay * self.factor * (update * weight > 0)
+            if self.beta2:
+                update = self._normalized(update, self.state[weight]["mean_square"], skip)
+            decay = group["lr"] * group["weight_decay"] * self.factor * (update * weight > 0)
             weight.sub_(weight * decay)
             weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, weight.size(0) / weight.size(1))))
-
-    def _normalized(self, update: Tensor, state: dict[str, Any]) -> Tensor:
-        along = 1 if update.size(0) >= update.size(1) else 0
-        square = update.square().mean(along, keepdim=True)
-        mean = state.setdefault("mean_square", torch.zeros_like(square)).lerp_(square, 1 - self.BETA2)
-        scaled = update / mean.sqrt().clamp(min=1e-10)
-        return scaled * (update.norm() / scaled.norm().clamp(min=1e-10))

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import yaml
-from ablation_parts import ExtendedGPT, ExtendedMuon
+from ablation_parts import CautiousMuon, ExtendedGPT
 from torch import Tensor
 
 from lit_gpt.files.atomic import atomic_write
@@ -75,14 +75,13 @@ VARIANTS: dict[str, Variant] = {
     "residual and x0 scalars": Variant(parts=_SCALARS),
     "value embeddings": Variant(parts=("value embeddings",)),
     "U-net skips": Variant(parts=("U-net skips",)),
-    "NorMuon": Variant(parts=("NorMuon",)),
+    "Muon instead of NorMuon": Variant({}, {"muon_beta2": 0.0}),
     "cautious decay of 0.1": Variant({}, {"muon_weight_decay": 0.1}, ("cautious decay",)),
     "cautious decay of 0.4": Variant({}, {"muon_weight_decay": 0.4}, ("cautious decay",)),
     "a batch of 6, 9, 12 rows": Variant(rows=(6, 9, 12)),
     "a batch of 8, 12, 16 rows": Variant(rows=(8, 12, 16)),
     "a batch of 6 rows": Variant(rows=(6,)),
     "scalars and value embeddings": Variant(parts=(*_SCALARS, "value embeddings")),
-    "scalars, value embeddings and NorMuon": Variant(parts=(*_SCALARS, "value embeddings", "NorMuon")),
 }
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
@@ -96,15 +95,17 @@ class Trainee:
     def __init__(self, variant: Variant, recipe: dict[str, Any], n_vocab: int, seed: int) -> None:
         torch.manual_seed(seed)
         self.config = GPTConfig.from_dict({**recipe["model"]["config"], "vocab_size": n_vocab, **variant.model})
-        self.model = (ExtendedGPT(self.config, variant.parts) if variant.parts else GPT(self.config)).train()
+        is_cautious = "cautious decay" in variant.parts
+        extended = variant.parts and not is_cautious
+        self.model = (ExtendedGPT(self.config, variant.parts) if extended else GPT(self.config)).train()
         for block in self.model.h:
             block.compile()
         settings = replace(OptimizerConfig(**recipe["model"]["optimizer"]), **variant.optimizer)
         self.optimizer = make_optimizer(self.model, settings, muon_arithmetic=muon_arithmetic("cpu"))
-        if isinstance(self.optimizer, CompositeOptimizer) and variant.parts:
+        if isinstance(self.optimizer, CompositeOptimizer) and is_cautious:
             muon, *rest = self.optimizer.parts
             arithmetic = muon_arithmetic("cpu")
-            self.muon = ExtendedMuon(muon.param_groups, settings.muon_momentum, arithmetic, variant.parts)
+            self.muon = CautiousMuon(muon.param_groups, settings.muon_momentum, arithmetic, settings.muon_beta2)
             self.optimizer = CompositeOptimizer(self.muon, *rest)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.clip = recipe["trainer"]["gradient_clip_val"]

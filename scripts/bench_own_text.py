@@ -52,7 +52,7 @@ def bits_per_byte(text: Path, config: Path, seed: int, options: argparse.Namespa
         found = re.search(r"val/bits_per_byte ([\d.]+)", program(["validate", "--ckpt_path", str(checkpoint)]).stdout)
         assert found is not None
         figures.append(float(found[1]))
-    run = re.search(r"\d+ steps, [\d,]+ tokens in [\d.]+ s", said)
+    run = re.search(r"[\d,]+ steps, [\d,]+ tokens in [\d.]+ s", said)
     assert run is not None, said
     return figures[0], figures[1], run[0]
 
