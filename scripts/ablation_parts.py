@@ -44,8 +44,8 @@ class ExtendedGPT(GPT):
         self.value_embeddings = nn.ModuleDict()
         if "value embeddings" in parts:
             for layer in range(n_layer - 1, -1, -2):
-                self.value_embeddings[str(layer)] = ValueEmbedding(config, width)
-                self.h[layer].attn.c_attn.register_forward_hook(self.value_embeddings[str(layer)].add)
+                embedding = self.value_embeddings[str(layer)] = ValueEmbedding(config, width)
+                self.h[layer].attn.c_attn = LinearWithValues(self.h[layer].attn.c_attn, embedding)
 
     def _hidden(
         self, idx: Tensor, cache: CacheStep | None, positions: Tensor | None, documents: Tensor | None = None
@@ -81,14 +81,31 @@ class ValueEmbedding(nn.Module):
         nn.init.normal_(self.embedding.weight, std=config.init_std)
         nn.init.zeros_(self.gate.weight)
 
-    def add(self, linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A hook on `c_attn`: the values are its last columns."""
-        (x,) = inputs
+    def add(self, x: Tensor, output: Tensor) -> Tensor:
+        """To what `c_attn` makes of x: the values are its last columns."""
         assert self.idx is not None
         gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, K), at first 1
         values = self.embedding(self.idx).unflatten(-1, (self.heads, -1)) * gate[..., None]
         width = self.embedding.embedding_dim
         return torch.cat([output[..., :-width], output[..., -width:] + values.flatten(-2).to(output.dtype)], -1)
+
+
+class LinearWithValues(nn.Linear):
+    """`c_attn` with a value embedding, which is trained as an embedding and so is none of its parameters.
+
+    A class of its own, since `torch.compile` does not look at forward hooks: a block with one would run as what was
+    compiled for the blocks without it.
+    """
+
+    def __init__(self, linear: nn.Linear, embedding: ValueEmbedding) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        assert linear.bias is None
+        self.weight = linear.weight
+        self.embedding = (embedding,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of x, (B, T, C) to (B, T, all of their columns)."""
+        return self.embedding[0].add(x, super().forward(x))
 
 
 class CautiousMuon(BatchedMuon):

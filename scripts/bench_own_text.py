@@ -10,14 +10,12 @@ the loss did not rise at the end.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench_learning import program
 
 
 def main() -> None:
@@ -55,15 +53,6 @@ def bits_per_byte(text: Path, config: Path, seed: int, options: argparse.Namespa
     run = re.search(r"[\d,]+ steps, [\d,]+ tokens in [\d.]+ s", said)
     assert run is not None, said
     return figures[0], figures[1], run[0]
-
-
-def program(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run `lit_gpt` on this checkout."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-m", "lit_gpt", *words], capture_output=True, text=True, env=env)
-    if done.returncode:
-        sys.exit(f"lit_gpt {' '.join(words)} failed:\n{done.stderr}")
-    return done
 
 
 if __name__ == "__main__":

@@ -192,6 +192,8 @@ class Program(CheckpointKeepsFlags, LightningCLI):
             parser.parse_args(argv)  # prints, and ends the program
         self.config = Namespace(subcommand=self.name)
         self.config[self.name] = own_parser.parse_args([], namespace=asked, env=False)
+        if "model" in self.options and self.options.model.preset == AUTO:
+            self.options.model.preset = None  # what it stands for is in the options now
         if self.weights.header is not None:
             self.options.ckpt_path = str(self.weights.header.path)  # `last` has a meaning of its own for Lightning
         refuse_changed_model(self.name, self.options, self.weights)

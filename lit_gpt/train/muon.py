@@ -15,7 +15,7 @@ _MAX_ELEMENTS = 2**23
 """Of the matrices that are orthogonalised at once, unless a single one has more: 32 MiB in fp32."""
 
 _TINY = 1e-10
-"""In place of the root of a mean square that is 0."""
+"""Lower bound of what is divided by."""
 
 Coefficients = tuple[float, float, float]
 

@@ -20,7 +20,7 @@ _WEIGHTS_PER_ROOT = 0.22
 _BYTES_PER_TOKEN = 3.0
 """Of text in a vocabulary of its own, about: to tell how often the text will be read."""
 _DROPOUT = ((12.0, 0.2), (8.0, 0.1))
-"""From so many epochs on, this dropout: without it a model learns the text by heart. It makes a step a third longer."""
+"""From so many epochs on, this dropout: without it a model memorises the text. It makes a step about a third longer."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def ids(text: str) -> list[int]:
 
 
 def check_another_token(page: Any) -> None:
-    """One can be chosen in the place of the second one, and taken back."""
+    """Another token can be chosen instead of the second one, and the choice undone."""
     first = generated(page)
     page.locator(".token").nth(1).click()
     playwright.expect(page.locator(".token").nth(1)).to_contain_class("here")

@@ -107,6 +107,18 @@ def test_muon_with_adamw_is_torchs_two_and_survives_a_reload(tiny_config: GPTCon
         torch.testing.assert_close(a, b, rtol=1e-5, atol=tolerance, msg=name)
 
 
+@pytest.mark.parametrize("beta2", [0.0, 0.9])
+def test_muon_beta2_evens_out_the_rows_of_the_first_update(tiny_config: GPTConfig, beta2: float) -> None:
+    """After one step from nothing all rows of a tall matrix (columns of a wide one) have moved equally far, or not."""
+    model, before = twins(tiny_config)
+    gradients(model, 0)
+    make_optimizer(model, OptimizerConfig(name="muon", muon_beta2=beta2)).step()
+    for (name, after), start in zip(model.named_parameters(), before.parameters()):
+        if ".h." in f".{name}" and after.ndim == 2:
+            moved = (after - start).norm(dim=1 if after.size(0) >= after.size(1) else 0)
+            assert bool((moved.max() / moved.min() < 1.001).item()) == (beta2 > 0), name
+
+
 def save(state: object) -> object:
     import io
 
@@ -143,6 +155,7 @@ def test_composite_runs_its_closure_once_and_follows_a_scheduler(tiny_config: GP
         (lambda: OptimizerConfig(lr=-1e-3), "lr=-0.001"),
         (lambda: OptimizerConfig(lr=math.nan), "lr=nan"),
         (lambda: OptimizerConfig(beta2=1.0), "beta2=1.0"),
+        (lambda: OptimizerConfig(muon_beta2=1.0), "muon_beta2=1.0"),
     ],
 )
 def test_bad_values_are_named(make: object, needle: str) -> None:
