@@ -21,7 +21,7 @@ from lit_gpt.inference.kernel_library import Unavailable
 from lit_gpt.inference.levels import ISA_VARIABLE, LEVELS
 from lit_gpt.inference.openmp import OpenMP, openmp_functions
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """Of the exported functions and the meaning of the structs' fields, as in csrc/abi.h: both are raised together."""
 
 _POINTER, _LONG, _INT, _FLOAT, _TEXT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float, ctypes.c_char_p
@@ -36,9 +36,9 @@ _SIGNATURES = {  # name → arguments, result
     "activation_index": ([_TEXT], _LONG),
     "format_index": ([_TEXT], _LONG),
     "linear_scratch_bytes": ([_POINTER, _LONG], _LONG),
-    "decode_scratch_bytes": ([_POINTER, _POINTER, _LONG, _INT], _LONG),
+    "decode_scratch_bytes": ([_POINTER, _POINTER, _LONG, _LONG, _INT], _LONG),
     "linear_forward": ([_POINTER] * 4 + [_LONG, _INT], None),
-    "decode": ([_POINTER] * 6 + [_LONG, _INT], None),
+    "decode": ([_POINTER] * 6 + [_LONG, _LONG, _INT], None),
 }
 
 

@@ -31,7 +31,7 @@ _NOTHING = nullcontext()
 
 
 class DecodeKernel(Protocol):
-    """All blocks of a GPT as one call, for one new token in each of B slots: (B, 1, C) → (B, 1, C)."""
+    """All blocks of a GPT as one call, for T new tokens in each of B slots: (B, T, C) → (B, T, C)."""
 
     cache_dtype: torch.dtype
 
@@ -39,7 +39,7 @@ class DecodeKernel(Protocol):
         """Whether it can work on this cache."""
 
     def __call__(self, x: Tensor, cache: CacheStep) -> Tensor:
-        """The blocks on one new token in each slot; their keys and values are written to the cache."""
+        """The blocks on the new tokens of each slot; their keys and values are written to the cache."""
 
 
 class GPT(nn.Module):
@@ -50,7 +50,7 @@ class GPT(nn.Module):
     Attributes:
         config: its shape.
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
-        decode_kernel: all blocks as one call, for inference with one new token in each slot; None where there is none.
+        decode_kernel: all blocks as one call, for inference with a cache; None where there is none.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -158,7 +158,7 @@ class GPT(nn.Module):
         """(B, T) token ids → (B, T, C) after the last block, before `ln_f`."""
         masks = None if documents is None else DocumentMasks(documents)
         positions = positions if masks is None else masks.positions
-        kernel = self.decode_kernel if positions is None and idx.size(1) == 1 else None
+        kernel = self.decode_kernel if positions is None else None
         if positions is None:
             positions = torch.arange(idx.size(1), device=idx.device) if cache is None else cache.positions
         if cache is not None:  # right padding of a ragged step may be past the last position; it is never read

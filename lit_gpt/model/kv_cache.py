@@ -137,9 +137,8 @@ class CacheStep:
         stores: keys and values of the whole cache, (n_layer, L, K, capacity, D) each.
         slots: the slots of this pass, one for each row of the batch.
         starts: the number of tokens that each of them holds already.
+        n_new: T.
         positions: (B, T) position of every new token in its sequence.
-        mask: (B, 1, T, S) True where a query attends to a key in a layer without a window; None where none is needed.
-        is_causal: whether there plain causal attention over T = S does instead of a mask.
     """
 
     def __init__(self, cache: KVCache, slots: list[int], n_new: int) -> None:
@@ -147,6 +146,7 @@ class CacheStep:
         self.stores = cache.k, cache.v
         self.slots = slots
         self.starts = starts = [cache.lengths[slot] for slot in slots]
+        self.n_new = n_new
         self._n_keys = max(starts) + n_new
         self._first = starts[0] if len(set(starts)) == 1 else None  # all slots equally long: plain slices will do
         contiguous = slots == list(range(slots[0], slots[0] + len(slots)))
@@ -160,19 +160,22 @@ class CacheStep:
                 self._fresh = [store[:, :, :, self._first :] for store in self._seen]
         self._slots = torch.tensor(slots, device=device)
         self.positions = torch.tensor(starts, device=device)[:, None] + torch.arange(n_new, device=device)
-        self.is_causal = self._first == 0 and n_new > 1
-        self.mask: Tensor | None = None
-        if not self.is_causal and not (self._first is not None and n_new == 1):
-            self.mask = attention_mask(self.positions[:, None], self._n_keys)
-        self._window_masks: dict[int, Tensor] = {}  # made by the first layer that needs one, for all
+        self._masks: dict[int | None, Tensor] = {}  # by window, made by the first layer that needs one, for all
 
     def visible(self, window: int | None) -> tuple[Tensor | None, bool]:
-        """`mask` and `is_causal` in a layer with this sliding window."""
+        """What the queries attend to in a layer with this sliding window.
+
+        Returns:
+            (B, 1, T, S) True where a query attends to a key, None where none is needed; and whether plain causal
+            attention over T = S does instead.
+        """
         if window is None or self._n_keys <= window:
-            return self.mask, self.is_causal
-        if window not in self._window_masks:
-            self._window_masks[window] = attention_mask(self.positions[:, None], self._n_keys, window)
-        return self._window_masks[window], False
+            window = None
+            if self._first is not None and (self._first == 0 or self.n_new == 1):
+                return None, self.n_new > 1
+        if window not in self._masks:
+            self._masks[window] = attention_mask(self.positions[:, None], self._n_keys, window)
+        return self._masks[window], False
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, K, T, D) new keys and values of one layer; return the (B, K, S, D) that its queries may see."""

@@ -19,10 +19,10 @@ int level_is_here(long i);
 void use_level(long i);
 void use_openmp(const OpenMP *functions);
 long linear_scratch_bytes(const Linear *l, long B);
-long decode_scratch_bytes(const Stack *stack, const long *lengths, long B, int threads);
+long decode_scratch_bytes(const Stack *stack, const long *lengths, long B, long T, int threads);
 void linear_forward(const Linear *l, const float *x, float *y, uint8_t *scratch, long B, int threads);
 void decode(const Stack *stack, const CacheLayout *cache, float *x, const long *slots, const long *lengths,
-            uint8_t *scratch, long B, int threads);
+            uint8_t *scratch, long B, long T, int threads);
 }
 
 #ifdef _OPENMP
@@ -104,10 +104,11 @@ struct Layers {
         : c_attn(C, (H + 2 * K) * D, format), attn(H * D, C, format), fc(C, F, format), proj(F, C, format) {}
 };
 
-static void decode_case(const Layers &layers, long activation, bool bf16_cache) {
-    const long B = 3, S = 40;
+// T new tokens in each of three slots.
+static void decode_case(const Layers &layers, long activation, bool bf16_cache, long T) {
+    const long B = 3, S = 40 + T - 1;
     state = 2;
-    std::vector<float> norm = floats(C), bias = floats(C), head = floats(D), rotation = floats(S * D), x = floats(B * C);
+    std::vector<float> norm = floats(C), bias = floats(C), head = floats(D), rotation = floats(S * D), x = floats(B * T * C);
     BlockLayout block = {norm.data(), bias.data(), norm.data(), 0, head.data(), head.data(),
                          layers.c_attn.layout, layers.attn.layout, layers.fc.layout, {}, layers.proj.layout};
     if (activation == SWIGLU) block.c_gate = block.c_fc;
@@ -118,9 +119,9 @@ static void decode_case(const Layers &layers, long activation, bool bf16_cache) 
     const long strides[] = {B * K * S * D, K * S * D, S * D}, slots[] = {2, 0, 1}, lengths[] = {0, 17, 39};
     CacheLayout cache = {keys.data(), values.data(), strides[0], strides[1], strides[2], bf16_cache};
     if (bf16_cache) cache.keys = half_keys.data(), cache.values = half_values.data();
-    std::vector<uint8_t> scratch(decode_scratch_bytes(&stack, lengths, B, threads));
-    decode(&stack, &cache, x.data(), slots, lengths, scratch.data(), B, threads);
-    printf("decode %s %s %d %016llx\n", ACTIVATIONS[activation], FORMATS[layers.fc.layout.format], bf16_cache,
+    std::vector<uint8_t> scratch(decode_scratch_bytes(&stack, lengths, B, T, threads));
+    decode(&stack, &cache, x.data(), slots, lengths, scratch.data(), B, T, threads);
+    printf("decode %ld %s %s %d %016llx\n", T, ACTIVATIONS[activation], FORMATS[layers.fc.layout.format], bf16_cache,
            (unsigned long long)hash(x.data(), x.size() * 4));
 }
 
@@ -142,7 +143,8 @@ int main(int count, char **arguments) {
             }
             const Layers layers(format);
             for (long activation = 0; activation < N_ACTIVATIONS; activation++)
-                for (bool bf16_cache : {false, true}) decode_case(layers, activation, bf16_cache);
+                for (bool bf16_cache : {false, true})
+                    for (long T : {1, 7}) decode_case(layers, activation, bf16_cache, T);
         }
     }
 }

@@ -170,6 +170,8 @@ def steps() -> dict[str, tuple[Tensor, CacheStep]]:
         "negative slot": (x, fourth),
         "position past the capacity": (x, third),
         "fewer rows than slots": (x[:1], good.step([0, 1], 1)),
+        "fewer tokens than the step's": (x, good.step([0, 1], 2)),
+        "more tokens than the step's": (torch.zeros(2, 3, 32), good.step([0, 1], 2)),
         "other width": (torch.zeros(2, 1, 16), good.step([0, 1], 1)),
         "no memory": (torch.zeros(2, 1, 32, device="meta"), good.step([0, 1], 1)),
     }

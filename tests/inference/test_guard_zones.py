@@ -86,13 +86,13 @@ class Guards:
         kernel._stack = None  # the linear layers have been moved
 
         def decode(
-            stack: object, cache: object, x: int, slots: int, lengths: int, _: int, n: int, threads: int
+            stack: object, cache: object, x: int, slots: int, lengths: int, _: int, n: int, n_new: int, threads: int
         ) -> None:
-            inputs = self.read(x, 4 * n * kernel._config.n_embd, "x")
+            inputs = self.read(x, 4 * n * n_new * kernel._config.n_embd, "x")
             lists = [self.read(address, 8 * n, "slots and lengths") for address in (slots, lengths)]
             space = self.empty(self._scratch_bytes - self._missing, "scratch")
             addresses = [tensor.data_ptr() for tensor in (inputs, *lists, space)]
-            real(stack, cache, *addresses, n, threads)
+            real(stack, cache, *addresses, n, n_new, threads)
             ctypes.memmove(x, inputs.data_ptr(), inputs.nbytes)
 
         kernel._decode = decode
@@ -150,7 +150,9 @@ def round_like(reference: GPT, model: GPT) -> None:
             reference.set_submodule(name, RoundingLinear(layer))
 
 
-def check_decode(config: GPTConfig, precision: str, lengths: list[int], seed: int, missing: int = 0) -> None:
+def check_decode(
+    config: GPTConfig, precision: str, lengths: list[int], seed: int, missing: int = 0, n_new: int = 1
+) -> None:
     """One step of slots in reverse order, over a cache in which all that must not be read is not a number."""
     torch.manual_seed(seed)
     guards, plain, n = Guards(missing), GPT(config).eval(), len(lengths)
@@ -164,8 +166,8 @@ def check_decode(config: GPTConfig, precision: str, lengths: list[int], seed: in
     for layer in [layer for layer in model.modules() if isinstance(layer, KernelLinear)]:
         guards.guard_linear(layer)
     guards.guard_decode(model.decode_kernel)
-    cache = KVCache(config, n + 1, max(lengths) + 1, model.cache_dtype)
-    exact = KVCache(config, n + 1, max(lengths) + 1, torch.float64)
+    cache = KVCache(config, n + 1, max(lengths) + n_new, model.cache_dtype)
+    exact = KVCache(config, n + 1, max(lengths) + n_new, torch.float64)
     slots = list(range(n))[::-1]
     for store, copied in ((cache.k, exact.k), (cache.v, exact.v)):
         store.fill_(torch.nan)
@@ -176,13 +178,15 @@ def check_decode(config: GPTConfig, precision: str, lengths: list[int], seed: in
     for each in (cache, exact):
         each.lengths = [lengths[slots.index(slot)] for slot in range(n)] + [0]
     before = cache.k.clone()
-    idx = torch.randint(config.vocab_size, (n, 1))
-    got, wanted = model(idx, cache=cache.step(slots, 1)).logits, reference(idx, cache=exact.step(slots, 1)).logits
+    idx = torch.randint(config.vocab_size, (n, n_new))
+    got = model(idx, cache=cache.step(slots, n_new)).logits
+    wanted = reference(idx, cache=exact.step(slots, n_new)).logits
     guards.check()
     assert (got - wanted).norm() <= (1e-5 if precision == "fp32" else 0.1) * wanted.norm()  # of a cache in bf16
     for slot, length in zip(slots, lengths):
-        before[:, slot, :, length] = cache.k[:, slot, :, length]
-        got, wanted = cache.k[0, slot, :, length].double(), exact.k[0, slot, :, length]
+        new = slice(length, length + n_new)
+        before[:, slot, :, new] = cache.k[:, slot, :, new]
+        got, wanted = cache.k[0, slot, :, new].double(), exact.k[0, slot, :, new]
         assert (got - wanted).norm() <= 0.02 * max(wanted.norm(), wanted.numel() ** 0.5)  # a random key may be tiny
     assert torch.equal(before.nan_to_num(7), cache.k.nan_to_num(7)), "more of the cache was written than the new keys"
 
@@ -226,6 +230,7 @@ STEP = (
     st.booleans(),
     st.sampled_from(["fp32", "bf16", "int8", "int4"]),
     st.lists(st.integers(0, 70), min_size=1, max_size=6),
+    st.sampled_from([1, 1, 2, 7, 10]),
     st.integers(1, 3),
     st.integers(0, 2**31),
 )
@@ -233,14 +238,20 @@ STEP = (
 
 
 def check_step(
-    shape: dict[str, object], rotary: bool, precision: str, lengths: list[int], n_threads: int, seed: int
+    shape: dict[str, object],
+    rotary: bool,
+    precision: str,
+    lengths: list[int],
+    n_new: int,
+    n_threads: int,
+    seed: int,
 ) -> None:
     """`check_decode` for a model of that shape, rotary where its heads allow it."""
     width = shape["head_dim"] or shape["n_embd"] // shape["n_head"]  # type: ignore[operator]
     position = "rope" if rotary and width % 2 == 0 else "learned"
     config = GPTConfig(vocab_size=50, block_size=80, n_layer=2, position=position, **shape)  # type: ignore[arg-type]
     with threads(n_threads):
-        check_decode(config, precision, lengths, seed)
+        check_decode(config, precision, lengths, seed, n_new=n_new)
 
 
 @pytest.mark.slow
@@ -249,9 +260,16 @@ def check_step(
 @given(*STEP)
 @torch.inference_mode()
 def test_the_fused_step_stays_within_its_memory(
-    level: str, shape: dict[str, object], rotary: bool, precision: str, lengths: list[int], n_threads: int, seed: int
+    level: str,
+    shape: dict[str, object],
+    rotary: bool,
+    precision: str,
+    lengths: list[int],
+    n_new: int,
+    n_threads: int,
+    seed: int,
 ) -> None:
-    check_step(shape, rotary, precision, lengths, n_threads, seed)
+    check_step(shape, rotary, precision, lengths, n_new, n_threads, seed)
 
 
 SMALL = GPTConfig(vocab_size=50, block_size=32, n_layer=2, n_head=2, n_embd=32)
@@ -260,6 +278,7 @@ EXACT: dict[str, Callable[[int], None]] = {  # here the scratch is used to its l
     "linear int4": lambda missing: check_linear(3, 64, 8, "int4", True, 0, missing),
     "decode fp32": lambda missing: check_decode(SMALL, "fp32", [8], 0, missing),
     "decode int8": lambda missing: check_decode(SMALL, "int8", [8, 3], 0, missing),
+    "decode of ten tokens": lambda missing: check_decode(SMALL, "int8", [8, 3], 0, missing, n_new=10),
 }
 
 
@@ -289,9 +308,11 @@ def test_the_number_of_threads_changes_no_bit_of_the_kernels(level: str) -> None
         cache.v.normal_()
         cache.lengths = [20, 3, 20, 0, 31]
         idx, x, results = torch.randint(500, (5, 1)), torch.randn(5, 16, 132), []
+        many = torch.randint(500, (2, 11))
         for n_threads in (1, 2, 3, 8):
             with threads(n_threads):
-                results.append((model(idx, cache=cache.step(range(5), 1)).logits, model.lm_head(x)))
+                step, steps = cache.step(range(5), 1), cache.step([0, 2], 11)
+                results.append((model(idx, cache=step).logits, model(many, cache=steps).logits, model.lm_head(x)))
         assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0]))
 
 

@@ -290,6 +290,44 @@ def test_blocks_in_one_call_are_the_blocks(
         assert (got - wanted).norm() <= tolerance * wanted.norm()
 
 
+PIECES = ([23], [1] * 23, [4, 1, 6, 5, 7], [22, 1])
+"""How many tokens of a text are read at once."""
+
+
+@pytest.mark.slow
+@pytest.mark.kernels
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+@torch.inference_mode()
+def test_a_text_read_in_any_pieces_in_any_company_is_the_same_to_the_bit(precision: str, level: str) -> None:
+    for shape in ({"head_dim": 40}, {"position": "rope", "n_kv_head": 2, "qk_norm": True, "mlp": "swiglu"}):
+        model = prepare_for_inference(small(n_layer=2, **shape), precision)
+        assert model.decode_kernel is not None
+        idx, results = torch.randint(50, (3, 23)), []
+        for slots in ([0, 1, 2], [1], [2, 1]):
+            for pieces in PIECES:
+                cache = KVCache(model.config, 3, 32, model.cache_dtype)
+                logits = []
+                for ids in idx[slots].split(pieces, 1):
+                    logits.append(model(ids, cache=cache.step(slots, ids.size(1))).logits)
+                    cache.extend(slots, ids.size(1))
+                results.append((torch.cat(logits, 1)[slots.index(1)], cache.k[:, 1, :, :23], cache.v[:, 1, :, :23]))
+        assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0]))
+
+
+@pytest.mark.kernels
+@torch.inference_mode()
+def test_what_is_not_a_number_in_a_token_leaves_those_before_it_alone(level: str) -> None:
+    model = prepare_for_inference(small(n_layer=2), "fp32")
+    model.wte.weight[7] = torch.nan
+    idx = torch.randint(7, (1, 13))
+    expected = model(idx, cache=KVCache(model.config, 1, 32).step([0], 13)).logits[..., :7]  # the head is the embedding
+    for at in range(13):
+        poisoned = idx.clone()
+        poisoned[0, at] = 7
+        got = model(poisoned, cache=KVCache(model.config, 1, 32).step([0], 13)).logits[..., :7]
+        assert torch.equal(got[:, :at], expected[:, :at]) and bool(got[:, at:].isnan().all())
+
+
 @pytest.mark.kernels
 @torch.inference_mode()
 def test_a_cache_of_another_dtype_is_left_to_pytorch() -> None:

@@ -73,3 +73,4 @@ def test_the_kernels_decode_until_a_sequence_is_longer_than_the_window() -> None
         model(torch.tensor([[3]]), cache=step)
         cache.extend([0], 1)
     assert supported == [True] * 6 + [False] * 4
+    assert [model.decode_kernel.supports(KVCache(model.config, 1, 20).step([0], n)) for n in (6, 7)] == [True, False]

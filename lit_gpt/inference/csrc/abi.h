@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-const int ABI_VERSION = 3;  // to be raised with any change of an exported function or of what a field means
+const int ABI_VERSION = 4;  // to be raised with any change of an exported function or of what a field means
 
 // How a weight (O, I) is stored:
 //   FP32, BF16  (O, I)
@@ -61,8 +61,8 @@ extern OpenMP openmp;
 // The functions of one level: the loops, compiled for one instruction set. See level.cpp.
 struct Level {
     long (*linear_scratch_bytes)(const Linear *l, long B);
-    long (*decode_scratch_bytes)(const Stack *stack, const long *lengths, long B, int threads);
+    long (*decode_scratch_bytes)(const Stack *stack, const long *lengths, long B, long T, int threads);
     void (*linear_forward)(const Linear *l, const float *x, float *y, uint8_t *scratch, long B, int threads);
     void (*decode)(const Stack *stack, const CacheLayout *cache, float *x, const long *slots, const long *lengths,
-                   uint8_t *scratch, long B, int threads);
+                   uint8_t *scratch, long B, long T, int threads);
 };

@@ -1,17 +1,28 @@
-// Attention of one new token in each slot over the keys and values of a cache.
+// Attention of new tokens over the keys and values of a cache.
 //
-// Axes: D head dimension, S keys, K kv heads.
+// Axes: D head dimension, S keys, K kv heads, T new tokens of a slot, R queries in a tile.
+//
+// QUERIES successive tokens of a slot are computed at once where it has so many, which read each key and value once. The
+// result for a query is the same alone: a sum has the same order whatever the tile, and keys after its own are left out.
 
 #pragma once
 
 namespace {
+
+// T new tokens for each of B slots, which hold `lengths` tokens.
+struct NewTokens {
+    const long *slots, *lengths;
+    long B, T;
+    INLINE long rows() const { return B * T; }
+    INLINE long position(long row) const { return lengths[row / T] + row % T; }
+};
 
 const long KEYS_AHEAD = 16;  // keys that are fetched before their turn
 
 INLINE void write_cache(float *p, const float *x, long n) { memcpy(p, x, n * sizeof(float)); }
 INLINE void write_cache(Bf16 *p, const float *x, long n) { write_bf16(p, x, n); }
 
-// The products of q (D) with the first S keys (S, D) → scores, of which TILE - 1 more than S are written.
+// The products of a query (D) with the first S keys (S, D) → scores, of which TILE - 1 more than S are written.
 template <typename Element>
 INLINE void score_keys(const float *q, const Element *keys, const Element *values, float *scores, long S, long D) {
     for (long s = 0; s < S; s += TILE) {
@@ -31,10 +42,23 @@ INLINE void score_keys(const float *q, const Element *keys, const Element *value
     }
 }
 
-// One query (D) over the first S of the keys and values (S, D) → y (D). scores: S + TILE - 1 floats of scratch.
-template <typename Element>
-void attend(const float *q, const Element *keys, const Element *values, float *y, float *scores, long S, long D) {
-    score_keys(q, keys, values, scores, S, D);
+// The products of R queries (R, D), which are `stride` apart, with the first S keys → scores (R, n_scores).
+template <typename Element, long R>
+INLINE void score_keys_of_tile(const float *q, long stride, const Element *keys, float *scores, long n_scores, long S,
+                               long D) {
+    for (long s = 0; s < S; s += TILE) {
+        const Element *tile[TILE];
+        for (long j = 0; j < TILE; j++) tile[j] = keys + (s + j < S ? s + j : S - 1) * D;
+        Part sums[R][TILE][PARTS];
+        for (long r = 0; r < R; r++)
+            for (long j = 0; j < TILE; j++) EACH_PART sums[r][j][k] = splat_part(0);
+        accumulate_rows<Widened<Element>, FLOAT_ROWS>(q, stride, tile, 0, D, Next(), R, sums);
+        for (long r = 0; r < R; r++) store_totals(scores + r * n_scores + s, sums[r]);
+    }
+}
+
+// The scores of S keys → their weights before these are divided by their sum; returns that.
+INLINE float weigh(float *scores, long S, long D) {
     const Vector scale = splat(1 / sqrtf(D)), lowest = splat(-INFINITY);
     Vector peaks = lowest;
     for (long s = 0; s < S; s += LANES) {
@@ -49,42 +73,95 @@ void attend(const float *q, const Element *keys, const Element *values, float *y
         store(scores + s, e, S - s);
         total = add(total, first(S - s, e, zeros()));
     }
-    const Vector share = splat(1 / sum(total));
-    for (long from = 0; from < D; from += 4 * LANES) {
-        Vector sums[4] = {zeros(), zeros(), zeros(), zeros()};
-        for (long s = 0; s < S; s++)
+    return sum(total);
+}
+
+// The sums of N vectors of values from dimension d on (S, D), weighted for R queries, the first of which has S keys and
+// each of the others one more → y (R, D), `stride` apart.
+template <typename Element, long R, long N>
+INLINE void sum_values(const float *weights, long n_scores, const float *totals, const Element *values, float *y,
+                       long stride, long S, long D, long d) {
+    Vector sums[R][N];
+    for (long r = 0; r < R; r++)
+        for (long j = 0; j < N; j++) sums[r][j] = zeros();
+    for (long s = 0; s < S; s++)
 #pragma GCC unroll 4
-            for (long j = 0; j < 4; j++)
-                if (long d = from + LANES * j; d < D)
-                    sums[j] = multiply_add(splat(scores[s]), load(values + s * D + d, D - d), sums[j]);
-        for (long j = 0; j < 4; j++)
-            if (long d = from + LANES * j; d < D) store(y + d, multiply(sums[j], share), D - d);
+        for (long j = 0; j < N; j++) {
+            const Vector v = load(values + s * D + d + j * LANES, D - d - j * LANES);
+#pragma GCC unroll 8
+            for (long r = 0; r < R; r++)
+                sums[r][j] = multiply_add(splat(weights[r * n_scores + s]), v, sums[r][j]);
+        }
+    for (long r = 0; r < R; r++) {
+        const Vector share = splat(1 / totals[r]);
+        for (long j = 0; j < N; j++) {
+            const long at = d + j * LANES;
+            for (long s = S; s < S + r; s++)
+                sums[r][j] = multiply_add(splat(weights[r * n_scores + s]), load(values + s * D + at, D - at), sums[r][j]);
+            store(y + r * stride + at, multiply(sums[r][j], share), D - at);
+        }
     }
 }
 
-// The new tokens' keys and values into the cache, and their queries over all that is there: qkv (B, (H + 2K) · D) → y
-// (B, H · D). scores: `n_scores` floats of scratch for each thread.
+// R queries (R, D) over the keys and values (S, D): the first over S of them, each of the others over one more → y (R, D).
+// scores: R rows of n_scores floats of scratch.
+template <typename Element, long R>
+void attend(const float *q, long q_stride, const Element *keys, const Element *values, float *y, long y_stride,
+            float *scores, long n_scores, long S, long D) {
+    if constexpr (R == 1)
+        score_keys(q, keys, values, scores, S, D);
+    else
+        score_keys_of_tile<Element, R>(q, q_stride, keys, scores, n_scores, S + R - 1, D);
+    float totals[R];
+    for (long r = 0; r < R; r++) totals[r] = weigh(scores + r * n_scores, S + r, D);
+    const long N = R == 1 ? 4 : VALUE_VECTORS;
+    long d = 0;
+    for (; d + N * LANES <= D; d += N * LANES)
+        sum_values<Element, R, N>(scores, n_scores, totals, values, y, y_stride, S, D, d);
+    for (; d < D; d += LANES) sum_values<Element, R, 1>(scores, n_scores, totals, values, y, y_stride, S, D, d);
+}
+
+// The new tokens' keys and values, from qkv (B · T, (H + 2K) · D), into the cache. Queries and keys are normalised and
+// rotated before, in place.
 template <typename Element>
-void attention(const Team &team, const Stack &s, long layer, const CacheLayout &cache, const long *slots,
-               const long *lengths, float *qkv, float *y, float *scores, long n_scores, long B) {
+void write_new_keys(const Team &team, const Stack &s, long layer, const CacheLayout &cache, const NewTokens &tokens,
+                    float *qkv) {
     const BlockLayout &block = s.blocks[layer];
     const long D = s.D, group = s.H / s.K, width = (s.H + 2 * s.K) * D;
-    team.each(B * s.K, [&](long i) {
-        long b = i / s.K, head = i % s.K, position = lengths[b];
+    team.each(tokens.rows() * s.K, [&](long i) {
+        const long row = i / s.K, head = i % s.K, slot = row / tokens.T, position = tokens.position(row);
         const float *rotation = s.rotation ? s.rotation + position * D : 0;
-        float *q = qkv + b * width + head * group * D, *k = qkv + b * width + (s.H + head) * D, *v = k + s.K * D;
-        long start = layer * cache.layer_stride + slots[b] * cache.slot_stride + head * cache.head_stride;
-        Element *keys = (Element *)cache.keys + start, *values = (Element *)cache.values + start;
+        float *q = qkv + row * width + head * group * D, *k = qkv + row * width + (s.H + head) * D, *v = k + s.K * D;
+        const long start = layer * cache.layer_stride + tokens.slots[slot] * cache.slot_stride + head * cache.head_stride;
         if (block.k_norm) normalize(k, block.k_norm, 0, k, D, true, s.eps);
         if (rotation) rotate(k, rotation, D);
-        write_cache(keys + position * D, k, D);
-        write_cache(values + position * D, v, D);
+        write_cache((Element *)cache.keys + start + position * D, k, D);
+        write_cache((Element *)cache.values + start + position * D, v, D);
         for (long j = 0; j < group; j++, q += D) {
             if (block.q_norm) normalize(q, block.q_norm, 0, q, D, true, s.eps);
             if (rotation) rotate(q, rotation, D);
-            float *own = scores + team.thread * n_scores;
-            attend(q, keys, values, y + (b * s.H + head * group + j) * D, own, position + 1, D);
         }
+    });
+}
+
+// Attention of the new tokens, whose queries are in qkv (B · T, (H + 2K) · D), over what the cache has then → y (B · T, H · D).
+// scores: QUERIES rows of `n_scores` floats of scratch for each thread.
+template <typename Element>
+void attention(const Team &team, const Stack &s, long layer, const CacheLayout &cache, const NewTokens &tokens, float *qkv,
+               float *y, float *scores, long n_scores) {
+    write_new_keys<Element>(team, s, layer, cache, tokens, qkv);
+    const long D = s.D, T = tokens.T, group = s.H / s.K, width = (s.H + 2 * s.K) * D, tiles = (T + QUERIES - 1) / QUERIES;
+    float *own = scores + team.thread * (T < QUERIES ? 1 : QUERIES) * n_scores;
+    team.each_in_turn(tokens.B * s.H * tiles, [&](long i) {
+        const long slot = i / tiles / s.H, head = i / tiles % s.H, t = i % tiles * QUERIES, row = slot * T + t;
+        const long start = layer * cache.layer_stride + tokens.slots[slot] * cache.slot_stride + head / group * cache.head_stride;
+        const Element *keys = (Element *)cache.keys + start, *values = (Element *)cache.values + start;
+        const float *q = qkv + row * width + head * D;
+        float *to = y + row * s.H * D + head * D;
+        if (t + QUERIES <= T)
+            return attend<Element, QUERIES>(q, width, keys, values, to, s.H * D, own, n_scores, tokens.position(row) + 1, D);
+        for (long r = 0; r < T - t; r++)
+            attend<Element, 1>(q + r * width, 0, keys, values, to + r * s.H * D, 0, own, n_scores, tokens.position(row + r) + 1, D);
     });
 }
 

@@ -109,8 +109,8 @@ long format_index(const char *name) { return index_of(name, FORMATS, N_FORMATS);
 
 long linear_scratch_bytes(const Linear *l, long B) { return used->linear_scratch_bytes(l, B); }
 
-long decode_scratch_bytes(const Stack *stack, const long *lengths, long B, int threads) {
-    return used->decode_scratch_bytes(stack, lengths, B, threads);
+long decode_scratch_bytes(const Stack *stack, const long *lengths, long B, long T, int threads) {
+    return used->decode_scratch_bytes(stack, lengths, B, T, threads);
 }
 
 void linear_forward(const Linear *l, const float *x, float *y, uint8_t *scratch, long B, int threads) {
@@ -118,8 +118,8 @@ void linear_forward(const Linear *l, const float *x, float *y, uint8_t *scratch,
 }
 
 void decode(const Stack *stack, const CacheLayout *cache, float *x, const long *slots, const long *lengths,
-            uint8_t *scratch, long B, int threads) {
-    used->decode(stack, cache, x, slots, lengths, scratch, B, threads);
+            uint8_t *scratch, long B, long T, int threads) {
+    used->decode(stack, cache, x, slots, lengths, scratch, B, T, threads);
 }
 
 // The size of a struct ("Linear") or the offset of a field ("Linear.bias") in bytes; -1 for one that there is not.

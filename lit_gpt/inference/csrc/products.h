@@ -51,6 +51,25 @@ INLINE long round_up(long n, long unit) { return (n + unit - 1) / unit * unit; }
 // This thread's blocks of 16 outputs.
 INLINE Range blocks_of(const Team &team, long O) { return team.share(round_up(O, LANES) / LANES); }
 
+// The weights that are next, which the rows of x at hand fetch into the second-level cache bit by bit: all at once they
+// would hold up the products.
+struct Next {
+    const char *from;
+    long for_each_row;  // bytes
+
+    INLINE Next() : from(0), for_each_row(0) {}
+    template <typename Weight>
+    INLINE Next(const Weight *w, long n, long rows)
+        : from((const char *)w), for_each_row((n * (long)sizeof(Weight) + rows - 1) / rows) {}
+
+    // The part of so many rows.
+    INLINE void fetch(long rows) {
+        const char *to = from + rows * for_each_row;
+        for (; from < to; from += 64) __builtin_prefetch(from, 0, 2);
+        from = to;
+    }
+};
+
 // fp32 and bf16 -------------------------------------------------------------------------------------------------------
 
 // Weights of any kind that load_part widens to fp32.
@@ -71,10 +90,11 @@ struct Widened {
     static INLINE Part multiply_add(Part x, Part w, Part s) { return ::multiply_add(x, w, s); }
 };
 
-// R rows of x against TILE rows of W, P registers of the 16 lanes at once, from input `from` to `to`, onto the sums.
+// R rows of x, `stride` apart, against TILE rows of W, P registers of the 16 lanes at once, from input `from` to `to`, onto
+// the sums.
 template <typename F, long R, long P>
-INLINE void accumulate(const typename F::Input *x, const typename F::Weight *const *w, long I, long from, long to,
-                       bool fetch, Part (*sums)[TILE][PARTS]) {
+INLINE void accumulate(const typename F::Input *x, long stride, const typename F::Weight *const *w, long from, long to,
+                       Part (*sums)[TILE][PARTS]) {
     for (long part = 0; part < PARTS; part += P) {
         Part s[R][TILE][P];
         for (long r = 0; r < R; r++)
@@ -87,11 +107,10 @@ INLINE void accumulate(const typename F::Input *x, const typename F::Weight *con
                 const long at = i + (part + k) * PART;
                 typename F::Elements u[R];
 #pragma GCC unroll 4
-                for (long r = 0; r < R; r++) u[r] = F::load(x + r * I + at);
+                for (long r = 0; r < R; r++) u[r] = F::load(x + r * stride + at);
 #pragma GCC unroll 4
                 for (long j = 0; j < TILE; j++) {
                     typename F::Elements v = F::load(w[j] + at);
-                    if (fetch && part + k == 0) __builtin_prefetch(w[j] + TILE * I + i);
 #pragma GCC unroll 4
                     for (long r = 0; r < R; r++) s[r][j][k] = F::multiply_add(u[r], v, s[r][j][k]);
                 }
@@ -102,7 +121,7 @@ INLINE void accumulate(const typename F::Input *x, const typename F::Weight *con
                 for (long j = 0; j < TILE; j++)
                     for (long k = 0; k < P; k++) {
                         const long at = i + (part + k) * PART;
-                        typename F::Elements u = F::load(x + r * I + at, to - at);
+                        typename F::Elements u = F::load(x + r * stride + at, to - at);
                         s[r][j][k] = F::multiply_add(u, F::load(w[j] + at, to - at), s[r][j][k]);
                     }
         for (long r = 0; r < R; r++)
@@ -133,16 +152,17 @@ INLINE void accumulate_row(const typename F::Input *x, const typename F::Weight 
     }
 }
 
-// The same for any number of rows, R and then fewer at once.
+// The same for any number of rows, R and then fewer at once, each of which fetches its part of `next`.
 template <typename F, long R>
-INLINE void accumulate_rows(const typename F::Input *x, const typename F::Weight *const *w, long I, long from, long to,
-                            bool fetch, long rows, Part (*sums)[TILE][PARTS]) {
-    if (rows == 1) return accumulate_row<F>(x, w, from, to, sums[0]);
+INLINE void accumulate_rows(const typename F::Input *x, long stride, const typename F::Weight *const *w, long from, long to,
+                            Next next, long rows, Part (*sums)[TILE][PARTS]) {
     long b = 0;
-    for (; b + R <= rows; b += R)
-        accumulate<F, R, R == 1 ? PARTS : 1>(x + b * I, w, I, from, to, fetch && b == 0, sums + b);
+    for (; b + R <= rows; b += R) {
+        next.fetch(R);
+        accumulate<F, R, R == 1 ? PARTS : 1>(x + b * stride, stride, w, from, to, sums + b);
+    }
     if constexpr (R > 1)
-        if (b < rows) accumulate_rows<F, R / 2>(x + b * I, w, I, from, to, fetch && b == 0, rows - b, sums + b);
+        if (b < rows) accumulate_rows<F, R / 2>(x + b * stride, stride, w, from, to, next, rows - b, sums + b);
 }
 
 // Rows of x, at most ROWS_AT_ONCE, as rows `first_row` … of the output.
@@ -161,8 +181,14 @@ void float_product(const Team &team, const Linear &l, const typename F::Input *x
             for (long b = 0; b < rows; b++)
                 for (long t = 0; t < TILE; t++) EACH_PART sums[b][t][k] = splat_part(0);
             if (o + j < O)
-                for (long from = 0; from < I; from += chunk)
-                    accumulate_rows<F, FLOAT_ROWS>(x, w, I, from, least(from + chunk, I), true, rows, sums);
+                for (long from = 0; from < I; from += chunk) {
+                    const long to = least(from + chunk, I);
+                    if (rows == 1)
+                        accumulate_row<F>(x, w, from, to, sums[0]);
+                    else
+                        accumulate_rows<F, FLOAT_ROWS>(x, I, w, from, to, Next(w[0] + TILE * (I + from), TILE * (to - from), rows),
+                                                       rows, sums);
+                }
             for (long b = 0; b < rows; b++) store_totals(totals[b] + j, sums[b]);
         }
         const Vector bias = l.bias ? load(l.bias + o, O - o) : zeros();

@@ -31,6 +31,13 @@ struct Team {
         for (long i = own.from; i < own.to; i++) function(i);
         wait();
     }
+
+    // The same with every n_threads-th of them for a thread: where one after the other is more work.
+    template <typename Function>
+    INLINE void each_in_turn(long n, const Function &function) const {
+        for (long i = thread; i < n; i += n_threads) function(i);
+        wait();
+    }
 };
 
 template <typename Function>
