@@ -52,7 +52,9 @@ PEERS_AT: dict[str, dict[str, str]] = {
     "avx512_bf16": {},
 }
 """Level → the variables by which PyTorch, MKL, oneDNN and CTranslate2 leave out what is above it. llama.cpp must be
-built for it: `CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=OFF …" pip install --target FOLDER llama-cpp-python`."""
+built for it: `CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=OFF …" pip install --no-cache-dir --target FOLDER
+llama-cpp-python`. With its cache pip installs what it has built before, whatever the arguments: what the build tells of
+itself is printed."""
 
 
 def fresh_model(config: GPTConfig) -> GPT:
@@ -123,8 +125,9 @@ def hugging_face(config: GPTConfig, dtype: torch.dtype, device: str) -> Decode:
 
 def llama_cpp(config: GPTConfig, kind: str, threads: int, batch: int) -> Decode:
     """llama.cpp through llama-cpp-python, from a GGUF file written here."""
-    from llama_cpp import Llama
+    from llama_cpp import Llama, llama_print_system_info
 
+    print(f"llama.cpp: {llama_print_system_info().decode().strip()}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         path = write_gguf(config, kind, Path(folder) / "model.gguf")
         model = Llama(

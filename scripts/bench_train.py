@@ -6,8 +6,9 @@
 A step is forward and backward pass, gradient clipping, the optimizer, and clearing the gradients. nanoGPT runs as its
 train.py does on the device: fp32 on a CPU, bf16 autocast on a GPU. lit_gpt runs in the precision that `auto` finds, and
 in fp32. All see the same random batch, each in a process of its own. A figure is the fastest step of all rounds, which
-a busy machine hurts least. Memory is the largest resident set of a process that does nothing else (on a GPU: the most
-that was allocated).
+a busy machine hurts least. `--profile` tells which share of a step is matrix products, and at what rate they are done
+beside that of one large product: what two ways share, neither can win. Memory is the largest resident set of a process
+that does nothing else (on a GPU: the most that was allocated).
 """
 
 from __future__ import annotations
@@ -127,12 +128,12 @@ class Worker:
         env = {**os.environ, **({"THP_MEM_ALLOC_ENABLE": "0"} if way.startswith("nanoGPT") else {})}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
-    def ask(self, what: str) -> float:
-        """Seconds of the fastest of so many steps, or with "memory" the peak in GiB."""
+    def ask(self, what: str) -> Any:
+        """Seconds of the fastest of so many steps; for "memory" the peak in GiB, for "profile" those of `products`."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         """End the process."""
@@ -151,6 +152,9 @@ def serve(arguments: argparse.Namespace) -> None:
         step = ours(work, "32-true" if "32-true" in way else "bf16-mixed", device, compile, checkpointing)
     batch = batch_of(work, device)
     for line in sys.stdin:
+        if line.strip() == "profile":
+            print(json.dumps(products(step, batch, work.steps)), flush=True)
+            continue
         if line.strip() == "memory":
             print(torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else peak_gib(), flush=True)
             continue
@@ -160,6 +164,30 @@ def serve(arguments: argparse.Namespace) -> None:
             step(*batch)  # ends with the loss on the host, hence with the device's work done
             best = min(best, time.perf_counter() - start)
         print(best, flush=True)
+
+
+def products(step: Step, batch: tuple[Tensor, Tensor], n_steps: int) -> list[float]:
+    """Seconds of a step, of the matrix products in it, and their floating-point operations, under the profiler."""
+    names = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
+    n_steps = max(3, n_steps)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile:
+        start = time.perf_counter()
+        for _ in range(n_steps):
+            step(*batch)
+        total = time.perf_counter() - start
+    events = [event for event in profile.key_averages() if event.key in names]
+    seconds = sum(event.self_cpu_time_total for event in events) / 1e6
+    return [total / n_steps, seconds / n_steps, sum(event.flops for event in events) / n_steps]
+
+
+def peak_rate() -> float:
+    """Floating-point operations a second of one large product in fp32."""
+    a, b, best = torch.randn(2048, 2048), torch.randn(2048, 2048), float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best
 
 
 def peak_gib() -> float:
@@ -185,6 +213,15 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
             best[way] = min(best[way], seconds if turn else float("inf"))
             time.sleep(0.2)  # threads spin for a while after their work
         print(f"round {turn} of {arguments.rounds}", file=sys.stderr, flush=True)
+    if arguments.profile:
+        print(f"\n{name}; one large product in fp32: {peak_rate() / 1e9:.0f} GFLOP/s")
+        print("\n| under the profiler | ms a step | of it products | GFLOP/s in these |\n|---|---|---|---|")
+        for way, worker in workers.items():
+            total, seconds, flops = worker.ask("profile")
+            rate = flops / seconds / 1e9
+            print(
+                f"| {way} | {total * 1e3:.1f} | {seconds * 1e3:.1f} ({seconds / total:.0%}) | {rate:.0f} |", flush=True
+            )
     for worker in workers.values():
         worker.close()
     return {way: work.batch * work.length / seconds for way, seconds in best.items()}
@@ -243,6 +280,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="time compiled models too")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too: some minutes and 16 GiB")
+    parser.add_argument("--profile", action="store_true", help="tell what share of a step is matrix products (CPU)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--plot", help="write an SVG here")

@@ -48,6 +48,10 @@ struct CacheLayout {
     void *keys, *values;
     long layer_stride, slot_stride, head_stride;
     long bf16;  // or fp32
+
+    long start(long layer, long slot, long head) const {
+        return layer * layer_stride + slot * slot_stride + head * head_stride;
+    }
 };
 
 // Functions of the OpenMP that PyTorch has loaded: see threads.h. All null where there is none.

@@ -97,7 +97,8 @@ INLINE void sum_values(const float *weights, long n_scores, const float *totals,
         for (long j = 0; j < N; j++) {
             const long at = d + j * LANES;
             for (long s = S; s < S + r; s++)
-                sums[r][j] = multiply_add(splat(weights[r * n_scores + s]), load(values + s * D + at, D - at), sums[r][j]);
+                sums[r][j] =
+                    multiply_add(splat(weights[r * n_scores + s]), load(values + s * D + at, D - at), sums[r][j]);
             store(y + r * stride + at, multiply(sums[r][j], share), D - at);
         }
     }
@@ -132,7 +133,7 @@ void write_new_keys(const Team &team, const Stack &s, long layer, const CacheLay
         const long row = i / s.K, head = i % s.K, slot = row / tokens.T, position = tokens.position(row);
         const float *rotation = s.rotation ? s.rotation + position * D : 0;
         float *q = qkv + row * width + head * group * D, *k = qkv + row * width + (s.H + head) * D, *v = k + s.K * D;
-        const long start = layer * cache.layer_stride + tokens.slots[slot] * cache.slot_stride + head * cache.head_stride;
+        const long start = cache.start(layer, tokens.slots[slot], head);
         if (block.k_norm) normalize(k, block.k_norm, 0, k, D, true, s.eps);
         if (rotation) rotate(k, rotation, D);
         write_cache((Element *)cache.keys + start + position * D, k, D);
@@ -144,24 +145,25 @@ void write_new_keys(const Team &team, const Stack &s, long layer, const CacheLay
     });
 }
 
-// Attention of the new tokens, whose queries are in qkv (B · T, (H + 2K) · D), over what the cache has then → y (B · T, H · D).
-// scores: QUERIES rows of `n_scores` floats of scratch for each thread.
+// Attention of the new tokens, whose queries are in qkv (B · T, (H + 2K) · D), over what the cache has then
+// → y (B · T, H · D). scores: scratch for each thread, QUERIES rows of `n_scores` floats, or one where T is less.
 template <typename Element>
 void attention(const Team &team, const Stack &s, long layer, const CacheLayout &cache, const NewTokens &tokens, float *qkv,
                float *y, float *scores, long n_scores) {
     write_new_keys<Element>(team, s, layer, cache, tokens, qkv);
-    const long D = s.D, T = tokens.T, group = s.H / s.K, width = (s.H + 2 * s.K) * D, tiles = (T + QUERIES - 1) / QUERIES;
+    const long D = s.D, T = tokens.T, group = s.H / s.K, tiles = (T + QUERIES - 1) / QUERIES;
+    const long q_stride = (s.H + 2 * s.K) * D, y_stride = s.H * D;
     float *own = scores + team.thread * (T < QUERIES ? 1 : QUERIES) * n_scores;
     team.each_in_turn(tokens.B * s.H * tiles, [&](long i) {
         const long slot = i / tiles / s.H, head = i / tiles % s.H, t = i % tiles * QUERIES, row = slot * T + t;
-        const long start = layer * cache.layer_stride + tokens.slots[slot] * cache.slot_stride + head / group * cache.head_stride;
+        const long start = cache.start(layer, tokens.slots[slot], head / group), S = tokens.position(row) + 1;
         const Element *keys = (Element *)cache.keys + start, *values = (Element *)cache.values + start;
-        const float *q = qkv + row * width + head * D;
-        float *to = y + row * s.H * D + head * D;
+        const float *q = qkv + row * q_stride + head * D;
+        float *to = y + row * y_stride + head * D;
         if (t + QUERIES <= T)
-            return attend<Element, QUERIES>(q, width, keys, values, to, s.H * D, own, n_scores, tokens.position(row) + 1, D);
-        for (long r = 0; r < T - t; r++)
-            attend<Element, 1>(q + r * width, 0, keys, values, to + r * s.H * D, 0, own, n_scores, tokens.position(row + r) + 1, D);
+            return attend<Element, QUERIES>(q, q_stride, keys, values, to, y_stride, own, n_scores, S, D);
+        for (long r = 0; r < T - t; r++, q += q_stride, to += y_stride)
+            attend<Element, 1>(q, q_stride, keys, values, to, y_stride, own, n_scores, S + r, D);
     });
 }
 

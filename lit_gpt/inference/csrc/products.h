@@ -183,11 +183,11 @@ void float_product(const Team &team, const Linear &l, const typename F::Input *x
             if (o + j < O)
                 for (long from = 0; from < I; from += chunk) {
                     const long to = least(from + chunk, I);
+                    const Next next(w[0] + TILE * (I + from), TILE * (to - from), rows);
                     if (rows == 1)
                         accumulate_row<F>(x, w, from, to, sums[0]);
                     else
-                        accumulate_rows<F, FLOAT_ROWS>(x, I, w, from, to, Next(w[0] + TILE * (I + from), TILE * (to - from), rows),
-                                                       rows, sums);
+                        accumulate_rows<F, FLOAT_ROWS>(x, I, w, from, to, next, rows, sums);
                 }
             for (long b = 0; b < rows; b++) store_totals(totals[b] + j, sums[b]);
         }
