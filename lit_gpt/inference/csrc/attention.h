@@ -2,7 +2,7 @@
 //
 // Axes: D head dimension, S keys, K kv heads, T new tokens of a slot, R queries in a tile.
 //
-// QUERIES successive tokens of a slot are computed at once where it has so many, which read each key and value once. The
+// FLOAT_ROWS successive tokens of a slot are computed at once where it has so many, which read each key and value once. The
 // result for a query is the same alone: a sum has the same order whatever the tile, and keys after its own are left out.
 
 #pragma once
@@ -42,17 +42,38 @@ INLINE void score_keys(const float *q, const Element *keys, const Element *value
     }
 }
 
-// The products of R queries (R, D), which are `stride` apart, with the first S keys → scores (R, n_scores).
+// The products of R queries (R, D), which are `stride` apart, with the first S keys → scores (R, n_scores). All sums of a
+// tile stay in registers, part by part of the lanes.
 template <typename Element, long R>
 INLINE void score_keys_of_tile(const float *q, long stride, const Element *keys, float *scores, long n_scores, long S,
                                long D) {
     for (long s = 0; s < S; s += TILE) {
-        const Element *tile[TILE];
-        for (long j = 0; j < TILE; j++) tile[j] = keys + (s + j < S ? s + j : S - 1) * D;
         Part sums[R][TILE][PARTS];
-        for (long r = 0; r < R; r++)
-            for (long j = 0; j < TILE; j++) EACH_PART sums[r][j][k] = splat_part(0);
-        accumulate_rows<Widened<Element>, FLOAT_ROWS>(q, stride, tile, 0, D, Next(), R, sums);
+        EACH_PART {
+            Part t[R][TILE];
+#pragma GCC unroll 4
+            for (long r = 0; r < R; r++)
+#pragma GCC unroll 4
+                for (long j = 0; j < TILE; j++) t[r][j] = splat_part(0);
+            for (long d = k * PART; d < D; d += LANES) {
+                const bool whole = d + PART <= D;
+                Part u[R];
+#pragma GCC unroll 4
+                for (long r = 0; r < R; r++)
+                    u[r] = whole ? load_part(q + r * stride + d) : load_part(q + r * stride + d, D - d);
+#pragma GCC unroll 4
+                for (long j = 0; j < TILE; j++) {
+                    const Element *key = keys + (s + j < S ? s + j : S - 1) * D + d;
+                    const Part v = whole ? load_part(key) : load_part(key, D - d);
+#pragma GCC unroll 4
+                    for (long r = 0; r < R; r++) t[r][j] = multiply_add(u[r], v, t[r][j]);
+                }
+            }
+#pragma GCC unroll 4
+            for (long r = 0; r < R; r++)
+#pragma GCC unroll 4
+                for (long j = 0; j < TILE; j++) sums[r][j][k] = t[r][j];
+        }
         for (long r = 0; r < R; r++) store_totals(scores + r * n_scores + s, sums[r]);
     }
 }
@@ -88,7 +109,7 @@ INLINE void sum_values(const float *weights, long n_scores, const float *totals,
 #pragma GCC unroll 4
         for (long j = 0; j < N; j++) {
             const Vector v = load(values + s * D + d + j * LANES, D - d - j * LANES);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (long r = 0; r < R; r++)
                 sums[r][j] = multiply_add(splat(weights[r * n_scores + s]), v, sums[r][j]);
         }
@@ -146,22 +167,22 @@ void write_new_keys(const Team &team, const Stack &s, long layer, const CacheLay
 }
 
 // Attention of the new tokens, whose queries are in qkv (B · T, (H + 2K) · D), over what the cache has then
-// → y (B · T, H · D). scores: scratch for each thread, QUERIES rows of `n_scores` floats, or one where T is less.
+// → y (B · T, H · D). scores: scratch for each thread, FLOAT_ROWS rows of `n_scores` floats, or one where T is less.
 template <typename Element>
 void attention(const Team &team, const Stack &s, long layer, const CacheLayout &cache, const NewTokens &tokens, float *qkv,
                float *y, float *scores, long n_scores) {
     write_new_keys<Element>(team, s, layer, cache, tokens, qkv);
-    const long D = s.D, T = tokens.T, group = s.H / s.K, tiles = (T + QUERIES - 1) / QUERIES;
+    const long D = s.D, T = tokens.T, group = s.H / s.K, tiles = (T + FLOAT_ROWS - 1) / FLOAT_ROWS;
     const long q_stride = (s.H + 2 * s.K) * D, y_stride = s.H * D;
-    float *own = scores + team.thread * (T < QUERIES ? 1 : QUERIES) * n_scores;
+    float *own = scores + team.thread * (T < FLOAT_ROWS ? 1 : FLOAT_ROWS) * n_scores;
     team.each_in_turn(tokens.B * s.H * tiles, [&](long i) {
-        const long slot = i / tiles / s.H, head = i / tiles % s.H, t = i % tiles * QUERIES, row = slot * T + t;
+        const long slot = i / tiles / s.H, head = i / tiles % s.H, t = i % tiles * FLOAT_ROWS, row = slot * T + t;
         const long start = cache.start(layer, tokens.slots[slot], head / group), S = tokens.position(row) + 1;
         const Element *keys = (Element *)cache.keys + start, *values = (Element *)cache.values + start;
         const float *q = qkv + row * q_stride + head * D;
         float *to = y + row * y_stride + head * D;
-        if (t + QUERIES <= T)
-            return attend<Element, QUERIES>(q, q_stride, keys, values, to, y_stride, own, n_scores, S, D);
+        if (t + FLOAT_ROWS <= T)
+            return attend<Element, FLOAT_ROWS>(q, q_stride, keys, values, to, y_stride, own, n_scores, S, D);
         for (long r = 0; r < T - t; r++, q += q_stride, to += y_stride)
             attend<Element, 1>(q, q_stride, keys, values, to, y_stride, own, n_scores, S + r, D);
     });

@@ -31,7 +31,7 @@ struct DecodeScratch {
         h = reserve(rows * (s.H * s.D > s.C ? s.H * s.D : s.C));
         qkv = reserve(rows * (s.H + 2 * s.K) * s.D);
         hidden = reserve(rows * s.F);
-        scores = reserve(threads * (T < QUERIES ? 1 : QUERIES) * n_scores);
+        scores = reserve(threads * (T < FLOAT_ROWS ? 1 : FLOAT_ROWS) * n_scores);
         inputs = bytes;
         bytes += need;
     }

@@ -17,8 +17,7 @@ const long PART = 8;
 const long TILE = 4;
 const long FLOAT_ROWS = 3;  // 12 sums, and 4 registers for what they are made of
 const long FLOAT_CHUNK = 768;
-const long QUERIES = 6;  // in a tile of attention, a multiple of FLOAT_ROWS
-const long VALUE_VECTORS = 1;  // that are summed for all of these at once
+const long VALUE_VECTORS = 2;
 const long FETCH_AHEAD = 256;
 
 typedef __m256 Part;

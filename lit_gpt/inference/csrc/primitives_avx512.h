@@ -21,8 +21,7 @@ const long PART = 16;
 const long TILE = 4;           // rows of W in a tile of fp32 or bf16
 const long FLOAT_ROWS = 4;     // rows of x in such a tile: 16 sums
 const long FLOAT_CHUNK = 768; // inputs of such a tile that stay in the first-level cache
-const long QUERIES = 4;  // in a tile of attention, a multiple of FLOAT_ROWS
-const long VALUE_VECTORS = 4;  // that are summed for all of these at once
+const long VALUE_VECTORS = 4;  // of an attention's values, summed for FLOAT_ROWS queries at once
 const long FETCH_AHEAD = 256;  // bytes: the processor's own prefetching does the rest
 
 typedef __m512 Part;

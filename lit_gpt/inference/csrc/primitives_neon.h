@@ -17,8 +17,7 @@ const long PART = 4;
 const long TILE = 4;
 const long FLOAT_ROWS = 4;
 const long FLOAT_CHUNK = 768;
-const long QUERIES = 4;  // in a tile of attention, a multiple of FLOAT_ROWS
-const long VALUE_VECTORS = 1;  // that are summed for all of these at once
+const long VALUE_VECTORS = 1;
 const long FETCH_AHEAD = 1024;
 
 typedef float32x4_t Part;

@@ -57,7 +57,6 @@ struct Next {
     const char *from;
     long for_each_row;  // bytes
 
-    INLINE Next() : from(0), for_each_row(0) {}
     template <typename Weight>
     INLINE Next(const Weight *w, long n, long rows)
         : from((const char *)w), for_each_row((n * (long)sizeof(Weight) + rows - 1) / rows) {}
