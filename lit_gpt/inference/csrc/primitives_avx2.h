@@ -148,13 +148,14 @@ struct Int8 {
     typedef Halves Weights;
     typedef Halves Sums;
     static const long ROWS = 6, COLUMNS = 1;
+    static const long PIECES = 1;
     static const bool IS_MOVED = true;
     static INLINE void store(Input *p, Part v, long n) {
         __m128i shorts = to_shorts(v, 128);
         store_integers(p, _mm_packus_epi16(shorts, shorts), n, 1);
     }
     static INLINE Inputs input(const Input *p) { return splat_bytes(p); }
-    static INLINE Weights weights(const int8_t *p) { return {{load_bytes(p), load_bytes(p + 32)}}; }
+    static INLINE Weights weights(const int8_t *p, long) { return {{load_bytes(p), load_bytes(p + 32)}}; }
     static INLINE Sums dot(Inputs x, Weights w, Sums s) {
         s.half[0] = _mm256_dpbusd_epi32(s.half[0], x, w.half[0]);
         s.half[1] = _mm256_dpbusd_epi32(s.half[1], x, w.half[1]);
@@ -168,13 +169,10 @@ struct Int8 {
 struct Int8 {  // widened to 16 bits
     typedef int16_t Input;
     typedef __m256i Inputs;
-    struct Weights {  // of 4 outputs each
-        __m256i quarter[4];
-    };
-    struct Sums {  // two for each output
-        __m256i quarter[4];
-    };
-    static const long ROWS = 2, COLUMNS = 1;  // 8 sums, 4 weights: more would not stay in the 16 registers
+    typedef Halves Weights;  // of 8 outputs
+    typedef Halves Sums;     // two for each output
+    static const long ROWS = 4, COLUMNS = 1;  // 8 sums, 2 weights: with all 16 outputs they would not stay in the registers
+    static const long PIECES = 2;
     static const bool IS_MOVED = false;
     static INLINE void store(Input *p, Part v, long n) { store_integers(p, to_shorts(v, 0), n, 2); }
     static INLINE Inputs input(const Input *p) {
@@ -182,22 +180,17 @@ struct Int8 {  // widened to 16 bits
         memcpy(&four, p, 8);
         return _mm256_set1_epi64x(four);
     }
-    static INLINE Weights weights(const int8_t *p) {
-        Weights w;
-#pragma GCC unroll 4
-        for (long k = 0; k < 4; k++) w.quarter[k] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p + 16 * k)));
-        return w;
+    static INLINE Weights weights(const int8_t *p, long piece) {
+        const __m128i *eight = (const __m128i *)(p + 32 * piece);
+        return {{_mm256_cvtepi8_epi16(_mm_loadu_si128(eight)), _mm256_cvtepi8_epi16(_mm_loadu_si128(eight + 1))}};
     }
     static INLINE Sums dot(Inputs x, Weights w, Sums s) {
-#pragma GCC unroll 4
-        for (long k = 0; k < 4; k++) s.quarter[k] = _mm256_add_epi32(s.quarter[k], _mm256_madd_epi16(x, w.quarter[k]));
+        s.half[0] = _mm256_add_epi32(s.half[0], _mm256_madd_epi16(x, w.half[0]));
+        s.half[1] = _mm256_add_epi32(s.half[1], _mm256_madd_epi16(x, w.half[1]));
         return s;
     }
-    static INLINE void total(Sums s, IntPart *parts) {
-        for (long k = 0; k < 2; k++) {
-            __m256i pairs = _mm256_hadd_epi32(s.quarter[2 * k], s.quarter[2 * k + 1]);
-            parts[k] = _mm256_permute4x64_epi64(pairs, 0xd8);
-        }
+    static INLINE void total(Sums s, IntPart *part) {
+        *part = _mm256_permute4x64_epi64(_mm256_hadd_epi32(s.half[0], s.half[1]), 0xd8);
     }
 };
 

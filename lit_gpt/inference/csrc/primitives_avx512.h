@@ -111,13 +111,14 @@ struct Int8 {  // one operand of these products has no sign: inputs are moved by
     typedef __m512i Weights;
     typedef __m512i Sums;
     static const long ROWS = 4, COLUMNS = 4;
+    static const long PIECES = 1;  // of a block of W, which are multiplied one after the other
     static const bool IS_MOVED = true;
     static INLINE void store(Input *p, Part v, long n) {
         __m512i moved = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(128));
         _mm512_mask_cvtusepi32_storeu_epi8(p, lanes(n), moved);
     }
     static INLINE Inputs input(const Input *p) { return splat_bytes(p); }
-    static INLINE Weights weights(const int8_t *p) { return _mm512_loadu_si512(p); }
+    static INLINE Weights weights(const int8_t *p, long) { return _mm512_loadu_si512(p); }
     static INLINE Sums dot(Inputs x, Weights w, Sums s) { return _mm512_dpbusd_epi32(s, x, w); }
     static INLINE void total(Sums s, IntPart *parts) { *parts = s; }
 };
@@ -134,6 +135,7 @@ struct Int8 {  // widened to 16 bits: products of bytes in pairs would need a by
         __m512i half[2];
     };
     static const long ROWS = 4, COLUMNS = 2;
+    static const long PIECES = 1;
     static const bool IS_MOVED = false;
     static INLINE void store(Input *p, Part v, long n) {
         _mm512_mask_cvtsepi32_storeu_epi16(p, lanes(n), _mm512_cvtps_epi32(v));
@@ -143,7 +145,7 @@ struct Int8 {  // widened to 16 bits: products of bytes in pairs would need a by
         memcpy(&four, p, 8);
         return _mm512_set1_epi64(four);
     }
-    static INLINE Weights weights(const int8_t *p) {
+    static INLINE Weights weights(const int8_t *p, long) {
         return {{_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)),
                  _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(p + 32)))}};
     }

@@ -229,19 +229,28 @@ template <long R, long C>
 struct Int8Sums {
     static INLINE void compute(const Int8::Input *rows, long stride, const int8_t *w, long column, bool fetch,
                                Ints (*totals)[C]) {
-        Int8::Sums s[R][C] = {};
-        for (long i = 0; i < stride; i += QUAD) {
+        const long N = R == 1 ? Int8::PIECES : 1;  // at once: for one row W is read in one stream
+        for (long piece = 0; piece < Int8::PIECES; piece += N) {
+            Int8::Sums s[R][C][N] = {};
+            for (long i = 0; i < stride; i += QUAD) {
 #pragma GCC unroll 4
-            for (long c = 0; c < C; c++) {
-                const int8_t *p = w + c * column + i / QUAD * QUAD_BYTES;
-                Int8::Weights v = Int8::weights(p);
-                if (fetch) __builtin_prefetch(p + (R == 1 ? FETCH_AHEAD : C * column));
+                for (long c = 0; c < C; c++) {
+                    const int8_t *p = w + c * column + i / QUAD * QUAD_BYTES;
+                    if (fetch && piece == 0) __builtin_prefetch(p + (R == 1 ? FETCH_AHEAD : C * column));
+#pragma GCC unroll 2
+                    for (long n = 0; n < N; n++) {
+                        Int8::Weights v = Int8::weights(p, piece + n);
 #pragma GCC unroll 8
-                for (long r = 0; r < R; r++) s[r][c] = Int8::dot(Int8::input(rows + r * stride + i), v, s[r][c]);
+                        for (long r = 0; r < R; r++)
+                            s[r][c][n] = Int8::dot(Int8::input(rows + r * stride + i), v, s[r][c][n]);
+                    }
+                }
             }
+            for (long r = 0; r < R; r++)
+                for (long c = 0; c < C; c++)
+                    for (long n = 0; n < N; n++)
+                        Int8::total(s[r][c][n], totals[r][c].part + (piece + n) * (PARTS / Int8::PIECES));
         }
-        for (long r = 0; r < R; r++)
-            for (long c = 0; c < C; c++) totals[r][c] = total_of<Int8>(s[r][c]);
     }
 };
 
