@@ -168,7 +168,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
 def products(step: Step, batch: tuple[Tensor, Tensor], n_steps: int) -> list[float]:
     """Seconds of a step, of the matrix products in it, and their floating-point operations, under the profiler."""
-    names = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
+    names = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
     n_steps = max(3, n_steps)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile:
         start = time.perf_counter()

@@ -160,6 +160,8 @@ def steps() -> dict[str, tuple[Tensor, CacheStep]]:
     third.starts = [0, 16]
     fourth = good.step([0, 1], 1)
     fourth.slots = [-1, 0]
+    fifth = good.step([0, 1], 2)
+    fifth.starts = [0, 15]
     x = torch.zeros(2, 1, 32)
     return {
         "freed cache": (x, first),
@@ -169,6 +171,7 @@ def steps() -> dict[str, tuple[Tensor, CacheStep]]:
         "slot past the last": (x, moved),
         "negative slot": (x, fourth),
         "position past the capacity": (x, third),
+        "last position past the capacity": (torch.zeros(2, 2, 32), fifth),
         "fewer rows than slots": (x[:1], good.step([0, 1], 1)),
         "fewer tokens than the step's": (x, good.step([0, 1], 2)),
         "more tokens than the step's": (torch.zeros(2, 3, 32), good.step([0, 1], 2)),
