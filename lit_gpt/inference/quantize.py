@@ -14,8 +14,14 @@ GROUP = 32
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(O, I) → int8 (O, I) and the largest magnitude of each row (O, 1): weight ≈ int8 · largest / 127."""
-    largest = weight.abs().amax(1, keepdim=True)
+    """(O, I) → int8 (O, I) and what 127 of them stand for in each row (O, 1): weight ≈ int8 · largest / 127.
+
+    `largest` is the largest sum of two neighbours' magnitudes, inputs 2i and 2i + 1, so that two products with bytes
+    without a sign have a sum of at most 255 · 128. 16 bits hold it: without VNNI, x86 adds them so (`vpmaddubsw`), and
+    would saturate. PyTorch's `reduce_range` gives up a bit of the other operand for it, this about half a bit of the
+    weight.
+    """
+    largest = F.pad(weight.abs(), (0, weight.size(1) % 2)).unflatten(1, (-1, 2)).sum(2).amax(1, keepdim=True)
     return (weight * (127 / largest.clamp(min=torch.finfo(weight.dtype).tiny))).round().to(torch.int8), largest
 
 

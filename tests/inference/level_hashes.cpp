@@ -70,7 +70,8 @@ struct Layer {
         } else {
             weight.resize(format == INT8 ? blocks * quads * 64 : blocks * (I / 32) * 256);
             for (long i = 0; i < (long)weight.size(); i++) {
-                weight[i] = format == INT8 ? random_bits() % 255 - 127 : random_bits();
+                const int most = i % 2 ? 128 - abs((int8_t)weight[i - 1]) : 127;  // of inputs 2i and 2i + 1: see abi.h
+                weight[i] = format == INT8 ? (int)(random_bits() % (2 * most + 1)) - most : random_bits();
                 const long quad = i / 64 % quads, input = quad * 4 + i % 4, output = i / 64 / quads * 16 + i / 4 % 16;
                 if (format == INT8 && (input >= I || output >= O)) weight[i] = 0;
                 if (format == INT8) offset[output] += 128 * (int8_t)weight[i];

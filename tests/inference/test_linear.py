@@ -189,6 +189,26 @@ def test_int8_is_the_exact_product_of_rounded_rows(
     assert exact > 0.6  # the rest: an input on the edge between two integers was rounded the other way
 
 
+@given(st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=9), st.integers(-60, 60))
+def test_two_neighbours_in_int8_and_a_byte_without_a_sign_have_products_that_16_bits_hold(
+    weights: list[int], exponent: int
+) -> None:
+    weight = torch.tensor([weights]) * 2.0**exponent
+    rows, largest = quantize_rows(weight)
+    neighbours = nn.functional.pad(rows.int().abs(), (0, len(weights) % 2)).view(-1, 2).sum(1)
+    assert 255 * int(neighbours.max()) < 2**15
+    assert ((rows * largest / 127 - weight).abs() <= largest / 127 * 0.5001).all()
+    assert largest.item() <= 2.0001 * weight.abs().max().item()
+
+
+@pytest.mark.kernels
+def test_the_largest_products_in_int8_do_not_saturate(level: str) -> None:
+    linear = nn.Linear(64, 4, bias=False)
+    linear.weight.data = torch.tensor([[1.0, 1.0], [1.0, 0.0], [-1.0, -1.0], [0.0, -1.0]]).repeat(1, 32)
+    x = torch.ones(5, 64)
+    torch.testing.assert_close(KernelInt8Linear(linear)(x), linear(x).detach(), rtol=0.01, atol=0)
+
+
 @pytest.mark.kernels
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 100), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))

@@ -12,8 +12,9 @@ const int ABI_VERSION = 4;  // to be raised with any change of an exported funct
 
 // How a weight (O, I) is stored:
 //   FP32, BF16  (O, I)
-//   INT8        (blocks of 16 outputs, quads of 4 inputs, 16, 4) bytes with a sign, zeros beyond O and I. scale (O) floats:
-//               the value of one unit in each row; offset (O): 128 times the sum of a row
+//   INT8        (blocks of 16 outputs, quads of 4 inputs, 16, 4) bytes with a sign, zeros beyond O and I; the magnitudes of
+//               inputs 2i and 2i + 1 have a sum of at most 128. scale (O) floats: the value of one unit in each row; offset
+//               (O): 128 times the sum of a row
 //   INT4        (blocks, groups of 32 inputs, 4, 16, 4) bytes: below the 4 bits of quad n of the group, above those of quad
 //               n + 4, each 8 more than the weight in units of its group. scale (blocks, groups, 16) in fp16: those units
 enum Format { FP32, BF16, INT8, INT4, N_FORMATS };

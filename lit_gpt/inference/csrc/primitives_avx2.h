@@ -140,61 +140,34 @@ struct Halves {  // of 16 outputs
     __m256i half[2];
 };
 
-#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
-
-struct Int8 {
+struct Int8 {  // one operand of these products has no sign: inputs are moved by 128
     typedef uint8_t Input;
     typedef __m256i Inputs;
     typedef Halves Weights;
     typedef Halves Sums;
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
     static const long ROWS = 6, COLUMNS = 1;
-    static const long PIECES = 1;
+    static INLINE __m256i dot(Inputs x, __m256i w, __m256i s) { return _mm256_dpbusd_epi32(s, x, w); }
+#else
+    static const long ROWS = 2, COLUMNS = 1;
+    // Two products are added in 16 bits, which hold them: see quantize_rows.
+    static INLINE __m256i dot(Inputs x, __m256i w, __m256i s) {
+        __m256i pairs = _mm256_maddubs_epi16(x, w);
+        return _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+#endif
     static const bool IS_MOVED = true;
     static INLINE void store(Input *p, Part v, long n) {
         __m128i shorts = to_shorts(v, 128);
         store_integers(p, _mm_packus_epi16(shorts, shorts), n, 1);
     }
     static INLINE Inputs input(const Input *p) { return splat_bytes(p); }
-    static INLINE Weights weights(const int8_t *p, long) { return {{load_bytes(p), load_bytes(p + 32)}}; }
+    static INLINE Weights weights(const int8_t *p) { return {{load_bytes(p), load_bytes(p + 32)}}; }
     static INLINE Sums dot(Inputs x, Weights w, Sums s) {
-        s.half[0] = _mm256_dpbusd_epi32(s.half[0], x, w.half[0]);
-        s.half[1] = _mm256_dpbusd_epi32(s.half[1], x, w.half[1]);
-        return s;
+        return {{dot(x, w.half[0], s.half[0]), dot(x, w.half[1], s.half[1])}};
     }
     static INLINE void total(Sums s, IntPart *parts) { parts[0] = s.half[0], parts[1] = s.half[1]; }
 };
-
-#else
-
-struct Int8 {  // widened to 16 bits
-    typedef int16_t Input;
-    typedef __m256i Inputs;
-    typedef Halves Weights;  // of 8 outputs
-    typedef Halves Sums;     // two for each output
-    static const long ROWS = 4, COLUMNS = 1;  // 8 sums, 2 weights: with all 16 outputs they would not stay in the registers
-    static const long PIECES = 2;
-    static const bool IS_MOVED = false;
-    static INLINE void store(Input *p, Part v, long n) { store_integers(p, to_shorts(v, 0), n, 2); }
-    static INLINE Inputs input(const Input *p) {
-        int64_t four;
-        memcpy(&four, p, 8);
-        return _mm256_set1_epi64x(four);
-    }
-    static INLINE Weights weights(const int8_t *p, long piece) {
-        const __m128i *eight = (const __m128i *)(p + 32 * piece);
-        return {{_mm256_cvtepi8_epi16(_mm_loadu_si128(eight)), _mm256_cvtepi8_epi16(_mm_loadu_si128(eight + 1))}};
-    }
-    static INLINE Sums dot(Inputs x, Weights w, Sums s) {
-        s.half[0] = _mm256_add_epi32(s.half[0], _mm256_madd_epi16(x, w.half[0]));
-        s.half[1] = _mm256_add_epi32(s.half[1], _mm256_madd_epi16(x, w.half[1]));
-        return s;
-    }
-    static INLINE void total(Sums s, IntPart *part) {
-        *part = _mm256_permute4x64_epi64(_mm256_hadd_epi32(s.half[0], s.half[1]), 0xd8);
-    }
-};
-
-#endif
 
 struct Int4 {
     typedef int8_t Input;

@@ -103,66 +103,30 @@ INLINE __m512i splat_bytes(const void *p) {
     return _mm512_set1_epi32(four);
 }
 
-#if defined(__AVX512VNNI__)
-
 struct Int8 {  // one operand of these products has no sign: inputs are moved by 128
     typedef uint8_t Input;
     typedef __m512i Inputs;
     typedef __m512i Weights;
     typedef __m512i Sums;
     static const long ROWS = 4, COLUMNS = 4;
-    static const long PIECES = 1;  // of a block of W, which are multiplied one after the other
     static const bool IS_MOVED = true;
     static INLINE void store(Input *p, Part v, long n) {
         __m512i moved = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(128));
         _mm512_mask_cvtusepi32_storeu_epi8(p, lanes(n), moved);
     }
     static INLINE Inputs input(const Input *p) { return splat_bytes(p); }
-    static INLINE Weights weights(const int8_t *p, long) { return _mm512_loadu_si512(p); }
+    static INLINE Weights weights(const int8_t *p) { return _mm512_loadu_si512(p); }
+#if defined(__AVX512VNNI__)
     static INLINE Sums dot(Inputs x, Weights w, Sums s) { return _mm512_dpbusd_epi32(s, x, w); }
+#else
+    // Two products are added in 16 bits, which hold them: see quantize_rows.
+    static INLINE Sums dot(Inputs x, Weights w, Sums s) {
+        __m512i pairs = _mm512_maddubs_epi16(x, w);
+        return _mm512_add_epi32(s, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    }
+#endif
     static INLINE void total(Sums s, IntPart *parts) { *parts = s; }
 };
-
-#else
-
-struct Int8 {  // widened to 16 bits: products of bytes in pairs would need a byte without a sign, or saturate
-    typedef int16_t Input;
-    typedef __m512i Inputs;
-    struct Weights {
-        __m512i half[2];
-    };
-    struct Sums {  // two for each output
-        __m512i half[2];
-    };
-    static const long ROWS = 4, COLUMNS = 2;
-    static const long PIECES = 1;
-    static const bool IS_MOVED = false;
-    static INLINE void store(Input *p, Part v, long n) {
-        _mm512_mask_cvtsepi32_storeu_epi16(p, lanes(n), _mm512_cvtps_epi32(v));
-    }
-    static INLINE Inputs input(const Input *p) {
-        int64_t four;
-        memcpy(&four, p, 8);
-        return _mm512_set1_epi64(four);
-    }
-    static INLINE Weights weights(const int8_t *p, long) {
-        return {{_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)),
-                 _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(p + 32)))}};
-    }
-    static INLINE Sums dot(Inputs x, Weights w, Sums s) {
-        s.half[0] = _mm512_add_epi32(s.half[0], _mm512_madd_epi16(x, w.half[0]));
-        s.half[1] = _mm512_add_epi32(s.half[1], _mm512_madd_epi16(x, w.half[1]));
-        return s;
-    }
-    static INLINE void total(Sums s, IntPart *parts) {
-        const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-        const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-        *parts = _mm512_add_epi32(_mm512_permutex2var_epi32(s.half[0], even, s.half[1]),
-                                  _mm512_permutex2var_epi32(s.half[0], odd, s.half[1]));
-    }
-};
-
-#endif
 
 struct Int4 {
     typedef int8_t Input;

@@ -198,11 +198,10 @@ struct Int8 {
     typedef Quarters Weights;
     typedef Quads Sums;
     static const long ROWS = INT8_ROWS, COLUMNS = 1;
-    static const long PIECES = 1;
     static const bool IS_MOVED = false;
     static INLINE void store(Input *p, Part v, long n) { store_bytes(p, v, n); }
     static INLINE Inputs input(const Input *p) { return splat_bytes(p); }
-    static INLINE Weights weights(const int8_t *p, long) { return load_quarters(p); }
+    static INLINE Weights weights(const int8_t *p) { return load_quarters(p); }
     static INLINE Sums dot(Inputs x, Weights w, Sums s) { return dot_bytes(x, w, s); }
     static INLINE void total(Sums s, IntPart *parts) { total_of_quads(s, parts); }
 };

@@ -217,40 +217,24 @@ float quantize_row(const float *x, typename F::Input *q, long I) {
     return peak / 127 + sum(poison);
 }
 
-template <typename F>
-INLINE Ints total_of(typename F::Sums sums) {
-    Ints total;
-    F::total(sums, total.part);
-    return total;
-}
-
 // R rows of x, `stride` apart, against C blocks of W, `column` bytes apart.
 template <long R, long C>
 struct Int8Sums {
     static INLINE void compute(const Int8::Input *rows, long stride, const int8_t *w, long column, bool fetch,
                                Ints (*totals)[C]) {
-        const long N = R == 1 ? Int8::PIECES : 1;  // at once: for one row W is read in one stream
-        for (long piece = 0; piece < Int8::PIECES; piece += N) {
-            Int8::Sums s[R][C][N] = {};
-            for (long i = 0; i < stride; i += QUAD) {
+        Int8::Sums s[R][C] = {};
+        for (long i = 0; i < stride; i += QUAD) {
 #pragma GCC unroll 4
-                for (long c = 0; c < C; c++) {
-                    const int8_t *p = w + c * column + i / QUAD * QUAD_BYTES;
-                    if (fetch && piece == 0) __builtin_prefetch(p + (R == 1 ? FETCH_AHEAD : C * column));
-#pragma GCC unroll 2
-                    for (long n = 0; n < N; n++) {
-                        Int8::Weights v = Int8::weights(p, piece + n);
+            for (long c = 0; c < C; c++) {
+                const int8_t *p = w + c * column + i / QUAD * QUAD_BYTES;
+                if (fetch) __builtin_prefetch(p + (R == 1 ? FETCH_AHEAD : C * column));
+                const Int8::Weights v = Int8::weights(p);
 #pragma GCC unroll 8
-                        for (long r = 0; r < R; r++)
-                            s[r][c][n] = Int8::dot(Int8::input(rows + r * stride + i), v, s[r][c][n]);
-                    }
-                }
+                for (long r = 0; r < R; r++) s[r][c] = Int8::dot(Int8::input(rows + r * stride + i), v, s[r][c]);
             }
-            for (long r = 0; r < R; r++)
-                for (long c = 0; c < C; c++)
-                    for (long n = 0; n < N; n++)
-                        Int8::total(s[r][c][n], totals[r][c].part + (piece + n) * (PARTS / Int8::PIECES));
         }
+        for (long r = 0; r < R; r++)
+            for (long c = 0; c < C; c++) Int8::total(s[r][c], totals[r][c].part);
     }
 };
 
@@ -339,8 +323,10 @@ struct Int4Product {
                 const Vector unit = load_halfs(scale + (c * groups + g) * LANES);
 #pragma GCC unroll 8
                 for (long r = 0; r < R; r++) {
-                    Ints sum = add(total_of<Int4>(s[r][c]), splat_ints(corrections[(b + r) * groups + g]));
-                    total[r][c] = multiply_add(to_floats(sum), unit, total[r][c]);
+                    Ints sums;
+                    Int4::total(s[r][c], sums.part);
+                    sums = add(sums, splat_ints(corrections[(b + r) * groups + g]));
+                    total[r][c] = multiply_add(to_floats(sums), unit, total[r][c]);
                 }
             }
         }
