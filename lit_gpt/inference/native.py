@@ -21,7 +21,7 @@ from lit_gpt.inference.kernel_library import Unavailable
 from lit_gpt.inference.levels import ISA_VARIABLE, LEVELS
 from lit_gpt.inference.openmp import OpenMP, openmp_functions
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 """Of the exported functions and the meaning of the structs' fields, as in csrc/abi.h: both are raised together."""
 
 _POINTER, _LONG, _INT, _FLOAT, _TEXT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float, ctypes.c_char_p

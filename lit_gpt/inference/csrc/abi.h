@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-const int ABI_VERSION = 4;  // to be raised with any change of an exported function or of what a field means
+const int ABI_VERSION = 5;  // to be raised with any change of an exported function or of what a field means
 
 // How a weight (O, I) is stored:
 //   FP32, BF16  (O, I)
