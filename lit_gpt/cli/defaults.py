@@ -17,7 +17,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.model.config import GPTConfig, preset_values
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
-_FREE_KEYS = {"dropout"}
+_FREE_KEYS = {"dropout", "attn_dropout"}
 """Keys of the model's config that a checkpoint does not determine: they shape the training, not the weights."""
 _VOCABULARY_KEYS = {"vocab_size", "padded_vocab_size"}
 """Those that `fit --init_from` may raise, for special tokens of its data: checked when the data is known."""

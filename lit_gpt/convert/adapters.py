@@ -17,7 +17,7 @@ from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.lora import AdapterWeights, Factor, add_factors, weights_of_state
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
-_FREE_KEYS = {"vocab_size", "padded_vocab_size", "dropout"}
+_FREE_KEYS = {"vocab_size", "padded_vocab_size", "dropout", "attn_dropout"}
 """Keys of the config in which an adapter's model may differ from its base: the vocabulary grows."""
 
 _MOST_PADDING = 4096  # rows: vocabularies are padded to multiples of 128 or so

@@ -37,7 +37,8 @@ _COUNTS = (
     *("sliding_window", "max_window_layers", "sliding_window_pattern"),
 )
 _NUMBERS = (
-    *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "resid_pdrop", "attention_dropout", "hidden_dropout"),
+    *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "resid_pdrop", "attn_pdrop"),
+    *("attention_dropout", "hidden_dropout"),
     *("initializer_range", "rope_theta", "rope_local_base_freq", "rotary_emb_base", "rotary_pct"),
     *("partial_rotary_factor", "query_pre_attn_scalar", "final_logit_softcapping"),
 )
@@ -92,6 +93,7 @@ def read_gpt2(values: dict[str, Any], where: str) -> GPTConfig:
     refuse(values, where, "scale_attn_weights", True)
     refuse(values, where, "scale_attn_by_inverse_layer_idx", False)
     refuse(values, where, "add_cross_attention", False)
+    dropout, on_weights = values.get("resid_pdrop", 0.1), values.get("attn_pdrop", values.get("resid_pdrop", 0.1))
     return GPTConfig(
         vocab_size=values["vocab_size"],
         block_size=values["n_positions"],
@@ -102,7 +104,8 @@ def read_gpt2(values: dict[str, Any], where: str) -> GPTConfig:
         mlp=ACTIVATIONS[values.get("activation_function") or "gelu_new"],  # type: ignore[arg-type]
         norm_eps=values.get("layer_norm_epsilon", 1e-5),
         tie_embeddings=values.get("tie_word_embeddings", True),
-        dropout=values.get("resid_pdrop", 0.1),
+        dropout=dropout,
+        attn_dropout=None if on_weights == dropout else on_weights,
         init_std=values.get("initializer_range", 0.02),
     )
 
@@ -122,7 +125,7 @@ def write_gpt2(config: GPTConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
+        "attn_pdrop": config.attention_dropout,
         "initializer_range": config.init_std,
     }
 

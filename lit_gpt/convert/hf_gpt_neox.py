@@ -71,7 +71,7 @@ def write_gpt_neox(config: GPTConfig) -> dict[str, Any]:
         "attention_bias": config.qkv_bias or config.proj_bias,
         "tie_word_embeddings": config.tie_embeddings,
         "hidden_dropout": config.dropout,
-        "attention_dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
         "initializer_range": config.init_std,
     }
 

@@ -110,7 +110,7 @@ def write_llama(config: GPTConfig, variant: LlamaVariant) -> dict[str, Any]:
         "rope_scaling": config.rope_scaling,
         "rope_parameters": write_rope(config),
         "tie_word_embeddings": config.tie_embeddings,
-        "attention_dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
         "initializer_range": config.init_std,
         "use_cache": True,
     }

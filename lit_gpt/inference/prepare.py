@@ -16,6 +16,7 @@ from lit_gpt.inference.decode_kernel import FusedDecode
 from lit_gpt.inference.linear import fast_linear
 from lit_gpt.inference.quantize import GROUP
 from lit_gpt.model.gpt import GPT
+from lit_gpt.model.linear import BlockLinear
 from lit_gpt.model.lora import NamedAdapters
 
 InferencePrecision = Literal["auto", "fp32", "bf16", "int8", "int4"]
@@ -72,7 +73,7 @@ def _replace_linear_layers(model: nn.Module, weights: str | None) -> None:
     ungrouped: dict[int, int] = {}  # inputs → layers that int4 is not for
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear or type(child) is BlockLinear:
                 setattr(parent, name, fast_linear(child, weights))
                 if weights == "int4" and child.in_features % GROUP:
                     ungrouped[child.in_features] = ungrouped.get(child.in_features, 0) + 1

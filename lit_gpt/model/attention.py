@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_gpt.model.config import GPTConfig
 from lit_gpt.model.kv_cache import CacheStep, attention_mask
+from lit_gpt.model.linear import BlockLinear
 from lit_gpt.model.norm import make_rms_norm
 from lit_gpt.model.positions import rotate
 
@@ -26,13 +27,13 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.dropout = config.dropout
+        self.dropout = config.attention_dropout
         self.head_dim = config.head_size
         self.scale = config.attn_scale
         self.window = config.window_of(layer)
         self.widths = [heads * self.head_dim for heads in (config.n_head, config.kv_heads, config.kv_heads)]
-        self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.qkv_bias)
-        self.c_proj = nn.Linear(config.n_head * self.head_dim, config.n_embd, bias=config.proj_bias)
+        self.c_attn = BlockLinear(config.n_embd, sum(self.widths), bias=config.qkv_bias)
+        self.c_proj = BlockLinear(config.n_head * self.head_dim, config.n_embd, bias=config.proj_bias)
         self.norms_all_heads = config.qk_norm_full
         q_width, k_width = self.widths[:2] if config.qk_norm_full else (self.head_dim, self.head_dim)
         self.q_norm = make_rms_norm(config, q_width) if config.qk_norm else nn.Identity()
@@ -55,8 +56,8 @@ class Attention(nn.Module):
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
         mask, is_causal = self._visible(x, cache) if mask is None else (mask, False)
         dropout = self.dropout if self.training else 0.0
-        if cache is None and not self.grouped and dropout == 0 and _trains_in_bf16_on_cpu(q, v):
-            y = _causal_attention(q.to(v.dtype), k.to(v.dtype), v, self.scale, mask)
+        if cache is None and not self.grouped and _trains_in_bf16_on_cpu(q, v):
+            y = _causal_attention(q.to(v.dtype), k.to(v.dtype), v, self.scale, mask, dropout)
         else:
             y = F.scaled_dot_product_attention(
                 q,
@@ -89,7 +90,7 @@ def _trains_in_bf16_on_cpu(q: Tensor, v: Tensor) -> bool:
 
 
 def _causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Attention as two batched products: (B, H, T, D) each → (B, H, T, D).
 
@@ -102,6 +103,7 @@ def _causal_attention(
         v: values.
         scale: of the products; 1/√D by default.
         mask: (T, T) or (B, 1, T, T), True where a query attends to a key; causal by default.
+        dropout: probability, on the weights.
     """
     b, h, t, d = q.shape
     hidden = torch.ones(t, t, dtype=torch.bool, device=q.device).triu(1) if mask is None else ~mask
@@ -111,4 +113,4 @@ def _causal_attention(
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     factor = 1 / math.sqrt(d) if scale is None else scale
     weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=factor).softmax(-1, dtype=q.dtype)
-    return torch.bmm(weights, v).unflatten(0, (b, h))
+    return torch.bmm(F.dropout(weights, dropout), v).unflatten(0, (b, h))

@@ -61,6 +61,7 @@ class GPTConfig:
         scale_embeddings: multiply the embeddings of tokens by √`n_embd` (arXiv 1706.03762, Gemma).
         tie_embeddings: `lm_head` shares its weight with `wte`.
         dropout: probability, on embeddings, attention weights and both residual branches; training only.
+        attn_dropout: that on attention weights, if it is another: on a CPU it takes most of the time of dropout.
         logit_softcap: None, or c in c · tanh(logits / c) (arXiv 2408.00118).
         init_std: standard deviation of the initial weights.
         zero_init_proj: start the residual projections at zero instead of at init_std / √(2 · n_layer).
@@ -99,6 +100,7 @@ class GPTConfig:
     scale_embeddings: bool = False
     tie_embeddings: bool = True
     dropout: float = 0.0
+    attn_dropout: float | None = None
     logit_softcap: float | None = None
     init_std: float = 0.02
     zero_init_proj: bool = False
@@ -140,10 +142,12 @@ class GPTConfig:
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}={brief(getattr(self, name))} must be true or false")
-        for name in ("norm_eps", "rope_theta", "dropout", "init_std"):
+        for name in ("norm_eps", "rope_theta", "init_std"):
             check_number(name, getattr(self, name))
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout={self.dropout} is not a probability below 1: choose a value in [0, 1)")
+        for name, value in (("dropout", self.dropout), ("attn_dropout", self.attention_dropout)):
+            check_number(name, value)
+            if not 0.0 <= value < 1.0:
+                raise UserError(f"{name}={value} is not a probability below 1: choose a value in [0, 1)")
         for name in ("norm_eps", "init_std"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 0")
@@ -209,6 +213,11 @@ class GPTConfig:
     def mlp_size(self) -> int:
         """Width of the MLP, with the default filled in."""
         return self.intermediate_size or 4 * self.n_embd
+
+    @property
+    def attention_dropout(self) -> float:
+        """Probability, on attention weights, with the default filled in."""
+        return self.dropout if self.attn_dropout is None else self.attn_dropout
 
     @property
     def vocab_rows(self) -> int:

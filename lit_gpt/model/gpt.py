@@ -20,6 +20,7 @@ from lit_gpt.model.attention import Attention
 from lit_gpt.model.config import GATED, GPTConfig
 from lit_gpt.model.documents import DocumentMasks
 from lit_gpt.model.kv_cache import CacheStep
+from lit_gpt.model.linear import BlockLinear
 from lit_gpt.model.loss import CHUNK_BYTES, FROZEN_CHUNK_BYTES, head_loss, target_losses
 from lit_gpt.model.norm import make_norm
 from lit_gpt.model.output import GPTOutput
@@ -280,9 +281,9 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.recomputes = False
-        self.c_fc = nn.Linear(config.n_embd, config.mlp_size, bias=config.mlp_bias)
-        self.c_gate = nn.Linear(config.n_embd, config.mlp_size, bias=config.mlp_bias) if config.mlp in GATED else None
-        self.c_proj = nn.Linear(config.mlp_size, config.n_embd, bias=config.mlp_bias)
+        self.c_fc = BlockLinear(config.n_embd, config.mlp_size, bias=config.mlp_bias)
+        self.c_gate = BlockLinear(config.n_embd, config.mlp_size, bias=config.mlp_bias) if config.mlp in GATED else None
+        self.c_proj = BlockLinear(config.mlp_size, config.n_embd, bias=config.mlp_bias)
         self.activation = _ACTIVATIONS[config.mlp]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gpt.batch import IGNORE_INDEX
+from lit_gpt.model.linear import product
 
 CHUNK_BYTES = 1 << 28
 """Logits of one chunk. Each chunk adds to the head's gradient, which costs as much as a hundred rows."""
@@ -76,19 +76,19 @@ class _HeadLoss(torch.autograd.Function):
         trained = slice(first_token, first_token + (0 if token_rows is None else len(token_rows)))
         losses, grad_x, grad_weight, grad_bias, grad_rows = [], [], None, None, None
         for chunk, chunk_targets in zip(x.split(rows), targets.split(rows)):
-            logits = F.linear(chunk, w, b)
+            logits = product(chunk, w, b)
             size = max(1, BLOCK // len(weight))
             losses += [
                 _to_gradient(block, block_targets, n_vocab, softcap).sum()
                 for block, block_targets in zip(logits.split(size), chunk_targets.split(size))
             ]
-            grad_x.append(logits @ w)
+            grad_x.append(product(logits, w.t()))
             if trains_weight:
-                grad_weight = _add(grad_weight, logits.t() @ chunk)
+                grad_weight = _add(grad_weight, product(logits.t(), chunk.t()))
             if trains_bias:
                 grad_bias = _add(grad_bias, logits.sum(0))
             if token_rows is not None:
-                grad_rows = _add(grad_rows, logits[:, trained].t() @ chunk)
+                grad_rows = _add(grad_rows, product(logits[:, trained].t(), chunk.t()))
             del logits  # before the next chunk's
         grads = [(grad_weight, weight), (grad_bias, bias), (grad_rows, token_rows)]
         ctx.save_for_backward(torch.cat(grad_x), *(_like(grad, tensor) for grad, tensor in grads))
@@ -156,13 +156,13 @@ class _TargetLosses(torch.autograd.Function):
         for chunk, chunk_targets, factors in zip(x.split(rows), targets.split(rows), grad_losses.split(rows)):
             logits, _ = _chunk_gradient(chunk, chunk_targets, w, b, n_vocab, softcap)
             logits *= factors[:, None].to(logits.dtype)
-            grad_x.append(logits @ w)
+            grad_x.append(product(logits, w.t()))
             if ctx.needs_input_grad[2]:
-                grad_weight = _add(grad_weight, logits.t() @ chunk)
+                grad_weight = _add(grad_weight, product(logits.t(), chunk.t()))
             if bias is not None and ctx.needs_input_grad[3]:
                 grad_bias = _add(grad_bias, logits.sum(0))
             if token_rows is not None:
-                grad_rows = _add(grad_rows, logits[:, trained].t() @ chunk)
+                grad_rows = _add(grad_rows, product(logits[:, trained].t(), chunk.t()))
             del logits  # before the next chunk's
         grads = _like(grad_weight, weight), _like(grad_bias, bias), _like(grad_rows, token_rows)
         return torch.cat(grad_x), None, *grads[:2], None, None, None, grads[2], None
@@ -172,7 +172,7 @@ def _chunk_gradient(
     x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, n_vocab: int, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """The gradients (n, V) of the losses of n rows by their logits, and the losses (n,)."""
-    logits = F.linear(x, weight, bias)
+    logits = product(x, weight, bias)
     size = max(1, BLOCK // len(weight))
     blocks = zip(logits.split(size), targets.split(size))
     return logits, torch.cat([_to_gradient(*block, n_vocab, softcap) for block in blocks])

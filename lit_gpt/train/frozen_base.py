@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.errors import UserError, nearest
 from lit_gpt.inference.quantize import quantize_rows
+from lit_gpt.model.linear import product
 from lit_gpt.model.lora import linear_layers
 
 BasePrecision = Literal["auto", "fp32", "bf16", "int8"]
@@ -106,9 +106,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return F.linear(x, _widened(weight, scale, x.dtype), bias)
+        return product(x, _widened(weight, scale, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         weight, scale = ctx.saved_tensors
-        return grad @ _widened(weight, scale, grad.dtype), None, None, None
+        return product(grad, _widened(weight, scale, grad.dtype).t()), None, None, None

@@ -7,6 +7,7 @@ import os
 import torch
 
 from lit_gpt.inference import native
+from lit_gpt.model.linear import prefers_onednn
 from lit_gpt.train.compile import has_cpu_compiler
 from lit_gpt.train.precision import cpu_has_bf16, cuda_decision, device_type, muon_arithmetic
 
@@ -29,6 +30,7 @@ def hardware_table() -> list[tuple[str, str]]:
     if torch.cuda.is_available():
         rows.append(("native bf16", _yes(torch.cuda.is_bf16_supported(including_emulation=False))))
     rows.append(("training auto", _auto_precision()))
+    rows.append(("products in fp32", "oneDNN" if prefers_onednn() else "MKL"))
     rows.append(("products of Muon", "bf16" if muon_arithmetic(device_type()) == torch.bfloat16 else "fp32"))
     return rows
 

@@ -134,3 +134,11 @@ def test_fuzz_values_of_a_config(data: st.DataObject, name: str) -> None:
         read_config(data.draw(changed(values)), "config.json")
     except UserError as error:
         assert "config.json" in str(error) and "\n" not in str(error) and len(str(error)) < 1000
+
+
+@pytest.mark.parametrize(("dropout", "on_weights"), [(0.1, None), (0.1, 0.0), (0.0, 0.2)])
+def test_gpt2_has_a_dropout_of_attention_weights(dropout: float, on_weights: float | None) -> None:
+    config = replace(CONFIGS["gpt2"], dropout=dropout, attn_dropout=on_weights)
+    written = write_config(config, "x")
+    assert written["attn_pdrop"] == (dropout if on_weights is None else on_weights)
+    assert read_config(written, "x") == config

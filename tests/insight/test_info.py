@@ -30,6 +30,8 @@ SHAPES: list[dict[str, Any]] = [
     {"position": "rope", "qk_norm": True, "mlp": "relu2", "head_dim": 8},
     {"qk_norm": True, "n_kv_head": 1, "norm": "rmsnorm"},
     {"dropout": 0.1},
+    {"dropout": 0.1, "attn_dropout": 0.0},
+    {"attn_dropout": 0.1, "position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": True},
     {"dropout": 0.1, "position": "rope", "norm": "rmsnorm", "mlp": "gelu"},
     {"dropout": 0.1, "position": "rope", "norm": "rmsnorm", "mlp": "gelu", "qk_norm": True, "n_kv_head": 2},
     {"position": "rope", "rotary_dim": 4, "parallel_residual": True},

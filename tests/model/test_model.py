@@ -237,8 +237,15 @@ def test_last_only_and_return_hidden() -> None:
     torch.testing.assert_close(with_targets.hidden, hidden)
 
 
-def test_dropout_acts_in_training_only() -> None:
-    model = small(dropout=0.5)
+@pytest.mark.parametrize(
+    "probabilities", [{"dropout": 0.5}, {"dropout": 0.5, "attn_dropout": 0.0}, {"attn_dropout": 0.5}]
+)
+def test_dropout_acts_in_training_only(probabilities: dict[str, float]) -> None:
+    model = small(**probabilities)
+    assert model.h[0].attn.dropout == probabilities.get("attn_dropout", 0.5)
+    assert all(
+        isinstance(layer, torch.nn.Dropout) == ("dropout" in probabilities) for layer in (model.drop, model.h[0].drop)
+    )
     idx = torch.randint(50, (1, 8))
     torch.testing.assert_close(model(idx).logits, model(idx).logits)
     model.train()
@@ -275,6 +282,7 @@ def test_position_tables_stay_exact_under_bf16_and_survive_the_meta_device() -> 
         ({"mlp": "gelu_tan"}, 'did you mean "gelu_tanh"'),
         ({"vocab_size": 50, "padded_vocab_size": 49}, "below vocab_size"),
         ({"dropout": 1.5}, r"dropout=1.5"),
+        ({"attn_dropout": 1.0}, r"attn_dropout=1.0 is not a probability below 1"),
         ({"position": "rope", "head_dim": 5}, "odd"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks high_freq_factor"),

@@ -186,6 +186,15 @@ def test_attention_in_bf16_on_a_cpu_is_attention() -> None:
         assert (ours - exact).norm() / exact.norm() < 0.01
 
 
+def test_attention_in_bf16_on_a_cpu_drops_weights_and_scales_the_others() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 16, 8).bfloat16() for _ in range(3))
+    exact = _causal_attention(q, k, v).double()
+    dropped = [_causal_attention(q, k, v, dropout=0.25).double() for _ in range(600)]
+    assert (dropped[0] - exact).norm() / exact.norm() > 0.2
+    assert (torch.stack(dropped).mean(0) - exact).norm() / exact.norm() < 0.03
+
+
 def test_presets_fill_an_unset_config() -> None:
     assert LitGPT(preset="nano").config == GPTConfig.from_preset("nano")
     assert LitGPT(preset="nano", config=TINY).config == TINY

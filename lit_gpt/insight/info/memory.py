@@ -163,19 +163,20 @@ def _attention_bytes(config: GPTConfig, context: int, precision: TrainerPrecisio
     q, kv = config.n_head * config.head_size, config.kv_heads * config.head_size
     total = small * (config.n_embd + q)  # inputs of c_attn and c_proj
     apart = config.position == "rope" or config.qk_norm  # q and k are no longer slices of what c_attn returned
-    if config.dropout:  # no fused kernel: scaled q and k, v, and three tables of scores
-        total += wide * (3 * q + 3 * config.n_head * context)
-    elif (
-        device == "cpu" and "bf16" in precision and q == kv and context <= SHORT_CONTEXT
-    ):  # two plain products: q, k, v and the scores
-        total += small * (3 * q + config.n_head * context)
+    drops = config.attention_dropout > 0
+    tables = 3 if drops else 1  # of scores: with dropout also what is dropped, and the rest
+    plain = device == "cpu" and "bf16" in precision and q == kv and context <= SHORT_CONTEXT
+    if plain:  # two products: q, k, v and the scores
+        total += small * (3 * q + tables * config.n_head * context)
+    elif drops:  # no fused kernel: scaled q and k, v, and the scores
+        total += wide * (3 * q + tables * config.n_head * context)
     else:
         total += small * (q + 2 * kv) + wide * config.n_head
         total += small * (q + kv + q) if apart else 0
     if config.qk_norm:
         copies = 2 if small < wide else 1  # the normalised one; and the fp32 copy that the norm makes of bf16
         total += wide * (copies * (q + kv) + config.n_head + config.kv_heads)
-        total += small * (q + 2 * kv) if config.dropout and copies == 1 else 0
+        total += small * (q + 2 * kv) if drops and not plain and copies == 1 else 0
     return total
 
 
