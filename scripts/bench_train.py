@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -56,6 +57,8 @@ WORKS = {
     "124M, 8 × 1,024": Work(GPTConfig(), 8, 1024, 1, 0.6),
 }
 *TIMED, MEMORY = WORKS
+ONEDNN_PRODUCT = "mkldnn::_linear_pointwise"
+"""What the profiler calls it."""
 
 
 def ours(work: Work, precision: str, device: str, compile: bool = False, checkpointing: bool = False) -> Step:
@@ -168,16 +171,24 @@ def serve(arguments: argparse.Namespace) -> None:
 
 def products(step: Step, batch: tuple[Tensor, Tensor], n_steps: int) -> list[float]:
     """Seconds of a step, of the matrix products in it, and their floating-point operations, under the profiler."""
-    names = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
-    n_steps = max(3, n_steps)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile:
+    names = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", ONEDNN_PRODUCT)
+    n_steps, cpu = max(3, n_steps), [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, with_flops=True, record_shapes=True) as profile:
         start = time.perf_counter()
         for _ in range(n_steps):
             step(*batch)
         total = time.perf_counter() - start
-    events = [event for event in profile.key_averages() if event.key in names]
+    events = [event for event in profile.key_averages(group_by_input_shape=True) if event.key in names]
     seconds = sum(event.self_cpu_time_total for event in events) / 1e6
-    return [total / n_steps, seconds / n_steps, sum(event.flops for event in events) / n_steps]
+    return [total / n_steps, seconds / n_steps, sum(map(operations, events)) / n_steps]
+
+
+def operations(event: Any) -> int:
+    """Floating-point operations of a kind of product, of all its calls: the profiler does not know oneDNN's."""
+    if event.key != ONEDNN_PRODUCT:
+        return int(event.flops)
+    x, weight, *_ = event.input_shapes
+    return int(2 * event.count * math.prod(x) * weight[0])
 
 
 def peak_rate() -> float:
