@@ -61,7 +61,7 @@ def check_gradients(shape: list[int], n_in: int, n_out: int, bias: bool, strided
     x = torch.randn(n_in, *shape[::-1]).permute(*range(len(shape), -1, -1)) if strided else torch.randn(*shape, n_in)
     x.requires_grad_()
     exact, x64 = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
-    dy = torch.randn(*shape, n_out)
+    dy = torch.randn(n_out).expand(*shape, n_out) if strided else torch.randn(*shape, n_out)
     y, y64 = layer(x), exact(x64)
     y.backward(dy)
     y64.backward(dy.double())
