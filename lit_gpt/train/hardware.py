@@ -30,7 +30,8 @@ def hardware_table() -> list[tuple[str, str]]:
     if torch.cuda.is_available():
         rows.append(("native bf16", _yes(torch.cuda.is_bf16_supported(including_emulation=False))))
     rows.append(("training auto", _auto_precision()))
-    rows.append(("products in fp32", "oneDNN" if prefers_onednn() else "MKL"))
+    blas = "MKL" if torch.backends.mkl.is_available() else "PyTorch's BLAS"
+    rows.append(("products in fp32", "oneDNN" if prefers_onednn() else blas))
     rows.append(("products of Muon", "bf16" if muon_arithmetic(device_type()) == torch.bfloat16 else "fp32"))
     return rows
 

@@ -23,3 +23,14 @@ def test_hardware_table_says_what_auto_would_do(monkeypatch: pytest.MonkeyPatch)
     assert table["cuda:0"] == "Tesla X, 16 GiB"
     assert table["native bf16"] == "no"
     assert "16-mixed" in table["training auto"]
+
+
+@pytest.mark.parametrize(
+    ("onednn", "mkl", "expected"), [(True, True, "oneDNN"), (False, True, "MKL"), (False, False, "PyTorch's BLAS")]
+)
+def test_the_library_of_products_in_fp32(
+    onednn: bool, mkl: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_gpt.train.hardware.prefers_onednn", lambda: onednn)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    assert dict(hardware_table())["products in fp32"] == expected
