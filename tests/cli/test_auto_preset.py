@@ -83,7 +83,8 @@ def test_the_configuration_trains_resumes_and_gives_way_to_flags(tmp_path: Path,
     resolved = yaml.safe_load((tmp_path / "lightning_logs/version_0/config.yaml").read_text())
     assert resolved["data"]["tokenizer"] == "bpe:512" and resolved["model"]["config"]["n_embd"] == 64
     assert resolved["model"]["preset"] is None  # it is resolved: "auto" is no shape that a module could look up
-    assert resolved["model"]["config"]["n_layer"] == 4 and resolved["model"]["optimizer"]["muon_beta2"] == 0.95
+    assert resolved["model"]["config"]["n_layer"] == 4 and resolved["model"]["config"]["attn_dropout"] == 0
+    assert resolved["model"]["optimizer"]["muon_weight_decay"] == 0.3
     done = program("fit", *words, "--trainer.max_steps", "6", "--ckpt_path", "last")
     assert done.returncode == 0 and "preset auto" not in done.stderr and "6 steps" in done.stderr, done.stderr
     done = program("fit", "--config", CONFIG, "--data.path", "e")
