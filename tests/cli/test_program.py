@@ -33,8 +33,9 @@ def test_dead_objects_are_sought_again_after_a_first_import(monkeypatch: pytest.
     before = gc.get_freeze_count()
     assert _import("colorsys:rgb_to_hsv")(1, 1, 1) == (0, 0, 1)
     assert gc.isenabled() and (kept := gc.get_freeze_count()) > before
+    alive: list[list[int]] = [[] for _ in range(10_000)]  # far more than other threads bring or drop meanwhile
     _import("colorsys:rgb_to_hsv")
-    assert gc.get_freeze_count() == kept, "only what a first import brings is left out"
+    assert gc.get_freeze_count() < kept + len(alive) // 2, "only what a first import brings is left out"
 
 
 FIRST = {
