@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.dropout import dropout
 from lit_gpt.model.kv_cache import CacheStep, attention_mask
 from lit_gpt.model.linear import BlockLinear
 from lit_gpt.model.norm import make_rms_norm
@@ -55,16 +56,16 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
         mask, is_causal = self._visible(x, cache) if mask is None else (mask, False)
-        dropout = self.dropout if self.training else 0.0
+        probability = self.dropout if self.training else 0.0
         if cache is None and not self.grouped and _trains_in_bf16_on_cpu(q, v):
-            y = _causal_attention(q.to(v.dtype), k.to(v.dtype), v, self.scale, mask, dropout)
+            y = _causal_attention(q.to(v.dtype), k.to(v.dtype), v, self.scale, mask, probability)
         else:
             y = F.scaled_dot_product_attention(
                 q,
                 k.to(q.dtype),
                 v.to(q.dtype),
                 attn_mask=mask,
-                dropout_p=dropout,
+                dropout_p=probability,
                 is_causal=is_causal,
                 scale=self.scale,
                 enable_gqa=self.grouped,
@@ -90,7 +91,7 @@ def _trains_in_bf16_on_cpu(q: Tensor, v: Tensor) -> bool:
 
 
 def _causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None, probability: float = 0.0
 ) -> Tensor:
     """Attention as two batched products: (B, H, T, D) each → (B, H, T, D).
 
@@ -103,7 +104,7 @@ def _causal_attention(
         v: values.
         scale: of the products; 1/√D by default.
         mask: (T, T) or (B, 1, T, T), True where a query attends to a key; causal by default.
-        dropout: probability, on the weights.
+        probability: of dropout, on the weights.
     """
     b, h, t, d = q.shape
     hidden = torch.ones(t, t, dtype=torch.bool, device=q.device).triu(1) if mask is None else ~mask
@@ -113,4 +114,4 @@ def _causal_attention(
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     factor = 1 / math.sqrt(d) if scale is None else scale
     weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=factor).softmax(-1, dtype=q.dtype)
-    return torch.bmm(F.dropout(weights, dropout), v).unflatten(0, (b, h))
+    return torch.bmm(dropout(weights, probability), v).unflatten(0, (b, h))

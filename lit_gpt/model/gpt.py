@@ -19,6 +19,7 @@ from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.model.attention import Attention
 from lit_gpt.model.config import GATED, GPTConfig
 from lit_gpt.model.documents import DocumentMasks
+from lit_gpt.model.dropout import Dropout
 from lit_gpt.model.kv_cache import CacheStep
 from lit_gpt.model.linear import BlockLinear
 from lit_gpt.model.loss import CHUNK_BYTES, FROZEN_CHUNK_BYTES, head_loss, target_losses
@@ -69,7 +70,7 @@ class GPT(nn.Module):
         local_table = local_rope_table(config)
         self.rope_local = self.rope if local_table is None else PositionTable(local_table)
         self.embd_scale = math.sqrt(config.n_embd) if config.scale_embeddings else None
-        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.drop = Dropout(config.dropout) if config.dropout else nn.Identity()
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config, config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_rows, bias=config.head_bias)
@@ -248,7 +249,7 @@ class Block(nn.Module):
         self.ln_2 = make_norm(config, config.n_embd) if before else nn.Identity()
         self.mlp = MLP(config)
         self.ln_2_post = make_norm(config, config.n_embd) if after else nn.Identity()
-        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.drop = Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(
         self, x: Tensor, rotation: Tensor | None = None, cache: CacheStep | None = None, mask: Tensor | None = None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lit_gpt.errors import UserError, brief, nearest
 from lit_gpt.model.config import GPTConfig
+from lit_gpt.model.dropout import dropout
 
 ALL = "all"
 """As a target: every linear layer of the blocks. As a part: all rows of a layer."""
@@ -256,7 +257,7 @@ class LoRALinear(nn.Module):
         rows = x.flatten(0, -2)  # (N, I): what is added in place below must be no view, or its gradient is copied
         y = self.base(rows)
         a, b = dense_factors(self.factors(), self.out_features)
-        inner = F.linear(F.dropout(rows, self.dropout, self.training), a.to(x.dtype))  # (N, R)
+        inner = F.linear(dropout(rows, self.dropout if self.training else 0.0), a.to(x.dtype))  # (N, R)
         return y.addmm_(inner.to(y.dtype), b.to(y.dtype).t()).view(*x.shape[:-1], self.out_features)
 
 
