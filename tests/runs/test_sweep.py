@@ -6,9 +6,11 @@ import json
 import math
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres import postgres, server_program
 
 from lit_gpt.__main__ import main
 from lit_gpt.errors import UserError
@@ -248,12 +250,32 @@ def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch:
     assert without_password("x postgresql://me:secret@host/name") == "x postgresql://me:…@host/name"
 
 
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """Address of a database of PostgreSQL's."""
+    if server_program("pg_ctl") is None:
+        pytest.skip("no PostgreSQL server: apt-get install postgresql")
+    with postgres() as address:
+        yield f"postgresql://{address}"
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What several machines share a sweep through."""
+    return f"journal:{tmp_path}/journal" if request.param == "journal" else request.getfixturevalue("database")
+
+
 def machine(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, count: int, keys: list[SweptKey] | None = None
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    storage: str,
+    count: int,
+    keys: list[SweptKey] | None = None,
 ) -> StudyRuns:
-    """One of the machines that share a sweep through a journal."""
+    """One of the machines that share a sweep."""
     output = tmp_path / name
-    study = open_study(f"journal:{tmp_path}/journal", "shared", True)
+    study = open_study(storage, f"shared {tmp_path}", True)
     monkeypatch.setattr("socket.gethostname", lambda: name)
     if keys is None:
         own = [write_run(output, number, {"a": str(number)}, CONFIG) for number in range(count)]
@@ -265,9 +287,11 @@ def machine(
     return StudyRuns(study, output, read_runs(output), count, "loss", keys, make)
 
 
-def test_machines_share_a_grid_and_each_run_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_share_a_grid_and_each_run_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
     pytest.importorskip("optuna")
-    one, two = (machine(tmp_path, name, monkeypatch, 5) for name in ("one", "two"))
+    one, two = (machine(tmp_path, name, monkeypatch, storage, 5) for name in ("one", "two"))
     two._study.enqueue_trial({"run": 3}, user_attrs={"run": 3})  # as where both begin at the same time
     made: list[int] = []
     first = one.claim()
@@ -279,7 +303,7 @@ def test_machines_share_a_grid_and_each_run_is_made_once(tmp_path: Path, monkeyp
         source.end(run, RunStatus("finished", "", 1.0 + run.number, None, 4, "x"))
     assert sorted([first.number, *made]) == [0, 1, 2, 3, 4]
     assert two.claim() is None and one.claim() is None
-    again = machine(tmp_path, "one", monkeypatch, 5)
+    again = machine(tmp_path, "one", monkeypatch, storage, 5)
     resumed = again.claim()
     assert resumed == first, "what was killed goes on where it was"
     again.end(resumed, RunStatus("failed", "no memory"))
@@ -293,13 +317,21 @@ def test_machines_share_a_grid_and_each_run_is_made_once(tmp_path: Path, monkeyp
     assert {result.machine for result in two.results()} == {"", "one"}
 
 
+def test_a_database_that_refuses_is_named_without_its_password(database: str) -> None:
+    pytest.importorskip("optuna")
+    refused = re.sub(r":[^:]+@", ":guessed@", database)
+    with pytest.raises(UserError, match=r"--storage postgresql://lit_gpt:…@.* cannot be used: .*password") as error:
+        open_study(refused, "shared", True)
+    assert "guessed" not in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_search_draws_others_on_each_machine_counts_refusals_and_ends_the_worse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
 ) -> None:
     pytest.importorskip("optuna")
     keys = parse_settings(["lr=log:1e-4..1e-2", "n=2,3", "depth=1..8"])
-    one = machine(tmp_path, "one", monkeypatch, 14, keys)
-    two = machine(tmp_path, "two", monkeypatch, 14, keys)
+    one = machine(tmp_path, "one", monkeypatch, storage, 14, keys)
+    two = machine(tmp_path, "two", monkeypatch, storage, 14, keys)
     drawn, pruned = [], 0
     for number in range(20):
         source = (one, two)[number % 2]
