@@ -11,17 +11,18 @@ from lit_gpt.model.config import GPTConfig, preset_values
 BASE = "nano"
 """The preset that is made smaller or larger."""
 HEAD = 64
-SHAPES = ((4, 128), (4, 192), (6, 192), (6, 256), (6, 384), (8, 512))
-"""Layers and widths: each has about twice the weights of the one before."""
+SHAPES = ((4, 128), (3, 192), (6, 192), (6, 256), (6, 384), (8, 512))
+"""Layers and widths: the blocks of each have about twice the weights of the one before."""
 _REACHED = 0.28
 """Of the rate of large products, by training: 1,060 steps of 4 × 128 in 165 s where products reach 400 GFLOP/s."""
-_WEIGHTS_PER_ROOT = 0.22
-"""Weights = this · √FLOP: of the sizes that were tried with 1.7e13 FLOP, the one with the lowest loss."""
+_WEIGHTS_PER_ROOT = 0.2
+"""Weights of the blocks = this · √FLOP: of the shapes that were tried the lowest loss had 4 × 128 with 1.7e13 FLOP and
+3 × 192 with 3.5e13."""
 _BYTES_PER_TOKEN = 3.0
 """Of text in a vocabulary of its own, about: to tell how often the text will be read."""
-_DROPOUT = ((16.0, 0.2), (5.0, 0.1))
-"""From so many epochs on, this dropout: without it a model memorises the text. There is none on attention weights: a
-step on a CPU would be half as long again."""
+_DROPOUT = ((16.0, 0.2), (4.0, 0.1))
+"""From so many epochs on, this dropout: without it a model memorises the text. There is none on attention weights, of
+which there are so many that a step on a CPU would be much longer."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class TextPlan:
     reason: str
 
 
-def plan_for_text(text_bytes: int, seconds: float, flops: float, vocabulary: int | None = None) -> TextPlan:
+def plan_for_text(
+    text_bytes: int, seconds: float, flops: float, vocabulary: int | None = None, characters: int = 0
+) -> TextPlan:
     """The shape whose loss is lowest after a run of this length, of those in `SHAPES`.
 
     For a given number of operations there is a best number of weights, which grows as their root (Hoffmann et al.,
@@ -50,12 +53,13 @@ def plan_for_text(text_bytes: int, seconds: float, flops: float, vocabulary: int
         seconds: for training.
         flops: FLOP/s that large matrix products reach.
         vocabulary: where the text has a tokenizer already, its tokens.
+        characters: different ones in the text.
     """
-    vocabulary = vocabulary or vocabulary_for(text_bytes)
+    vocabulary = vocabulary or vocabulary_for(text_bytes, characters)
     operations = _REACHED * flops * seconds
     wanted = _WEIGHTS_PER_ROOT * math.sqrt(operations)
     known = [_config(*shape, vocabulary) for shape in SHAPES]
-    config = min(known, key=lambda one: abs(math.log(one.least_weights() / wanted)))
+    config = min(known, key=lambda one: abs(math.log(_block_weights(one) / wanted)))
     tokens = operations / (3 * config.forward_flops_per_token(config.block_size))
     epochs = tokens * _BYTES_PER_TOKEN / text_bytes
     dropout = next((share for many, share in _DROPOUT if epochs >= many), 0.0)
@@ -69,12 +73,18 @@ def plan_for_text(text_bytes: int, seconds: float, flops: float, vocabulary: int
     return TextPlan({**fields, "dropout": dropout, "attn_dropout": 0.0}, vocabulary, reason)
 
 
-def vocabulary_for(text_bytes: int) -> int:
+def vocabulary_for(text_bytes: int, characters: int = 0) -> int:
     """Tokens of a byte pair encoding for so much text: about twice the root of its bytes, a power of two.
 
-    Longer tokens make rows of more text, but each is seen less often.
+    Longer tokens make rows of more text, but each is seen less often. A text of many `characters`, as Chinese is, gets
+    about as many tokens at least, or most characters would be written as several.
     """
-    return min(8192, max(512, 2 ** round(math.log2(2 * math.sqrt(max(1, text_bytes))))))
+    wanted = max(2 * math.sqrt(max(1, text_bytes)), characters)
+    return min(8192, max(512, 2 ** round(math.log2(wanted))))
+
+
+def _block_weights(config: GPTConfig) -> int:
+    return config.least_weights() - config.vocab_size * config.n_embd
 
 
 def _config(n_layer: int, n_embd: int, vocabulary: int) -> GPTConfig:

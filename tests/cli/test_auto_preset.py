@@ -42,6 +42,18 @@ def test_a_prepared_folder_and_its_source_make_the_same_plan(
         )  # all that it has
 
 
+def test_a_text_of_many_characters_gets_a_larger_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 4000))) * 4)
+    assert auto_defaults(options(tmp_path))["data.tokenizer"] == "bpe:4096"
+
+
+def test_a_text_that_is_not_utf_8_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_bytes("自己的文本".encode("gb18030") * 100)
+    with pytest.raises(UserError, match="own.txt.*UTF-8"):
+        auto_defaults(options(tmp_path))
+    assert not (tmp_path / "shards").exists()
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
