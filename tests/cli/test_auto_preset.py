@@ -49,7 +49,7 @@ def test_a_text_of_many_characters_gets_a_larger_vocabulary(tmp_path: Path) -> N
 
 def test_a_text_that_is_not_utf_8_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_bytes("自己的文本".encode("gb18030") * 100)
-    with pytest.raises(UserError, match="own.txt.*UTF-8"):
+    with pytest.raises(UserError, match=r"own\.txt.*UTF-8"):
         auto_defaults(options(tmp_path))
     assert not (tmp_path / "shards").exists()
 
