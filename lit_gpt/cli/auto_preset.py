@@ -48,13 +48,15 @@ def auto_defaults(options: Namespace) -> dict[str, Any]:
 
     def decide() -> str:
         size, vocabulary, characters = _read_text(options.data)
-        return json.dumps(asdict(plan_for_text(size, seconds, _flops(trainer), vocabulary, characters)))
+        chosen = plan_for_text(size, seconds, _flops(trainer), vocabulary, characters)
+        return json.dumps([asdict(chosen), is_prepared(options.data.path)])  # before rank 0 prepares it
 
-    chosen = TextPlan(**json.loads(decide_once("plan", decide)))
+    values, has_tokenizer = json.loads(decide_once("plan", decide))
+    chosen = TextPlan(**values)
     if is_rank_zero():
         note(f"preset auto: {chosen.reason}")
     config = {f"model.config.{key}": value for key, value in chosen.config.items()}
-    return config if is_prepared(options.data.path) else {**config, "data.tokenizer": f"bpe:{chosen.vocabulary}"}
+    return config if has_tokenizer else {**config, "data.tokenizer": f"bpe:{chosen.vocabulary}"}
 
 
 def _read_text(data: Namespace) -> tuple[int, int | None, int]:

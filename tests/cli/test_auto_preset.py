@@ -9,6 +9,7 @@ import yaml
 from environment import ROOT, RunProgram
 from jsonargparse import Namespace
 
+from lit_gpt.checkpoint.format import load_checkpoint
 from lit_gpt.cli.auto_preset import auto_defaults
 from lit_gpt.data.prepare import prepare
 from lit_gpt.errors import UserError
@@ -83,13 +84,28 @@ def test_another_text_is_not_trained_on_under_the_name_of_the_first(tmp_path: Pa
         auto_defaults(options(tmp_path, source=str(other)))
 
 
-@pytest.mark.slow
-def test_the_configuration_trains_resumes_and_gives_way_to_flags(tmp_path: Path, program: RunProgram) -> None:
-    source = tmp_path / "own.txt"
+def small(folder: Path) -> list[object]:
+    """Arguments of a small run with the configuration."""
+    source = folder / "own.txt"
     source.write_text("".join(f"{n} mal {n} ist {n * n}.\n" for n in range(4000)))
     words = ["--config", CONFIG, "--data.path", "d", "--data.source", source, "--model.config.n_embd", "64"]
     words += ["--model.config.n_head", "1", "--model.config.block_size", "32", "--trainer.precision", "32-true"]
-    words += ["--data.batch_size", "2", "--trainer.limit_val_batches", "2", "--trainer.max_time", "00:00:00:20"]
+    return [*words, "--data.batch_size", "2", "--trainer.limit_val_batches", "2", "--trainer.max_time", "00:00:00:20"]
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_plan_though_the_first_prepares_the_text(tmp_path: Path, program: RunProgram) -> None:
+    several = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.max_steps", "4"]
+    done = program("fit", *small(tmp_path), *several)
+    assert done.returncode == 0 and done.stderr.count("preset auto: ") == 1, done.stderr
+    checkpoint = load_checkpoint(next(tmp_path.rglob("last.ckpt")))
+    weights, latest = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert weights.keys() == latest.keys() and any(not weights[name].equal(latest[name]) for name in weights)
+
+
+@pytest.mark.slow
+def test_the_configuration_trains_resumes_and_gives_way_to_flags(tmp_path: Path, program: RunProgram) -> None:
+    words = small(tmp_path)
     done = program("fit", *words, "--trainer.max_steps", "4")
     assert done.returncode == 0 and "preset auto: 0.11 MB of text, 20 s" in done.stderr, done.stderr
     resolved = yaml.safe_load((tmp_path / "lightning_logs/version_0/config.yaml").read_text())

@@ -39,8 +39,10 @@ class PolynomialAveraging(WeightAveraging):
         self._is_swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the weights. Raises UserError where there are none to average, or a process has only a part of them."""
-        remedy = "leave PolynomialAveraging out of trainer.callbacks"
+        """Before `fit`, copy the weights. Raises UserError where a process has a part of them, or most are frozen."""
+        if stage != "fit":
+            return
+        remedy = "leave PolynomialAveraging out of trainer.callbacks (--trainer.callbacks null)"
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise UserError(
                 f"averaging of weights needs all of them in each process, which {type(trainer.strategy).__name__} does "
