@@ -40,8 +40,8 @@ def test_elements_are_dropped_independently() -> None:
     for apart in (1, 2, 3, 4, 5, 8):  # four share a draw
         correlation = (kept[apart:] * kept[:-apart]).mean().item() / 0.21
         assert abs(correlation) < 5 / math.sqrt(N), apart
-    places = (kept.view(-1, 4) > 0).double().mean(0)
-    assert (places - 0.7).abs().max() < 5 * math.sqrt(0.21 / (N / 4))
+    share = (kept.view(-1, 4) > 0).double().mean(0)  # of each of the four
+    assert (share - 0.7).abs().max() < 5 * math.sqrt(0.21 / (N / 4))
 
 
 @given(st.lists(st.integers(0, 5), max_size=3), st.floats(0, 1, exclude_max=True))

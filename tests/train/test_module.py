@@ -190,7 +190,7 @@ def test_attention_in_bf16_on_a_cpu_drops_weights_and_scales_the_others() -> Non
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, 2, 16, 8).bfloat16() for _ in range(3))
     exact = _causal_attention(q, k, v).double()
-    dropped = [_causal_attention(q, k, v, dropout=0.25).double() for _ in range(600)]
+    dropped = [_causal_attention(q, k, v, probability=0.25).double() for _ in range(600)]
     assert (dropped[0] - exact).norm() / exact.norm() > 0.2
     assert (torch.stack(dropped).mean(0) - exact).norm() / exact.norm() < 0.03
 
