@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,14 +94,16 @@ def small(folder: Path) -> list[object]:
     return [*words, "--data.batch_size", "2", "--trainer.limit_val_batches", "2", "--trainer.max_time", "00:00:00:20"]
 
 
-@pytest.mark.slow
-def test_two_processes_make_one_plan_though_the_first_prepares_the_text(tmp_path: Path, program: RunProgram) -> None:
-    several = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.max_steps", "4"]
-    done = program("fit", *small(tmp_path), *several)
-    assert done.returncode == 0 and done.stderr.count("preset auto: ") == 1, done.stderr
-    checkpoint = load_checkpoint(next(tmp_path.rglob("last.ckpt")))
-    weights, latest = checkpoint["state_dict"], checkpoint["current_model_state"]
-    assert weights.keys() == latest.keys() and any(not weights[name].equal(latest[name]) for name in weights)
+def test_all_ranks_have_one_plan_though_the_first_may_prepare_the_text_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decide_and_prepare(name: str, decide: Callable[[], str]) -> str:
+        decided = decide()
+        prepare(str(tmp_path / "own.txt"), tmp_path / "shards", "bpe:1024", val_split="tail:0.1")
+        return decided
+
+    monkeypatch.setattr("lit_gpt.cli.auto_preset.decide_once", decide_and_prepare)
+    assert auto_defaults(options(tmp_path))["data.tokenizer"] == "bpe:1024"
 
 
 @pytest.mark.slow
@@ -113,6 +116,9 @@ def test_the_configuration_trains_resumes_and_gives_way_to_flags(tmp_path: Path,
     assert resolved["model"]["preset"] is None  # it is resolved: "auto" is no shape that a module could look up
     assert resolved["model"]["config"]["n_layer"] == 4 and resolved["model"]["config"]["attn_dropout"] == 0
     assert resolved["model"]["optimizer"]["muon_weight_decay"] == 0.3
+    checkpoint = load_checkpoint(next(tmp_path.rglob("last.ckpt")))
+    weights, latest = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert weights.keys() == latest.keys() and any(not weights[name].equal(latest[name]) for name in weights)
     done = program("fit", *words, "--trainer.max_steps", "6", "--ckpt_path", "last")
     assert done.returncode == 0 and "preset auto" not in done.stderr and "6 steps" in done.stderr, done.stderr
     done = program("fit", "--config", CONFIG, "--data.path", "e")
